@@ -1,0 +1,226 @@
+"""The command ``mrsi``: serve, replay, simulate, check, convert, recipe, demo."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mrsi_gadgets import __version__
+from mrsi_gadgets.errors import ConfigError, MrsiError
+from mrsi_gadgets.gadgets.scan import ScanOptions
+from mrsi_gadgets.logs import set_up_logging
+
+EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; an error of the user's data or settings is one sentence on stderr and exit code 1."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    set_up_logging(given.log_level, given.log_format)
+    if getattr(given, "threads", None):
+        os.environ["MRSI_THREADS"] = str(given.threads)
+    command: Callable[[argparse.Namespace], int] = given.run
+    try:
+        return command(given)
+    except MrsiError as error:
+        if given.debug:
+            raise
+        _say(f"mrsi {given.command}: {error}", sys.stderr)
+        return EXIT_FAILED
+    except BrokenPipeError:
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        _say("interrupted", sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    common.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    common.add_argument("--log-format", default="text", choices=["text", "json"])
+    parser = argparse.ArgumentParser(prog="mrsi", description="Streaming MRSI reconstruction: readouts in, maps out.")
+    parser.add_argument("--version", action="version", version=f"mrsi-gadgets {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_serve(commands.add_parser("serve", parents=[common], help="wait for scanners, Gadgetrons and replays"))
+    _add_replay(commands.add_parser("replay", parents=[common], help="reconstruct a raw file, here or on a server"))
+    _add_simulate(commands.add_parser("simulate", parents=[common], help="write a numerical brain's scan and its truth"))
+    _add_check(commands.add_parser("check", parents=[common], help="say what a raw file holds, lacks and contradicts"))
+    _add_convert(commands.add_parser("convert", parents=[common], help="turn a Siemens twix file into MRD"))
+    recipe = commands.add_parser("recipe", parents=[common], help="list recipes, gadgets and their attributes")
+    recipe.add_argument("name", nargs="?", help="show this recipe's chain")
+    recipe.set_defaults(run=_recipe)
+    demo = commands.add_parser("demo", parents=[common], help="simulate, serve, stream, reconstruct, show")
+    demo.add_argument("--output", "-o", type=Path, default=Path("demo_output"))
+    demo.add_argument("--preset", default="csi48")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_scan_options(parser: argparse.ArgumentParser, *, default_recipe: str | None) -> None:
+    parser.add_argument("--config", default=default_recipe, metavar="RECIPE", help="recipe by name or path")
+    parser.add_argument("--config-dir", type=Path, help="folder of the site's own recipes (also MRSI_CONFIG_DIR)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
+    parser.add_argument("--threads", type=int, help="threads for numeric libraries (also MRSI_THREADS)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="profile key over the header's")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _scan_options(given: argparse.Namespace) -> ScanOptions:
+    return ScanOptions(
+        recipe=given.config, site=given.config_dir, device=given.device, settings=_settings(given.set), seed=given.seed
+    )
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, str]:
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.startswith("mrsi_"):
+            raise ConfigError(f"--set {pair} is not KEY=VALUE with a profile key such as mrsi_dwell_us=500")
+        settings[key] = value
+    return settings
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=9002)
+    parser.add_argument("--peer", default="auto", choices=["auto", "fire", "gadgetron"], help="dialect of the peers")
+    parser.add_argument("--warm", type=int, default=1, help="session processes kept warm")
+    _add_scan_options(parser, default_recipe=None)
+    parser.set_defaults(run=_serve)
+
+
+def _serve(given: argparse.Namespace) -> int:
+    from mrsi_gadgets.server.supervisor import Server, ServerOptions
+    from mrsi_gadgets.stream.session import Peer
+
+    options = ServerOptions(
+        host=given.host, port=given.port, peer=Peer(given.peer), scan=_scan_options(given), warm=given.warm,
+        log_level=given.log_level, log_format=given.log_format,
+    )  # fmt: skip
+    server = Server(options)
+    try:
+        server.start()
+        server.serve_forever()
+    finally:
+        server.stop()
+    return EXIT_OK
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="MRD .h5 file, or - for an MRD stream on stdin")
+    parser.add_argument("--output", "-o", type=Path, required=True, help="folder for maps, images and pictures")
+    parser.add_argument("--to", metavar="HOST:PORT", help="send to this MRD server instead of computing here")
+    parser.add_argument("--realtime", action="store_true", help="pace the readouts by their time stamps")
+    _add_scan_options(parser, default_recipe="subspace")
+    parser.set_defaults(run=_replay)
+
+
+def _replay(given: argparse.Namespace) -> int:
+    from mrsi_gadgets import replay
+    from mrsi_gadgets.output.folder import refuse_unwritable
+
+    refuse_unwritable(given.output)
+    scan = replay.open_scan(given.file)
+    options = _scan_options(given)
+    bar = sys.stderr.isatty()
+    if given.realtime:
+        scan = replay.paced(scan, options.settings)
+    if given.to:
+        result = replay.replay_to(scan, given.to, options, progress=bar)
+    else:
+        result = replay.replay_here(scan, options, progress=bar)
+    replay.save(result, given.output)
+    for warning in result.summary.get("warnings", []):
+        _say(f"warning: {warning}", sys.stderr)
+    _say(f"{len(result.images)} images -> {given.output}/ (maps/, contact.png, images.h5, summary.json)")
+    return EXIT_OK
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("preset", help="name of a preset; 'list' shows them")
+    parser.add_argument("--output", "-o", type=Path, help="MRD .h5 file; the truth is written beside it")
+    parser.add_argument("--snr", type=float, help="NAA peak SNR (inf: no noise)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the brain")
+    parser.add_argument("--noise-seed", type=int, default=1)
+    parser.set_defaults(run=_simulate)
+
+
+def _simulate(given: argparse.Namespace) -> int:
+    from mrsi_gadgets.phantom.presets import PRESETS, describe_presets
+    from mrsi_gadgets.phantom.simulate import write_simulation
+
+    if given.preset == "list":
+        _say(describe_presets())
+        return EXIT_OK
+    if given.preset not in PRESETS:
+        raise ConfigError(f"there is no preset '{given.preset}'; known are {', '.join(PRESETS)}")
+    if given.output is None:
+        raise ConfigError("name the file to write with -o FILE.h5")
+    lines = write_simulation(
+        given.preset, given.output, snr=given.snr, seed=given.seed, noise_seed=given.noise_seed,
+        progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    _say(lines)
+    return EXIT_OK
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="profile key over the header's")
+    parser.set_defaults(run=_check)
+
+
+def _check(given: argparse.Namespace) -> int:
+    from mrsi_gadgets.mrd.check import check_file
+
+    report = check_file(given.file, _settings(given.set))
+    _say(report.text())
+    return EXIT_OK if report.ok else EXIT_FAILED
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="Siemens twix .dat")
+    parser.add_argument("--sequence", help="sequence description: a shipped name or a .toml path")
+    parser.add_argument("--output", "-o", type=Path, required=True, help="MRD .h5 file to write")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(given: argparse.Namespace) -> int:
+    from mrsi_gadgets.io.twix import convert_twix
+
+    _say(convert_twix(given.file, given.output, sequence=given.sequence))
+    return EXIT_OK
+
+
+def _recipe(given: argparse.Namespace) -> int:
+    from mrsi_gadgets.gadgets.composition import describe_gadgets, find_recipe, recipe_names
+
+    if given.name:
+        for gadget in find_recipe(given.name, allow_path=True).gadgets:
+            _say(f"{gadget}")
+        return EXIT_OK
+    _say(f"recipes: {', '.join(recipe_names())}\n\n{describe_gadgets()}")
+    return EXIT_OK
+
+
+def _demo(given: argparse.Namespace) -> int:
+    from mrsi_gadgets.demo import run_demo
+
+    _say(run_demo(given.output, preset=given.preset))
+    return EXIT_OK
+
+
+def _say(text: str, stream: object = None) -> None:
+    out = stream if stream is not None else sys.stdout
+    out.write(text + "\n")  # type: ignore[attr-defined]
+    out.flush()  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The errors a user can meet, one tree.
+
+::
+
+    MrsiError
+    ├── ConfigError          a recipe, a setting or a command line is wrong
+    ├── MissingPackageError  an optional package or system package is not installed
+    ├── ProtocolError        a peer broke the rules of the wire
+    │   └── PeerLost         the stream ended without CLOSE
+    ├── DataError            headers or readouts are missing, contradictory or damaged
+    └── NumericalError       a solver did not reach a usable result
+
+Every message is one sentence: what is wrong, where, and what to do about it. It is shown as it stands at the
+console, in the log and on the command line.
+"""
+
+from __future__ import annotations
+
+
+class MrsiError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(MrsiError):
+    """A recipe, a setting or a command line is wrong."""
+
+
+class MissingPackageError(ConfigError):
+    """An optional package is not installed; the message names it and the command that installs it."""
+
+
+class ProtocolError(MrsiError):
+    """A peer broke the rules of the wire (unknown message, wrong order, length above the limit)."""
+
+
+class PeerLost(ProtocolError):
+    """The stream ended without CLOSE: an aborted scan, never a finished one."""
+
+
+class DataError(MrsiError):
+    """Headers or readouts are missing, contradictory or damaged."""
+
+
+class NumericalError(MrsiError):
+    """A solver did not reach a usable result."""

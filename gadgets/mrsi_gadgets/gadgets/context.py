@@ -1,0 +1,85 @@
+"""What the gadgets of one session share: protocol, calibration, device, and the report that leaves with the maps."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mrsi_gadgets.arrays import Array
+from mrsi_gadgets.data import Protocol
+
+
+@dataclass
+class Calibration:
+    """What the noise scan and the water reference taught us. Each field is None until its gadget has run.
+
+    Coil axes are those of the samples as they leave `combine_coils` (whitened; compressed once that has run).
+    """
+
+    noise_covariance: np.ndarray | None = None
+    """(coil, coil) complex: E[n n^H] of one raw metabolite sample, before whitening."""
+    b0_hz: np.ndarray | None = None
+    """(x, y, z) [Hz]."""
+    coil_maps: Array | None = None
+    """(coil, x, y, z) complex64; sum over coils of |S|^2 is 1 inside the mask, phase that of the water reference at t = 0."""
+    mask: np.ndarray | None = None
+    """(x, y, z) bool: where there is enough water (or metabolite) signal."""
+    water: np.ndarray | None = None
+    """(x, y, z) float32: water amplitude at t = 0 in the unit of SpectralImage, or None without a water reference."""
+    source: dict[str, str] = field(default_factory=dict)
+    """Field name -> where it came from (``water reference``, ``residual water``, ``noise scan``, ...)."""
+
+
+@dataclass
+class Report:
+    """Times, warnings and provenance of one session; written to summary.json and to image comments."""
+
+    warnings: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def warn(self, sentence: str) -> None:
+        """Keep a warning for the result and log it (once)."""
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
+            logging.getLogger("mrsi").warning(sentence)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the time the block takes to `seconds[name]`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass
+class Context:
+    """The state of one session that gadgets read and calibration gadgets fill."""
+
+    protocol: Protocol
+    calibration: Calibration = field(default_factory=Calibration)
+    report: Report = field(default_factory=Report)
+    device: tuple[str, Any] = ("numpy", "cpu")
+    """As `arrays.select_device` returns it."""
+    seed: int = 0
+    reference_head: np.void | None = None
+    """ACQUISITION_HEADER of the first metabolite readout: geometry, stamps and uid for the images."""
+    prepared: dict[Any, Future[Any]] = field(default_factory=dict)
+    """Gadget -> what its `prepare` returns, computed beside the arriving readouts."""
+    on_progress: Callable[[str], None] | None = None
+    """Told a sentence when a stage is reached."""
+
+    def progress(self, sentence: str) -> None:
+        """Log a stage of the work and tell whoever listens (the console)."""
+        logging.getLogger("mrsi").info(sentence)
+        if self.on_progress is not None:
+            self.on_progress(sentence)

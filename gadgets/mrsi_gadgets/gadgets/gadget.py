@@ -1,0 +1,109 @@
+"""What a gadget is: a thin stage that moves items of the stream through one pure function."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+
+from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.gadgets.context import Context
+
+
+@dataclass(frozen=True)
+class Gadget:
+    """A stage of the chain. The fields of a subclass are its parameters: documentation, XML schema and validation in one.
+
+    Items whose type is not in `accepts` travel past untouched; state lives in the local variables of `process`.
+    """
+
+    element: ClassVar[str] = ""
+    """Name of the XML element."""
+    accepts: ClassVar[tuple[type, ...]] = ()
+    produces: ClassVar[tuple[type, ...]] = ()
+    requires: ClassVar[tuple[str, ...]] = ()
+    """Fields of `Calibration` that must have been provided before."""
+    provides: ClassVar[tuple[str, ...]] = ()
+    """Fields of `Calibration` this gadget fills."""
+
+    def prepare(self, context: Context) -> Any:
+        """Compute what needs no data (models, dictionaries); runs while readouts arrive. Default: nothing."""
+        return None
+
+    def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
+        """Yield what becomes of `items`."""
+        raise TypeError(f"{type(self).__name__} does not define process")
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, str]) -> Gadget:
+        """Build the gadget from XML attributes.
+
+        Raises
+        ------
+        ConfigError
+            An attribute is unknown or its text cannot be read as the parameter's type.
+        """
+        known = {f.name: f for f in fields(cls)}
+        unknown = sorted(set(attributes) - set(known))
+        if unknown:
+            valid = ", ".join(known) if known else "none"
+            raise ConfigError(
+                f"<{cls.element}> has no attribute '{unknown[0]}'; correct the recipe (valid attributes: {valid})"
+            )
+        hints = get_type_hints(cls)
+        values = {name: _read_value(cls.element, known[name], hints[name], text) for name, text in attributes.items()}
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"<{cls.element}>: {error}") from None
+
+    @classmethod
+    def describe(cls) -> list[tuple[str, str, str]]:
+        """Return (attribute, type, default) of each parameter."""
+        hints = get_type_hints(cls)
+        return [
+            (f.name, _type_name(hints[f.name]), "required" if f.default is MISSING else _default_text(f.default))
+            for f in fields(cls)
+        ]
+
+
+def choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+    """Refuse a `value` of parameter `name` that is not one of `valid` (ConfigError)."""
+    if value not in valid:
+        raise ConfigError(f"{name} is '{value}'; it must be one of {', '.join(valid)}")
+
+
+def _read_value(element: str, parameter: Field[Any], hint: Any, text: str) -> Any:
+    optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
+    if optional:
+        if text == "auto":
+            return None
+        hint = next(a for a in get_args(hint) if a is not type(None))
+    try:
+        if hint is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[text.strip().lower()]
+        if hint in (int, float, str):
+            return hint(text.strip())
+        return tuple(text.split())
+    except (KeyError, ValueError):
+        wanted = _type_name(hint) + (" or auto" if optional else "")
+        raise ConfigError(
+            f"<{element} {parameter.name}='{text}'> cannot be read as {wanted}; correct the recipe"
+        ) from None
+
+
+def _type_name(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join("auto" if a is type(None) else _type_name(a) for a in get_args(hint))
+    return {bool: "true or false", int: "whole number", float: "number", str: "text"}.get(hint, "list of names")
+
+
+def _default_text(value: Any) -> str:
+    if value is None:
+        return "auto"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return " ".join(value)
+    return str(value)

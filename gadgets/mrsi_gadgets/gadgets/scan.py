@@ -1,0 +1,196 @@
+"""One scan from its messages to its images: what a session process, an external node and a replay all run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mrsi_gadgets import __version__
+from mrsi_gadgets.arrays import select_device
+from mrsi_gadgets.data import Role
+from mrsi_gadgets.errors import ConfigError, DataError
+from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, Chain, find_recipe, observed, recipe_from_text
+from mrsi_gadgets.gadgets.context import Context, Report
+from mrsi_gadgets.mrd.header import parse_header
+from mrsi_gadgets.mrd.profile import read_protocol
+from mrsi_gadgets.mrd.roles import classify
+from mrsi_gadgets.mrd.sorting import sort_readouts
+from mrsi_gadgets.stream.messages import Acquisition, ConfigFile, ConfigText, Header, Image, Message, Text, Waveform
+
+log = logging.getLogger("mrsi.scan")
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """What the operator of the server or the command line decided, as opposed to what the peer sends."""
+
+    recipe: str | None = None
+    """Name or path of a recipe that replaces whatever the peer asks for."""
+    site: Path | None = None
+    """Folder of the site's own recipes."""
+    device: str = "auto"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Profile keys (``mrsi_...``) that override the header's."""
+    seed: int = 0
+
+
+def run_scan(
+    messages: Iterator[Message],
+    send: Callable[[Message], None],
+    options: ScanOptions,
+    *,
+    observe: Callable[[Any], None] | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Report | None:
+    """Run one scan.
+
+    Parameters
+    ----------
+    messages
+        Configuration, header, optional JSON text, readouts; ends at CLOSE. Raises where the peer is lost.
+    send
+        Takes each image as soon as it exists.
+    options
+        The operator's decisions.
+    observe
+        Sees every item that leaves the gadget chain's stages of interest (KtData as sorted, then images).
+    tell
+        Takes progress sentences for the console.
+
+    Returns
+    -------
+    Report or None
+        Times, warnings, provenance; None where the peer closed without sending a header (a legal empty session).
+
+    Raises
+    ------
+    MrsiError
+        One sentence for the peer.
+    """
+    chain = _configuration(messages, options)
+    header_xml = _next_of(messages, Header, "header")
+    if header_xml is None:
+        log.info("the peer closed without a header; nothing to do")
+        return None
+    following = next(messages, None)
+    settings = dict(options.settings)
+    report = Report()
+    if isinstance(following, Text):
+        chain, settings = _json_parameters(following.text, chain, settings, options, report)
+        following = next(messages, None)
+    header = parse_header(header_xml.xml)
+    context = Context(protocol=read_protocol(header, settings), report=report, seed=options.seed, on_progress=tell)
+    context.device = select_device(options.device)
+    _first_provenance(context, chain)
+    executor = chain.start(context)
+    try:
+        clock = _Clock()
+        readouts = _readouts(following, messages, context, clock)
+        sorted_data = sort_readouts(readouts, context.protocol, report, header=header)
+        if observe is not None:
+            sorted_data = observed(sorted_data, observe)
+        for item in chain.run(sorted_data, context):
+            if isinstance(item, Image):
+                send(item)
+            elif observe is not None:
+                observe(item)
+        report.seconds["last readout to last image"] = time.perf_counter() - clock.last_readout
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+    return report
+
+
+@dataclass
+class _Clock:
+    last_readout: float = field(default_factory=time.perf_counter)
+
+
+def _configuration(messages: Iterator[Message], options: ScanOptions) -> Chain:
+    first = next(messages, None)
+    if options.recipe is not None:
+        return find_recipe(options.recipe, site=options.site, allow_path=True)
+    if isinstance(first, ConfigFile):
+        return find_recipe(first.name, site=options.site)
+    if isinstance(first, ConfigText):
+        return recipe_from_text(first.text, site=options.site)
+    return find_recipe(DEFAULT_RECIPE, site=options.site)
+
+
+def _next_of(messages: Iterator[Message], kind: type[Header], what: str) -> Header | None:
+    message = next(messages, None)
+    if message is None:
+        return None
+    if not isinstance(message, kind):
+        raise DataError(f"expected the {what} but got {type(message).__name__}; send configuration, header, readouts")
+    return message
+
+
+def _json_parameters(
+    text: str, chain: Chain, settings: dict[str, str], options: ScanOptions, report: Report
+) -> tuple[Chain, dict[str, str]]:
+    """Read the JSON parameters that FIRE and Open Recon send after the header (protocol 1.6)."""
+    try:
+        parameters = json.loads(text)["parameters"]
+        items = {str(key): str(value) for key, value in parameters.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        report.warn("a text after the header is not JSON with 'parameters' and was ignored")
+        return chain, settings
+    wanted = items.pop("customconfig", "") or items.pop("config", "")
+    items.pop("config", None)
+    if wanted and options.recipe is None:
+        chain = find_recipe(wanted, site=options.site)
+    for key, value in items.items():
+        name = _profile_key(key)
+        if name is None:
+            report.warn(f"parameter '{key}' is not known and was ignored")
+        elif value != "":
+            settings.setdefault(name, value)
+    return chain, settings
+
+
+def _profile_key(key: str) -> str | None:
+    """Map an Open Recon parameter id (letters and digits only) to a profile key: mrsiDwellUs -> mrsi_dwell_us."""
+    from mrsi_gadgets.mrd.profile import PROFILE_KEYS
+
+    squeezed = {name.replace("_", "").lower(): name for name in PROFILE_KEYS}
+    return squeezed.get(key.replace("_", "").lower())
+
+
+def _first_provenance(context: Context, chain: Chain) -> None:
+    context.report.provenance.update(
+        version=__version__,
+        recipe=chain.name,
+        chain=[f"{gadget}" for gadget in chain.gadgets],
+        device=":".join(str(part) for part in context.device),
+        seed=context.seed,
+        protocol=dict(context.protocol.provenance),
+        protocol_fingerprint=context.protocol.fingerprint(),
+    )
+
+
+def _readouts(
+    first: Message | None, messages: Iterator[Message], context: Context, clock: _Clock
+) -> Iterator[Acquisition]:
+    count = 0
+    message = first
+    while message is not None:
+        if isinstance(message, Acquisition):
+            count += 1
+            if context.reference_head is None and classify(message.head, context.protocol) is Role.METABOLITE:
+                context.reference_head = message.head.copy()
+            clock.last_readout = time.perf_counter()
+            yield message
+        elif isinstance(message, Text):
+            log.info("text from the peer: %s", message.text)
+        elif isinstance(message, Waveform):
+            log.debug("waveform %d ignored", int(message.head["waveform_id"]))
+        elif isinstance(message, Image):
+            raise ConfigError("an image came where readouts are expected; send MRD acquisitions (1008)")
+        message = next(messages, None)
+    context.report.provenance["readouts"] = count
+    context.progress(f"all {count} readouts received")

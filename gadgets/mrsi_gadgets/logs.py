@@ -1,0 +1,42 @@
+"""Structured logging to stderr: text for people, JSON lines for machines. Patient fields are never logged."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, process, session, message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        entry = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "process": record.process,
+            "session": getattr(record, "session", None) or os.environ.get("MRSI_SESSION"),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps({key: value for key, value in entry.items() if value is not None})
+
+
+def set_up_logging(level: str = "INFO", form: str = "text") -> None:
+    """Send log records of this package to stderr, as ``text`` or ``json``."""
+    handler = logging.StreamHandler(sys.stderr)
+    if form == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)-7s %(name)s[%(process)d] %(message)s", "%H:%M:%S")
+        )
+    root = logging.getLogger("mrsi")
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    root.propagate = False

@@ -1,0 +1,177 @@
+"""Replay of a raw file: through the chain in this process, or through any MRD server, to one folder of results."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tqdm import tqdm
+
+from mrsi_gadgets import __version__
+from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.gadgets.composition import recipe_folders
+from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
+from mrsi_gadgets.io.mrd_file import read_scan
+from mrsi_gadgets.mrd.header import parse_header
+from mrsi_gadgets.mrd.profile import read_protocol
+from mrsi_gadgets.output.folder import write_results
+from mrsi_gadgets.stream.client import send_scan
+from mrsi_gadgets.stream.messages import Acquisition, ConfigFile, ConfigText, Header, Image, Message
+from mrsi_gadgets.stream.transport import stream_messages
+
+log = logging.getLogger("mrsi.replay")
+
+
+@dataclass
+class ReplayResult:
+    """What came back of one scan."""
+
+    images: list[Image] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    observed: list[Any] = field(default_factory=list)
+    """Items seen inside the chain (in-process replay only)."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan to replay: header, readouts, and how many there are (None for a pipe)."""
+
+    header_xml: str
+    readouts: Iterable[Message]
+    length: int | None
+    name: str
+
+
+def open_scan(source: str) -> Scan:
+    """Open an MRD .h5 file, or ``-`` for an MRD stream on stdin (an optional CONFIG, a HEADER, readouts, CLOSE)."""
+    if source != "-":
+        scan = read_scan(Path(source))
+        return Scan(scan.header_xml, scan.acquisitions, len(scan.acquisitions), source)
+    messages = stream_messages(_stdin())
+    for message in messages:
+        if isinstance(message, Header):
+            return Scan(message.xml, messages, None, "stdin")
+        if not isinstance(message, ConfigFile | ConfigText):
+            raise ConfigError(f"the stream on stdin begins with {type(message).__name__}; it must begin with a header")
+    raise ConfigError("the stream on stdin holds no header; pipe an MRD stream into it")
+
+
+def paced(scan: Scan, settings: Mapping[str, str]) -> Scan:
+    """Return the scan with readouts that come at the times their stamps say, relative to the first."""
+    tick_s = read_protocol(parse_header(scan.header_xml), settings).time_tick_ms * 1e-3
+
+    def readouts() -> Iterator[Message]:
+        begin = first = None
+        for message in scan.readouts:
+            if isinstance(message, Acquisition):
+                stamp = int(message.head["acquisition_time_stamp"])
+                if begin is None or first is None:
+                    begin, first = time.perf_counter(), stamp
+                wait = begin + (stamp - first) * tick_s - time.perf_counter()
+                if wait > 0:
+                    time.sleep(wait)
+            yield message
+
+    return replace(scan, readouts=readouts())
+
+
+def replay_here(scan: Scan, options: ScanOptions, *, progress: bool = False, keep: bool = False) -> ReplayResult:
+    """Run the scan's chain in this process. Raises MrsiError."""
+    result = ReplayResult()
+    start = time.perf_counter()
+
+    def messages() -> Iterator[Message]:
+        yield ConfigFile("default")
+        yield Header(scan.header_xml)
+        yield from _with_bar(scan, progress)
+
+    report = run_scan(
+        messages(), _collector(result.images), options, observe=result.observed.append if keep else None
+    )
+    if report is not None:
+        result.summary = {
+            "input": scan.name,
+            "mode": "in process",
+            "seconds": {**report.seconds, "whole scan": time.perf_counter() - start},
+            "warnings": report.warnings,
+            "provenance": report.provenance,
+        }
+    result.summary["machine"] = machine_description()
+    return result
+
+
+def replay_to(
+    scan: Scan, address: str, options: ScanOptions, *, progress: bool = False
+) -> ReplayResult:
+    """Send the scan to an MRD server and collect what it returns. Raises MrsiError, also for the server's errors."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"address '{address}' is not HOST:PORT; for example --to 127.0.0.1:9002")
+    result = ReplayResult()
+    start = time.perf_counter()
+    sent = send_scan(
+        host,
+        int(port),
+        **configuration_message(options),
+        header_xml=scan.header_xml,
+        items=_with_bar(scan, progress),
+    )
+    result.images.extend(sent.images)
+    result.texts.extend(sent.texts)
+    result.summary = {
+        "input": scan.name,
+        "mode": f"through {address}",
+        "seconds": {"last readout sent to last image": sent.latency_s, "whole scan": time.perf_counter() - start},
+        "warnings": [text for text in sent.texts if text.startswith("WARNING")],
+        "provenance": {"version": __version__, "texts": sent.texts},
+        "machine": machine_description(),
+    }
+    return result
+
+
+def configuration_message(options: ScanOptions) -> dict[str, str]:
+    """Return how a server is told the recipe: by name where it is one, else as text."""
+    recipe = options.recipe or "subspace"
+    path = Path(recipe)
+    if path.suffix == ".xml" and path.is_file():
+        return {"config_text": path.read_text(encoding="utf-8")}
+    if options.site is not None and any(
+        (folder / f"{recipe}.xml").is_file() for folder in recipe_folders(options.site)[:1]
+    ):
+        return {"config_text": (options.site / f"{recipe}.xml").read_text(encoding="utf-8")}
+    return {"config_name": recipe}
+
+
+def save(result: ReplayResult, folder: Path) -> None:
+    """Write the folder of results."""
+    write_results(folder, result.images, summary=result.summary)
+
+
+def machine_description() -> str:
+    """Short name of this machine's kind, for reports."""
+    return f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+
+
+def _collector(images: list[Image]) -> Callable[[Message], None]:
+    def collect(message: Message) -> None:
+        if isinstance(message, Image):
+            images.append(message)
+
+    return collect
+
+
+def _with_bar(scan: Scan, show: bool) -> Iterable[Message]:
+    return tqdm(scan.readouts, total=scan.length, unit=" readouts", disable=not show, file=sys.stderr, leave=False)
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:
+        raise ConfigError("there is no standard input to read an MRD stream from; name a file instead")
+    return sys.stdin.buffer

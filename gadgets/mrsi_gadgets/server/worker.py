@@ -1,0 +1,80 @@
+"""A session process: started and warmed up before its scan comes, runs one chain, and ends.
+
+Started by the supervisor as ``python -m mrsi_gadgets.server.worker OPTIONS`` with one end of a socket pair. It waits
+there for the relayed bytes of one session; an end of the stream before any byte means that it was not needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from mrsi_gadgets.arrays import centred_ifftn
+from mrsi_gadgets.gadgets.node import run_connection
+from mrsi_gadgets.gadgets.scan import ScanOptions
+from mrsi_gadgets.logs import set_up_logging
+from mrsi_gadgets.stream.session import Peer
+from mrsi_gadgets.stream.transport import Connection
+
+READY = b"R"
+
+
+def options_to_text(options: ScanOptions) -> str:
+    """Return the options as JSON, for the command line of a worker."""
+    return json.dumps(
+        {
+            "recipe": options.recipe,
+            "site": str(options.site) if options.site else None,
+            "device": options.device,
+            "settings": dict(options.settings),
+            "seed": options.seed,
+        }
+    )
+
+
+def options_from_text(text: str) -> ScanOptions:
+    """Read what `options_to_text` wrote."""
+    values = json.loads(text)
+    values["site"] = Path(values["site"]) if values["site"] else None
+    return ScanOptions(**values)
+
+
+def warm_up() -> None:
+    """Pay before the scan for what the first call of a library costs (imports, FFT plans, thread pools)."""
+    import mrsi_gadgets.gadgets.registry
+    import mrsi_gadgets.output.console  # noqa: F401
+
+    centred_ifftn(np.zeros((2, 16, 16, 1, 32), np.complex64), (1, 2, 3))
+    np.linalg.svd(np.ones((8, 8)))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve one session on the inherited socket; the process ends with it."""
+    parser = argparse.ArgumentParser(prog="python -m mrsi_gadgets.server.worker")
+    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--ready", type=int, required=True)
+    parser.add_argument("--peer", default="auto")
+    parser.add_argument("--options", required=True)
+    parser.add_argument("--log-level", default="INFO")
+    parser.add_argument("--log-format", default="text")
+    given = parser.parse_args(arguments)
+    set_up_logging(given.log_level, given.log_format)
+    warm_up()
+    with socket.socket(fileno=given.ready) as ready:
+        ready.sendall(READY)
+    session = socket.socket(fileno=given.socket)
+    if not session.recv(1, socket.MSG_PEEK):
+        return 0
+    logging.getLogger("mrsi.worker").info("session begins")
+    run_connection(Connection(session, peer=Peer(given.peer)), options_from_text(given.options))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,7 +23,8 @@ from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.output.folder import write_results
 from mrsi_gadgets.stream.client import send_scan
 from mrsi_gadgets.stream.messages import Acquisition, ConfigFile, ConfigText, Header, Image, Message
-from mrsi_gadgets.stream.transport import stream_messages
+from mrsi_gadgets.stream.session import Session
+from mrsi_gadgets.stream.transport import Connection
 
 log = logging.getLogger("mrsi.replay")
 
@@ -54,7 +55,7 @@ def open_scan(source: str) -> Scan:
     if source != "-":
         scan = read_scan(Path(source))
         return Scan(scan.header_xml, scan.acquisitions, len(scan.acquisitions), source)
-    messages = stream_messages(_stdin())
+    messages = Connection((_stdin(), None), session=Session(config_optional=True), name="stdin").messages()
     for message in messages:
         if isinstance(message, Header):
             return Scan(message.xml, messages, None, "stdin")

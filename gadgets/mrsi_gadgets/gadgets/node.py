@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain as chain_iterators
 from typing import Any
 
 from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
 from mrsi_gadgets.stream.messages import ConfigText, Header, Message, Text
-from mrsi_gadgets.stream.session import Peer
-from mrsi_gadgets.stream.transport import Connection, serve
-from mrsi_gadgets.stream.wire import encode
+from mrsi_gadgets.stream.session import Peer, Session, State
+from mrsi_gadgets.stream.transport import Connection, Outcome, serve
 
 log = logging.getLogger("mrsi.node")
 
 
-def run_connection(connection: Connection, options: ScanOptions) -> None:
-    """Run one session on `connection`: the scan, its progress texts, and every failure in the peer's own dialect."""
+def run_connection(connection: Connection, options: ScanOptions, received: Sequence[Message] = ()) -> Outcome:
+    """Run one session on `connection`: the scan, its progress texts, and every failure in the peer's own dialect.
+
+    `received` are messages that somebody else has already read from the peer.
+    """
 
     def handle(messages: Iterator[Message], send: Callable[[Message], None]) -> None:
         def tell(sentence: str) -> None:
@@ -25,11 +28,11 @@ def run_connection(connection: Connection, options: ScanOptions) -> None:
             if connection.peer is Peer.FIRE:
                 send(Text(f"INFO    {sentence}"))
 
-        report = run_scan(messages, send, options, tell=tell)
+        report = run_scan(chain_iterators(received, messages), send, options, tell=tell)
         if report is not None:
             log.info("session done: %s", {name: round(s, 3) for name, s in report.seconds.items()})
 
-    serve(connection, handle)
+    return serve(connection, handle)
 
 
 class _Released:
@@ -51,13 +54,10 @@ def chain(connection: Any) -> None:
     raw = connection.socket.socket.dup()
     connection.socket.socket.detach()
     connection.socket = _Released()
-    received = [
-        ConfigText(_text(connection.raw_bytes.config)),
-        Header(_text(connection.raw_bytes.header)),
-    ]
-    before = b"".join(bytes(part) for message in received for part in encode(message))
+    received = (ConfigText(_text(connection.raw_bytes.config)), Header(_text(connection.raw_bytes.header)))
     options = ScanOptions(device=os.environ.get("MRSI_DEVICE", "auto"))
-    run_connection(Connection(raw, peer=Peer.GADGETRON, received=before), options)
+    session = Session(Peer.GADGETRON, state=State.STREAM)
+    run_connection(Connection(raw, session=session), options, received=received)
 
 
 def _text(raw: bytes | str) -> str:

@@ -19,18 +19,17 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field
 
-from mrsi_gadgets.errors import ConfigError, ProtocolError
+from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.composition import find_recipe
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.server.worker import READY, options_to_text
-from mrsi_gadgets.stream.messages import Close
+from mrsi_gadgets.stream.relay import Relay
 from mrsi_gadgets.stream.session import Peer
-from mrsi_gadgets.stream.transport import report_failure
-from mrsi_gadgets.stream.wire import Decoder, detect_peer
 
 log = logging.getLogger("mrsi.server")
 
-RELAY_BYTES = 1 << 20
+GRACE_S = 20.0
+"""How long a session process may take to end after its stream has ended."""
 
 
 @dataclass(frozen=True)
@@ -72,24 +71,27 @@ class SessionProcess:
         except OSError:
             return False
 
-    def cause_of_end(self) -> str | None:
-        """Wait for the process and say how it ended; None where it ended well."""
+    def cause_of_end(self, *, client_lost: bool) -> str:
+        """Wait for the process and say how it ended."""
         try:
-            code = self.process.wait(timeout=30)
+            code = self.process.wait(timeout=GRACE_S)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            return "it did not end after its session and was killed"
-        if code == 0:
-            return None
+            return "it closed its stream but did not end"
         if code < 0:
             name = signal.Signals(-code).name
-            return f"it was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-        return f"it ended with exit code {code}"
+            return f"ended by {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")
+        return "the peer had gone" if client_lost else f"exit code {code}"
 
-    def close(self) -> None:
-        """Let go of the process: it sees the end of its stream and ends by itself."""
+    def end(self) -> None:
+        """Let go of the process: it sees the end of its stream and ends by itself, or is killed after a grace time."""
         self.socket.close()
         self._ready.close()
+        try:
+            self.process.wait(timeout=GRACE_S)
+        except subprocess.TimeoutExpired:
+            log.error("session process %d did not end and was killed", self.process.pid)
+            self.process.kill()
+            self.process.wait()
 
 
 class Server:
@@ -143,8 +145,7 @@ class Server:
         with self._lock:
             warm, self._warm = list(self._warm), deque()
         for process in warm:
-            process.close()
-            process.process.wait(timeout=30)
+            process.end()
 
     def _take(self) -> SessionProcess:
         """Return a warm process and start its successor."""
@@ -156,103 +157,28 @@ class Server:
 
     def _session(self, client: socket.socket, number: int) -> None:
         worker = self._take()
+        relay = Relay(client, worker.socket, peer=self.options.peer)
         try:
-            relay = Relay(client, worker.socket, self.options.peer)
-            finished = relay.run()
-            worker.close()
-            cause = worker.cause_of_end()
-            if not finished and not relay.client_gone:
-                sentence = (
-                    f"the reconstruction process of session {number} ended before its result was complete"
-                    f"{': ' + cause if cause else ''}; see the server's log, and replay the raw data"
-                )
-                log.error(sentence)
-                report_failure(client, relay.peer, sentence, mid_message=relay.output_cut)
-            log.info("session %d: %s", number, "done" if finished else "failed" if not relay.client_gone else "aborted")
+            if relay.run():
+                relay.close()
+                log.info("session %d: closed in order", number)
+                return
+            cause = worker.cause_of_end(client_lost=relay.client_lost)
+            if relay.client_lost:
+                log.warning("session %d: the peer went away before the scan was complete; nothing was sent", number)
+                relay.close()
+                return
+            sentence = (
+                f"the reconstruction process of session {number} died before its result was complete ({cause}); "
+                "see the server's log and replay the raw data"
+            )
+            relay.report_failure(sentence)
         except OSError as error:
             log.error("session %d: the connection failed: %s", number, error)
         finally:
             client.close()
-            if worker.process.poll() is None:
-                worker.process.kill()
+            worker.end()
             self._sessions.discard(threading.current_thread())
-
-
-class Relay:
-    """Moves bytes both ways: input as it comes, output only in whole messages."""
-
-    def __init__(self, client: socket.socket, worker: socket.socket, peer: Peer) -> None:
-        self.client, self.worker, self.peer = client, worker, peer
-        self.client_gone = False
-        self.output_cut = False
-
-    def run(self) -> bool:
-        """Relay until the worker closes its side; True where it said CLOSE (the session ended in order)."""
-        inward = threading.Thread(target=self._inward, daemon=True, name="relay-in")
-        inward.start()
-        closed = self._outward()
-        if closed:
-            # The peer may still be sending; what remains was drained by the worker before it closed.
-            with contextlib.suppress(OSError):
-                self.client.shutdown(socket.SHUT_WR)
-        inward.join(timeout=10 if closed else 0)
-        return closed
-
-    def _inward(self) -> None:
-        buffer = memoryview(bytearray(RELAY_BYTES))
-        if self.peer is Peer.AUTO and not self._first_bytes(buffer):
-            return
-        try:
-            while True:
-                count = self.client.recv_into(buffer)
-                if count == 0:
-                    self.worker.shutdown(socket.SHUT_WR)
-                    return
-                self.worker.sendall(buffer[:count])
-        except OSError as error:
-            log.debug("relay inward ended: %s", error)
-
-    def _first_bytes(self, buffer: memoryview) -> bool:
-        """Relay until the first message tells which dialect the peer speaks; False at the end of the stream."""
-        decoder = Decoder()
-        try:
-            while True:
-                count = self.client.recv_into(buffer)
-                if count == 0:
-                    self.worker.shutdown(socket.SHUT_WR)
-                    return False
-                self.worker.sendall(buffer[:count])
-                for message in decoder.feed(bytes(buffer[:count])):
-                    self.peer = detect_peer(message)
-                    return True
-        except (OSError, ProtocolError) as error:
-            log.debug("the first message was not understood: %s", error)
-            self.peer = Peer.FIRE
-            return not isinstance(error, OSError)
-
-    def _outward(self) -> bool:
-        """Forward whole messages; True once CLOSE has been forwarded."""
-        decoder = Decoder()
-        pending = bytearray()
-        closed = False
-        buffer = memoryview(bytearray(RELAY_BYTES))
-        while True:
-            try:
-                count = self.worker.recv_into(buffer)
-            except OSError:
-                count = 0
-            if count == 0:
-                return closed
-            pending += buffer[:count]
-            begin = decoder.offset
-            for message in decoder.feed(bytes(buffer[:count])):
-                closed = closed or isinstance(message, Close)
-            whole = decoder.offset - begin
-            try:
-                self.client.sendall(memoryview(pending)[:whole])
-            except OSError:
-                self.client_gone = True
-            del pending[:whole]
 
 
 def _listen(options: ServerOptions) -> socket.socket:

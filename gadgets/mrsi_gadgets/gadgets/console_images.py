@@ -1,0 +1,58 @@
+"""Gadget `console_images`: maps as MRD images the scanner's console can show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mrsi_gadgets.data import Maps
+from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.gadget import Gadget, choice
+from mrsi_gadgets.output.console import maps_to_images
+from mrsi_gadgets.output.scaling import DisplayScales
+from mrsi_gadgets.stream.messages import Image
+
+
+@dataclass(frozen=True)
+class ConsoleImages(Gadget):
+    """One series per map: uint16 in fixed units to look at, exact float values beside them, a few spectra with fits."""
+
+    element: ClassVar[str] = "console_images"
+    accepts: ClassVar[tuple[type, ...]] = (Maps,)
+    produces: ClassVar[tuple[type, ...]] = (Image,)
+
+    maps: tuple[str, ...] = ("tNAA", "tCr", "tCho", "Ins", "Glx")
+    """Maps to show."""
+    uncertainty: bool = True
+    """Show the standard deviation of each of them too."""
+    quantitative: str = "all"
+    """Which exact float images go along: all, shown or none."""
+    spectra: bool = True
+    """Send the example spectra with their fits."""
+
+    def __post_init__(self) -> None:
+        choice("quantitative", self.quantitative, ("all", "shown", "none"))
+
+    def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
+        """Yield the images of each frame."""
+        scales = DisplayScales()
+        for item in items:
+            if not isinstance(item, Maps):
+                yield item
+                continue
+            report = context.report
+            with report.timed("console_images"):
+                images = maps_to_images(
+                    item,
+                    reference_head=context.reference_head,
+                    shown=self.maps,
+                    uncertainty=self.uncertainty,
+                    quantitative=self.quantitative,
+                    spectra=self.spectra,
+                    warnings=report.warnings,
+                    provenance=report.provenance,
+                    scales=scales,
+                )
+            context.progress(f"{len(images)} images of frame {item.frame}")
+            yield from images

@@ -1,0 +1,60 @@
+"""Gadget `field_map`: what the water reference says about field, coils, phase and anatomy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mrsi_gadgets.data import KtData, Role
+from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.gadget import Gadget
+from mrsi_gadgets.reconstruction.field_map import (
+    FieldMap,
+    correct_eddy_currents,
+    field_map_from_residual_water,
+    field_map_from_water,
+)
+
+
+@dataclass(frozen=True)
+class EstimateFieldMap(Gadget):
+    """B0, coil maps, phase, mask and water amplitude from the water reference, else from residual water."""
+
+    element: ClassVar[str] = "field_map"
+    accepts: ClassVar[tuple[type, ...]] = (KtData,)
+    produces: ClassVar[tuple[type, ...]] = (KtData,)
+    provides: ClassVar[tuple[str, ...]] = ("b0_hz", "coil_maps", "mask")
+
+    eddy_currents: bool = True
+    """Take the phase course that all voxels of the reference share out of the metabolite data."""
+
+    def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
+        """Consume the water reference, fill the calibration, yield the metabolite data without eddy-current phase."""
+        found: FieldMap | None = None
+        for item in items:
+            if isinstance(item, KtData) and item.role is Role.WATER_REFERENCE:
+                with context.report.timed("field_map"):
+                    found = field_map_from_water(item, eddy_currents=self.eddy_currents)
+                self._keep(found, context)
+            elif isinstance(item, KtData) and item.role is Role.METABOLITE:
+                if found is None:
+                    with context.report.timed("field_map"):
+                        found = field_map_from_residual_water(item)
+                    self._keep(found, context)
+                    context.report.warn(
+                        "no water reference: B0, coil maps and phase come from residual water, and maps are not in units of water"
+                    )
+                yield correct_eddy_currents(item, found) if found.eddy_phase.any() else item
+            else:
+                yield item
+
+    @staticmethod
+    def _keep(found: FieldMap, context: Context) -> None:
+        calibration = context.calibration
+        calibration.b0_hz, calibration.coil_maps = found.b0_hz, found.coil_maps
+        calibration.mask, calibration.water = found.mask, found.water
+        for name in ("b0_hz", "coil_maps", "mask", "water"):
+            calibration.source[name] = found.source
+        context.report.provenance["field_map"] = found.source
+        context.progress(f"field map from {found.source}: {int(found.mask.sum())} voxels")

@@ -1,0 +1,63 @@
+"""Gadget `prewhiten`: channels of unit, uncorrelated noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mrsi_gadgets.arrays import to_device
+from mrsi_gadgets.data import KtData, Role
+from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.gadget import Gadget
+from mrsi_gadgets.reconstruction.noise import (
+    apply_channel_matrix,
+    covariance_from_noise_scan,
+    noise_covariance_from_data,
+    whitening_matrix,
+)
+
+
+@dataclass(frozen=True)
+class Prewhiten(Gadget):
+    """Whiten the channels by the noise scan; without one, by the tail of the data, and say so."""
+
+    element: ClassVar[str] = "prewhiten"
+    accepts: ClassVar[tuple[type, ...]] = (KtData,)
+    produces: ClassVar[tuple[type, ...]] = (KtData,)
+    provides: ClassVar[tuple[str, ...]] = ("noise_covariance",)
+
+    def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
+        """Consume the noise scan, yield everything else whitened and on the session's device."""
+        noise: KtData | None = None
+        whitening: np.ndarray | None = None
+        waiting: list[KtData] = []
+        for item in items:
+            if not isinstance(item, KtData):
+                yield item
+            elif item.role is Role.NOISE:
+                noise = item
+            else:
+                if whitening is None and noise is None and item.role is not Role.METABOLITE:
+                    # without a noise scan only the metabolite data can tell the noise: the reference waits for them
+                    waiting.append(item)
+                    continue
+                if whitening is None:
+                    whitening = self._learn(noise, item, context)
+                for kt in (*waiting, item):
+                    yield kt.with_samples(apply_channel_matrix(whitening, to_device(kt.samples, context.device)))
+                waiting.clear()
+
+    @staticmethod
+    def _learn(noise: KtData | None, data: KtData, context: Context) -> np.ndarray:
+        if noise is not None:
+            covariance, source = covariance_from_noise_scan(noise, data.sample_time_s), "noise scan"
+        else:
+            covariance, source = noise_covariance_from_data(data)
+            context.report.warn(f"no noise scan: the noise level was estimated from the {source}")
+        context.calibration.noise_covariance = covariance
+        context.calibration.source["noise_covariance"] = source
+        context.report.provenance["noise"] = source
+        return whitening_matrix(covariance)

@@ -1,0 +1,78 @@
+"""Gadget `reconstruct`: from calibrated k-t samples to one FID per voxel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mrsi_gadgets.data import KtData, Role, SpectralImage
+from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.gadget import Gadget, choice
+from mrsi_gadgets.models.subspace import Subspace, learn_subspace
+from mrsi_gadgets.reconstruction.fourier import reconstruct_fourier
+from mrsi_gadgets.reconstruction.low_rank import reconstruct_low_rank
+from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
+
+METHODS = ("fourier", "low_rank", "subspace")
+
+
+@dataclass(frozen=True)
+class Reconstruct(Gadget):
+    """Spectral image by Fourier transform, low rank, or a learned subspace with B0, coils and edges in the model."""
+
+    element: ClassVar[str] = "reconstruct"
+    accepts: ClassVar[tuple[type, ...]] = (KtData,)
+    produces: ClassVar[tuple[type, ...]] = (SpectralImage,)
+    requires: ClassVar[tuple[str, ...]] = ("coil_maps",)
+
+    method: str = "subspace"
+    """fourier, low_rank or subspace."""
+    rank: int | None = None
+    """Rank of the temporal basis (low_rank, subspace); auto: from the noise level, or the model's own error."""
+    edges: bool = True
+    """Weigh differences of neighbours by the edges of the water image (subspace)."""
+    prior: bool = True
+    """Use the spatial prior at all (subspace)."""
+
+    def __post_init__(self) -> None:
+        choice("method", self.method, METHODS)
+        if self.rank is not None and self.rank < 1:
+            raise ConfigError(f"rank is {self.rank}; it must be at least 1, or auto")
+        if self.method == "fourier" and self.rank is not None:
+            raise ConfigError("method fourier has no rank; leave the attribute out")
+        if self.method != "subspace" and not (self.edges and self.prior):
+            raise ConfigError(f"method {self.method} has no spatial prior; leave edges and prior out")
+
+    def prepare(self, context: Context) -> Subspace | None:
+        """Learn the temporal basis of this protocol before its data are there."""
+        if self.method != "subspace":
+            return None
+        with context.report.timed("learn subspace"):
+            model = learn_subspace(context.protocol, rank=self.rank, seed=context.seed)
+        context.progress(f"temporal basis of rank {model.rank} learned for this protocol")
+        return model
+
+    def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
+        """Turn metabolite data into spectral images."""
+        for item in items:
+            if isinstance(item, KtData) and item.role is Role.METABOLITE:
+                with context.report.timed("reconstruct"):
+                    image = self._image(item, context)
+                context.progress(f"frame {item.frame} reconstructed ({self.method})")
+                yield image
+            elif not isinstance(item, KtData):
+                yield item
+
+    def _image(self, kt: KtData, context: Context) -> SpectralImage:
+        calibration = context.calibration
+        known = (kt, calibration.coil_maps, calibration.b0_hz, calibration.mask)
+        if self.method == "fourier":
+            return reconstruct_fourier(*known)
+        if self.method == "low_rank":
+            return reconstruct_low_rank(*known, rank=self.rank)
+        model = context.prepared[self].result()
+        return reconstruct_subspace(
+            *known, model=model, water=calibration.water if self.edges else None, prior=self.prior
+        )

@@ -1,0 +1,104 @@
+"""What the sorter asks of an encoding: where does this readout go in (k, t), and what are its samples.
+
+A new encoding is one file with a class that has the members of `ReadoutLayout`, and one line in `sorting.LAYOUTS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from mrsi_gadgets import data
+from mrsi_gadgets.mrd.header import MrdHeader
+from mrsi_gadgets.stream.messages import Acquisition
+
+COUNTERS = (
+    "kspace_encode_step_1", "kspace_encode_step_2", "average", "slice", "contrast", "phase", "repetition", "set",
+    "segment", "user_0", "user_1", "user_2", "user_3", "user_4", "user_5", "user_6", "user_7",
+)  # fmt: skip
+"""Names of the encoding counters in the order of the header."""
+COUNTER_INDEX = {name: i for i, name in enumerate(COUNTERS)}
+
+_FIELDS = Struct("<2xQ4xII12xHHH128xHHHHHf48s12x17H")
+
+
+class ReadoutHead(NamedTuple):
+    """The fields of an acquisition header that sorting needs, as Python numbers (one unpacking of 2 us)."""
+
+    flags: int
+    scan_counter: int
+    time_stamp: int
+    n_samples: int
+    available_channels: int
+    n_channels: int
+    discard_pre: int
+    discard_post: int
+    center_sample: int
+    encoding_space: int
+    trajectory_dimensions: int
+    sample_time_us: float
+    geometry: bytes
+    """position, read_dir, phase_dir, slice_dir: 12 float32, to compare as they are."""
+    counters: tuple[int, ...]
+    """In the order of `COUNTERS`."""
+
+
+def read_head(head: np.void) -> ReadoutHead:
+    """Unpack an ACQUISITION_HEADER scalar."""
+    values = _FIELDS.unpack_from(head.tobytes())
+    return ReadoutHead(*values[:13], values[13:])
+
+
+class ReadoutLayout(Protocol):
+    """Places the readouts of one role; made anew for each role, shared by the frames of that role.
+
+    A slot is one piece of k-space that one readout fills: a k-space point of csi, a temporal interleave (or a chunk of
+    it) of a ring. Slots number from 0; a slot belongs to one shot of `KtData` and to a range of its samples.
+    """
+
+    n_slots: int
+    shape: tuple[int, int]
+    """(shots, samples) of the KtData to fill."""
+    grid: tuple[int, int, int] | None
+    """Where shots are the points of a Cartesian grid in C order, else None."""
+    sample_time_s: float
+    """ADC dwell that belongs to the noise of the prepared samples [s] (after removal of oversampling)."""
+    used_counters: frozenset[str]
+    """Counters that `slot` reads; all other standard counters must not vary."""
+
+    def slot(self, head: ReadoutHead) -> int:
+        """Return the slot of a readout.
+
+        Raises
+        ------
+        DataError
+            A counter lies outside the protocol's range (names counter, value and scan_counter).
+        """
+
+    def target(self, slot: int) -> tuple[int, int, int]:
+        """Return (shot, first sample, last sample + 1) of a slot."""
+
+    def prepare(self, slot: int, head: ReadoutHead, readout: Acquisition) -> np.ndarray:
+        """Return the slot's samples, complex64 (coil, last - first), in our conventions of sign, time and space.
+
+        Raises
+        ------
+        DataError
+            The readout is too short, or its dwell contradicts the protocol.
+        """
+
+    def coordinates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return k (shot, sample, 3) [1/m], t (shot, sample) [s] and density (shot, sample) or None.
+
+        Asked when a frame is complete, so a layout may take k from the readouts it saw in `prepare`.
+        """
+
+
+LayoutBuilder = Callable[[data.Protocol, MrdHeader | None, Acquisition], ReadoutLayout]
+"""Makes a role's layout from its protocol, the header (None where only the protocol is known) and its first readout.
+
+It may read the first readout's length and trajectory, but must not take the samples.
+"""

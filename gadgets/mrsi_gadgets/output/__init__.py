@@ -1,0 +1,1 @@
+"""What leaves the chain: console images, NIfTI, pictures and the result folder."""

@@ -1,0 +1,270 @@
+"""Maps become MRD images for a scanner's console: pixels in fixed units, geometry, and both sets of meta names.
+
+Three kinds of series leave: uint16 pictures to look at, float images with the exact values (DataRole Quantitative), and
+one complex image with a few spectra and their fits (DataRole Spectroscopy). Everything `output.folder` writes is read
+from these images again, so a result is the same wherever the chain ran.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mrsi_gadgets import __version__
+from mrsi_gadgets.data import FitExample, Geometry, Map, Maps
+from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.output.meta import to_xml
+from mrsi_gadgets.output.scaling import DisplayScales, Scale, field_scale, mask_scale
+from mrsi_gadgets.stream.messages import IMAGE_HEADER, Image
+
+DISPLAY, VALUE, SD, B0, MASK, SPECTRA = "display", "value", "sd", "b0", "mask", "spectra"
+"""What meta key ``mrsi_kind`` says of an image."""
+
+_QUANTITATIVE_CHOICES = ("all", "shown", "none")
+_DATA_TYPE = {"uint16": 1, "float32": 5, "complex64": 7}
+_MAGNITUDE, _COMPLEX = 1, 5
+
+
+@dataclass
+class _Series:
+    """What all images of one call share, and the running series number."""
+
+    maps: Maps
+    reference_head: np.void | None
+    warnings: Sequence[str]
+    comments: Sequence[str]
+    provenance: str
+    images: list[Image] = field(default_factory=list)
+
+    def add(self, pixels: np.ndarray, title: str, unit: str, meta: dict[str, Any], notes: Sequence[str] = ()) -> None:
+        """Append an image; `pixels` are (x, y, z), `meta` its own keys."""
+        number = len(self.images) + 1
+        head = _head(self.maps, self.reference_head, pixels, number)
+        comment = "; ".join(
+            [f"{title} [{unit}]", *notes, f"mrsi-gadgets {__version__}", *self.comments, *self.warnings]
+        )
+        attributes = to_xml(self._common(title, comment) | meta | {"mrsi_unit": unit})
+        head["attribute_string_len"] = len(attributes.encode())
+        data = np.ascontiguousarray(pixels.transpose(2, 1, 0))[np.newaxis]
+        self.images.append(Image(head=head, attributes=attributes, data=data))
+
+    def _common(self, title: str, comment: str) -> dict[str, Any]:
+        geometry, protocol, frame = self.maps.protocol.geometry, self.maps.protocol, self.maps.frame
+        meta: dict[str, Any] = {
+            "ImageProcessingHistory": ["PYTHON", "MRSI"],
+            "ImageType": ["DERIVED", "PRIMARY", "METABOLITE_MAP"],
+            "SeriesDescription": title,
+            "SequenceDescriptionAdditional": "mrsi",
+            "ImageComments": comment,
+            "ImageComment": comment,
+            "Keep_image_geometry": "1",
+            "ImageRowDir": _direction(geometry.read_dir),
+            "ImageColumnDir": _direction(geometry.phase_dir),
+            "ImageSliceNormDir": _direction(geometry.slice_dir),
+            "GADGETRON_ImageNumber": str(frame + 1),
+            "GADGETRON_ImageComment": comment,
+            "GADGETRON_ImageProcessingHistory": ["PYTHON", "MRSI"],
+            "GADGETRON_SeqDescription": title,
+            "Skip_processing_after_recon": "1",
+            "mrsi_frame": str(frame),
+            "mrsi_provenance": self.provenance,
+        }
+        if protocol.echo_times_s:
+            echo = _number(protocol.echo_times_s[0] * 1e3)
+            meta |= {"EchoTime": echo, "GADGETRON_TE": echo}
+        if self.warnings:
+            meta["mrsi_warnings"] = list(self.warnings)
+        return meta
+
+
+def maps_to_images(
+    maps: Maps,
+    *,
+    reference_head: np.void | None,
+    shown: Sequence[str],
+    uncertainty: bool = True,
+    quantitative: str = "all",
+    spectra: bool = True,
+    comments: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+    provenance: Mapping[str, Any] | None = None,
+    scales: DisplayScales | None = None,
+) -> list[Image]:
+    """Return the images of one frame, one series per map, in the order a console shows them.
+
+    Parameters
+    ----------
+    maps
+        Result of the quantification.
+    reference_head
+        ACQUISITION_HEADER of a readout of this frame: uid, time stamps, counters and table position are copied from
+        it; without one they are zero.
+    shown
+        Maps to look at. A name NAME is shown as NAME_per_water where that exists (a unit that means the same in every
+        scan), else as NAME itself.
+    uncertainty
+        Show the standard deviations too.
+    quantitative
+        Which exact float images go along: ``all`` maps, only the ``shown`` ones (with their ratios), or ``none``.
+    spectra
+        Send the example spectra with their fits.
+    comments, warnings
+        Sentences for the image comments; `warnings` also go into the key ``mrsi_warnings``.
+    provenance
+        Added to ``maps.provenance`` in the key ``mrsi_provenance``; nothing that differs from run to run belongs here.
+    scales
+        Display scales of the session; give the same object for every frame of a dynamic scan.
+
+    Raises
+    ------
+    ConfigError
+        A shown map does not exist, or `quantitative` is unknown.
+    """
+    if quantitative not in _QUANTITATIVE_CHOICES:
+        raise ConfigError(f"console_images quantitative='{quantitative}' is unknown; use all, shown or none")
+    sources = {name: displayed_map(name, maps.maps) for name in shown}
+    scales = scales if scales is not None else DisplayScales()
+    scales.learn(maps.maps)
+    everything = dict(maps.provenance) | dict(provenance or {})
+    text = json.dumps(everything, sort_keys=True, default=str, ensure_ascii=False)
+    series = _Series(maps, reference_head, tuple(warnings), tuple(comments), text)
+    _add_displays(series, sources, scales, uncertainty=uncertainty)
+    if quantitative != "none":
+        wanted = [name for name in maps.maps if quantitative == "all" or name.partition("_per_")[0] in _bases(sources)]
+        _add_quantitative(series, wanted)
+    if spectra and maps.examples:
+        _add_spectra(series, maps.examples)
+    return series.images
+
+
+def displayed_map(name: str, maps: Mapping[str, Map]) -> str:
+    """Return the name of the map that is shown for `name`.
+
+    Raises
+    ------
+    ConfigError
+        Nothing of that name was quantified.
+    """
+    for candidate in (f"{name}_per_water", name):
+        if candidate in maps:
+            return candidate
+    raise ConfigError(f"console_images shows map '{name}', which was not quantified; choose from {', '.join(maps)}")
+
+
+def _bases(sources: Mapping[str, str]) -> set[str]:
+    return {name.partition("_per_")[0] for name in sources}
+
+
+def _add_displays(series: _Series, sources: Mapping[str, str], scales: DisplayScales, *, uncertainty: bool) -> None:
+    maps = series.maps
+    for name, source in sources.items():
+        item, scale = maps.maps[source], scales.of(source, maps.maps[source].unit)
+        _add_display(series, item.value, name, source, item.unit, scale, VALUE)
+        if uncertainty and item.sd is not None:
+            _add_display(series, item.sd, f"{name} SD", source, item.unit, scale.for_sd(), SD)
+    _add_display(series, maps.b0_hz, "B0", "b0", "Hz", field_scale(), B0)
+    mask = mask_scale().pixels(maps.mask)
+    meta = _roles("Quantitative", MASK, "mask") | _rescale(mask_scale())
+    series.add(mask, "mask", "1", meta, ["1 where the spectrum was fitted"])
+
+
+def _add_display(
+    series: _Series, values: np.ndarray, title: str, source: str, unit: str, scale: Scale, what: str
+) -> None:
+    notes = [] if source in (title, title.removesuffix(" SD"), "b0") else [f"this is {source}"]
+    if scale.n_clipped(values):
+        notes.append(f"{scale.n_clipped(values)} voxels lie beyond the pixel range")
+    meta = _roles("Image", DISPLAY, source) | {"mrsi_display": what} | _rescale(scale)
+    series.add(scale.pixels(values), title, unit, meta, notes)
+
+
+def _add_quantitative(series: _Series, names: Sequence[str]) -> None:
+    for name in names:
+        item = series.maps.maps[name]
+        series.add(_float(item.value), f"{name} values", item.unit, _roles("Quantitative", VALUE, name))
+        if item.sd is not None:
+            series.add(_float(item.sd), f"{name} SD values", item.unit, _roles("Quantitative", SD, name))
+    series.add(_float(series.maps.b0_hz), "B0 values", "Hz", _roles("Quantitative", B0, "b0"))
+
+
+def _add_spectra(series: _Series, examples: Sequence[FitExample]) -> None:
+    protocol = series.maps.protocol
+    rows = [np.stack([e.data, e.fit, e.nuisance]) for e in examples]
+    pixels = np.stack(rows).astype(np.complex64).transpose(2, 1, 0)
+    meta = _roles("Spectroscopy", SPECTRA, "spectra") | {
+        "mrsi_rows": ["data", "fit", "nuisance"],
+        "mrsi_voxels": [" ".join(str(int(i)) for i in e.voxel) for e in examples],
+        "mrsi_nucleus": protocol.nucleus,
+        "mrsi_dwell_s": _number(protocol.dwell_s),
+        "mrsi_transmit_frequency_hz": _number(protocol.transmit_frequency_hz),
+        "mrsi_reference_ppm": _number(protocol.reference_ppm),
+        "mrsi_acquisition_delay_s": _number(protocol.acquisition_delay_s),
+    }
+    series.add(pixels, "spectra", "signal", meta, ["x time, y data, fit and nuisance, z voxel"])
+
+
+def _head(maps: Maps, reference: np.void | None, pixels: np.ndarray, series_index: int) -> np.void:
+    geometry: Geometry = maps.protocol.geometry
+    head: np.void = np.zeros((1,), dtype=IMAGE_HEADER)[0]
+    if reference is not None:
+        for name in ("measurement_uid", "patient_table_position", "acquisition_time_stamp", "physiology_time_stamp",
+                     "user_int", "user_float"):  # fmt: skip
+            head[name] = reference[name]
+        for name in ("average", "slice", "contrast", "phase", "repetition", "set"):
+            head[name] = reference["idx"][name]
+    head["version"] = 1
+    head["data_type"] = _DATA_TYPE[pixels.dtype.name]
+    head["matrix_size"] = pixels.shape
+    head["field_of_view"] = geometry.fov_mm
+    head["channels"] = 1
+    head["position"] = geometry.box_centre_mm
+    head["read_dir"], head["phase_dir"], head["slice_dir"] = geometry.read_dir, geometry.phase_dir, geometry.slice_dir
+    head["image_type"] = _COMPLEX if pixels.dtype.kind == "c" else _MAGNITUDE
+    head["image_index"] = maps.frame + 1
+    head["image_series_index"] = series_index
+    return head
+
+
+def _roles(data_role: str, kind: str, name: str) -> dict[str, Any]:
+    # Gadgetron has no role of its own for exact values; GADGETRON_Image is its plain image.
+    return {
+        "DataRole": data_role,
+        "GADGETRON_DataRole": "GADGETRON_Image" if data_role == "Image" else data_role,
+        "mrsi_kind": kind,
+        "mrsi_map": name,
+    }
+
+
+def _rescale(scale: Scale) -> dict[str, Any]:
+    """Rescale and window in both dialects.
+
+    FIRE speaks in values (value = slope * pixel + intercept), Gadgetron in pixels (pixel = ratio * value + offset).
+    """
+    centre, width = (scale.window_centre - scale.intercept) / scale.slope, scale.window_width / scale.slope
+    return {
+        "RescaleSlope": _number(scale.slope),
+        "RescaleIntercept": _number(scale.intercept),
+        "WindowCenter": _number(scale.window_centre),
+        "WindowWidth": _number(scale.window_width),
+        "GADGETRON_ScaleRatio": _number(1 / scale.slope),
+        "GADGETRON_ScaleOffset": _number(-scale.intercept / scale.slope),
+        "GADGETRON_WindowCenter": _number(np.rint(centre)),
+        "GADGETRON_WindowWidth": _number(np.rint(max(width, 1.0))),
+    }
+
+
+def _float(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values, dtype=np.float32)
+
+
+def _direction(vector: Sequence[float]) -> list[str]:
+    return [f"{component:.18f}" for component in vector]
+
+
+def _number(value: float) -> str:
+    """Shortest text that reads back as the same number to 12 digits (0.1 * 3 stays 0.3)."""
+    return f"{float(value):.12g}"

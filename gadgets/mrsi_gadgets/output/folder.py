@@ -1,0 +1,218 @@
+"""The result folder: NIfTI maps, the console's images, a contact sheet and a summary, all from the images alone.
+
+::
+
+    FOLDER/
+    ├── maps/NAME.nii.gz, NAME_sd.nii.gz   float32, RAS; frames of a dynamic scan along the fourth axis
+    ├── b0.nii.gz, mask.nii.gz
+    ├── images.h5                          every image exactly as the console got it
+    ├── contact.png
+    └── summary.json                       times, provenance, warnings, medians
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrsi_gadgets import __version__
+from mrsi_gadgets.errors import ConfigError, DataError
+from mrsi_gadgets.io.mrd_file import ImageFile
+from mrsi_gadgets.output.nifti import write_nifti
+from mrsi_gadgets.output.pictures import contact_sheet
+from mrsi_gadgets.output.results import ResultMap, Results, stack_frames
+from mrsi_gadgets.stream.messages import Image
+
+_WRITER = "mrsi-gadgets"
+_OURS = {"maps", "b0.nii.gz", "mask.nii.gz", "images.h5", "contact.png", "summary.json"}
+
+
+def check_target(folder: str | Path) -> None:
+    """Make sure that a result may be written to `folder`: it is new, empty, or an earlier result of ours.
+
+    Raises
+    ------
+    ConfigError
+        It is a file, lies in no folder, or holds anything that is not ours.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output {folder} is a file; name a folder")
+    if not folder.resolve().parent.is_dir():
+        raise ConfigError(f"output {folder} cannot be made because {folder.resolve().parent} is not a folder")
+    if not folder.is_dir():
+        return
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _OURS)
+    maps = folder / "maps"
+    if maps.is_dir():
+        foreign += sorted(f"maps/{entry.name}" for entry in maps.iterdir() if not entry.name.endswith(".nii.gz"))
+    if any(folder.iterdir()) and (foreign or not _is_result(folder)):
+        what = f"'{foreign[0]}'" if foreign else "files of another program"
+        raise ConfigError(f"output {folder} holds {what}, which would be lost; name a new or an empty folder")
+
+
+def write_results(folder: str | Path, images: Iterable[Image], *, summary: Mapping[str, Any]) -> Results:
+    """Write everything that `images` say into `folder`, which appears complete or not at all.
+
+    Parameters
+    ----------
+    folder
+        New, empty, or an earlier result, which is replaced at the end.
+    images
+        May be a running stream; each image is stored as it comes.
+    summary
+        Added to ``summary.json`` (times, file names); its ``warnings`` join those of the images.
+
+    Raises
+    ------
+    ConfigError
+        The folder is a file or holds something else (see `check_target`).
+    DataError
+        No image came, the images contradict each other, or the disk refuses.
+    """
+    check_target(folder)
+    target = Path(folder).resolve()
+    building = _beside(target, "part")
+    try:
+        with _writing(target):
+            building.mkdir()
+        results = _receive(building / "images.h5", images)
+        with _writing(target):
+            _write_maps(building, results)
+            if results.maps:
+                contact_sheet(results, building / "contact.png")
+            _write_summary(building / "summary.json", results, summary)
+            _replace(target, building)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return results
+
+
+def _receive(path: Path, images: Iterable[Image]) -> Results:
+    results = Results()
+    with ImageFile(path) as file:
+        for image in images:
+            file.append(image)
+            results.add(image)
+        if results.n_images == 0:
+            raise DataError("no image came back, so there is no result to write; see the messages of the server")
+    if results.n_foreign:
+        results.warnings.append(
+            f"{results.n_foreign} of {results.n_images} images are not of mrsi-gadgets; they are kept in images.h5 only"
+        )
+    return results.finish()
+
+
+def _write_maps(folder: Path, results: Results) -> None:
+    (folder / "maps").mkdir()
+    affine = results.affine_ras
+    if affine is None:
+        return
+    for name, item in results.maps.items():
+        file = _file_name(name)
+        if item.frames:
+            write_nifti(folder / "maps" / f"{file}.nii.gz", item.value, affine, description=f"{name} [{item.unit}]")
+        if item.sd is not None:
+            title = f"{name} standard deviation [{item.unit}]"
+            write_nifti(folder / "maps" / f"{file}_sd.nii.gz", item.sd, affine, description=title)
+    if results.b0:
+        write_nifti(folder / "b0.nii.gz", stack_frames(results.b0), affine, description="B0 [Hz]")
+    if results.mask:
+        write_nifti(folder / "mask.nii.gz", stack_frames(results.mask), affine, description="1 where fitted")
+
+
+def _write_summary(path: Path, results: Results, summary: Mapping[str, Any]) -> None:
+    warnings = list(dict.fromkeys([*results.warnings, *summary.get("warnings", ())]))
+    content = {
+        "written_by": f"{_WRITER} {__version__}",
+        "warnings": warnings,
+        "images": results.n_images,
+        "maps": {name: _describe(item) for name, item in results.maps.items()},
+        "provenance": results.provenance,
+    }
+    content |= {key: value for key, value in summary.items() if key != "warnings"}
+    path.write_text(json.dumps(_plain(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _describe(item: ResultMap) -> dict[str, Any]:
+    described: dict[str, Any] = {"unit": item.unit, "frames": len(item.frames), "exact": item.exact}
+    if item.frames:
+        described["median"] = _median(item.value)
+    if item.sd is not None:
+        described["median_sd"] = _median(item.sd)
+    return described
+
+
+def _median(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else math.nan
+
+
+def _plain(value: Any) -> Any:
+    """Bring values to what JSON knows: NaN and infinity become null, unknown things their text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def _file_name(name: str) -> str:
+    """Return `name` if it can be a file's name.
+
+    Raises
+    ------
+    DataError
+        It could not (images may come from another program).
+    """
+    if not name or not name.replace("_", "").replace("-", "").replace("+", "").isalnum():
+        raise DataError(f"map name '{name}' cannot be a file name; use letters, digits, '_', '-' and '+'")
+    return name
+
+
+def _is_result(folder: Path) -> bool:
+    try:
+        text = (folder / "summary.json").read_text(encoding="utf-8")
+        return str(json.loads(text).get("written_by", "")).startswith(_WRITER)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _replace(target: Path, building: Path) -> None:
+    """Put `building` in the place of `target`; a failure leaves the old result where it was."""
+    if not target.exists():
+        building.rename(target)
+        return
+    old = _beside(target, "old")
+    target.rename(old)
+    try:
+        building.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.{ending}")
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise DataError(f"output {target} cannot be written ({reason}); choose another place") from problem

@@ -1,0 +1,234 @@
+"""Parts of a picture: a slice in radiological orientation, a colour bar, a spectrum with its fit.
+
+Only matplotlib's object interface is used (no pyplot, no global state), and it is imported when a picture is drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mrsi_gadgets.output.results import Spectrum
+
+BACKGROUND, PANEL, TEXT, FAINT = "#0e1116", "#171b22", "#e6e9ee", "#8b94a3"
+DATA_COLOUR, FIT_COLOUR, RESIDUAL_COLOUR = "#aab3c2", "#ff9f43", "#6f7a8a"
+
+AMOUNT, DEVIATION = "inferno", "viridis"
+"""Perceptually uniform colour maps of values and of standard deviations."""
+_DIFFERENCE_STOPS = ("#c3e0ff", "#5f9fe0", "#2a68ab", "#173a61", "#12161c", "#54290f", "#9a4d17", "#dd8030", "#ffd6a6")
+
+_LETTERS = (("R", "L"), ("A", "P"), ("I", "S"))
+"""LPS axis -> letters of its negative and positive end."""
+_SCREEN = {
+    2: (np.array([1.0, 0, 0]), np.array([0, 1.0, 0])),
+    1: (np.array([1.0, 0, 0]), np.array([0, 0, -1.0])),
+    0: (np.array([0, 1.0, 0]), np.array([0, 0, -1.0])),
+}
+"""Main direction of the slice's normal -> LPS directions that point right and down on the screen (radiological)."""
+_OBLIQUE = 0.35
+_LEGEND = (("data", DATA_COLOUR), ("fit", FIT_COLOUR), ("residual", FAINT))
+_PPM_RANGE_1H = (0.6, 4.2)
+_PEAKS_1H = {"NAA": 2.01, "Glx": 2.35, "tCr": 3.03, "tCho": 3.21, "Ins": 3.56, "Cr": 3.92}
+
+
+@dataclass(frozen=True, eq=False)
+class Slice:
+    """One slice as it is drawn: rows go down the screen, columns to the right."""
+
+    values: np.ndarray
+    aspect: float
+    """Height over width of a pixel."""
+    left: str
+    right: str
+    top: str
+    bottom: str
+    """Where the edges of the picture lie in the patient."""
+
+
+def radiological_slice(volume: np.ndarray, affine_ras: np.ndarray, index: int) -> Slice:
+    """Return slice `index` (third axis) as a radiologist looks at it: from the feet, from the front, from the left.
+
+    Parameters
+    ----------
+    volume
+        (x, y, z).
+    affine_ras
+        Voxel index to RAS mm; orientation and labels come from it alone.
+    index
+        Slice along z.
+    """
+    axes = np.diag([-1.0, -1.0, 1.0]) @ np.asarray(affine_ras, dtype=float)[:3, :3]
+    size = np.linalg.norm(axes, axis=0)
+    unit = axes / size
+    right, down = _SCREEN[int(np.argmax(np.abs(np.cross(unit[:, 0], unit[:, 1]))))]
+    column = 0 if abs(unit[:, 0] @ right) >= abs(unit[:, 1] @ right) else 1
+    row = 1 - column
+    picture = volume[:, :, index] if column == 1 else volume[:, :, index].T
+    across, along = unit[:, column], unit[:, row]
+    if across @ right < 0:
+        picture, across = picture[:, ::-1], -across
+    if along @ down < 0:
+        picture, along = picture[::-1], -along
+    return Slice(
+        values=picture,
+        aspect=float(size[row] / size[column]),
+        left=direction_letters(-across),
+        right=direction_letters(across),
+        top=direction_letters(-along),
+        bottom=direction_letters(along),
+    )
+
+
+def direction_letters(lps: np.ndarray) -> str:
+    """Return the anatomical letters of a direction, the strongest first (``L``, ``PS``); small parts are left out."""
+    order = np.argsort(-np.abs(lps), kind="stable")
+    letters = [_LETTERS[axis][int(lps[axis] > 0)] for axis in order if abs(lps[axis]) > _OBLIQUE]
+    return "".join(letters[:2])
+
+
+def nice_top(values: np.ndarray, quantile: float = 0.995) -> float:
+    """Return a round number (1, 1.5, 2, 3, 4, 5, 6, 8 times a power of ten) above nearly all finite values."""
+    finite = values[np.isfinite(values)]
+    wanted = float(np.quantile(finite, quantile)) if finite.size else 0.0
+    if wanted <= 0:
+        return 1.0
+    power = 10.0 ** np.floor(np.log10(wanted))
+    return float(next(m * power for m in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if m * power >= wanted * (1 - 1e-9)))
+
+
+def busiest_slice(mask: np.ndarray) -> int:
+    """Return the slice (third axis) with the most voxels, the first of equals."""
+    return int(np.argmax(mask.sum(axis=(0, 1))))
+
+
+def difference_map() -> Any:
+    """Return a diverging colour map whose middle is the background: no difference, no light."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("difference", list(_DIFFERENCE_STOPS))
+
+
+def draw_slice(
+    axes: Any,
+    picture: Slice,
+    *,
+    colours: Any,
+    low: float,
+    high: float,
+    labels: bool = False,
+    box: tuple[int, int, int, int] | None = None,
+) -> Any:
+    """Draw a slice, NaN as background, and return the artist a colour bar needs.
+
+    Parameters
+    ----------
+    axes
+        matplotlib Axes.
+    picture
+        What to draw.
+    colours
+        Colour map or its name.
+    low, high
+        Values of its ends.
+    labels
+        Write the patient's directions at the edges.
+    box
+        (first row, end row, first column, end column) to show, or None for everything.
+    """
+    artist = axes.imshow(
+        np.ma.masked_invalid(picture.values), cmap=colours, vmin=low, vmax=high, aspect=picture.aspect,
+        interpolation="nearest",
+    )  # fmt: skip
+    axes.set(xticks=[], yticks=[], facecolor=BACKGROUND)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if box is not None:
+        axes.set(xlim=(box[2] - 0.5, box[3] - 0.5), ylim=(box[1] - 0.5, box[0] - 0.5))
+    if labels:
+        write(axes, 0.01, 0.5, picture.left, align="left")
+        write(axes, 0.99, 0.5, picture.right, align="right")
+        write(axes, 0.5, 0.985, picture.top, above="top")
+        write(axes, 0.5, 0.015, picture.bottom, above="bottom")
+    return artist
+
+
+def write(
+    axes: Any, x: float, y: float, text: str, *, align: str = "center", above: str = "center", data: bool = False
+) -> None:
+    """Write a small text with a dark rim, readable on any colour, at a place in axes (or data) coordinates."""
+    from matplotlib.patheffects import withStroke
+
+    axes.text(
+        x, y, text, transform=axes.transData if data else axes.transAxes, color=TEXT, fontsize=7.5, ha=align, va=above,
+        path_effects=[withStroke(linewidth=1.8, foreground=BACKGROUND)],
+    )  # fmt: skip
+
+
+def draw_colour_bar(figure: Any, artist: Any, axes: Any) -> None:
+    """Draw a horizontal colour bar into `axes` with three ticks."""
+    bar = figure.colorbar(artist, cax=axes, orientation="horizontal")
+    low, high = artist.get_clim()
+    bar.set_ticks([low, (low + high) / 2, high], labels=[f"{v:.4g}" for v in (low, (low + high) / 2, high)])
+    bar.ax.tick_params(colors=FAINT, labelsize=7, length=2, width=0.5, pad=1.5)
+    for text, align in zip(bar.ax.get_xticklabels(), ("left", "center", "right"), strict=True):
+        text.set_ha(align)
+    bar.outline.set_visible(False)
+
+
+def spectrum_of(fid: np.ndarray, spectrum: Spectrum, *, zero_filling: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Return (ppm falling, complex spectrum): the FID's transform with the phase of its delay taken out.
+
+    A sample of frequency f at index i carries exp(i 2 pi f (delay + i dwell)); the transform over i leaves the phase of
+    the delay, which is linear in f. The first sample counts half where it lies at t = 0.
+    """
+    fid = np.array(fid, dtype=np.complex128)
+    if spectrum.acquisition_delay_s < spectrum.dwell_s / 2:
+        fid[0] /= 2
+    length = zero_filling * fid.size
+    frequency = np.fft.fftshift(np.fft.fftfreq(length, spectrum.dwell_s))
+    values = np.fft.fftshift(np.fft.fft(fid, length))
+    values *= np.exp(-2j * np.pi * frequency * spectrum.acquisition_delay_s)
+    ppm = spectrum.reference_ppm + frequency / (spectrum.transmit_frequency_hz * 1e-6)
+    return ppm[::-1], values[::-1]
+
+
+def draw_spectrum(axes: Any, spectrum: Spectrum, *, title: str = "", legend: bool = True, last: bool = True) -> None:
+    """Draw data and fit without the nuisance part, and the residual above them; ppm falls from left to right."""
+    ppm, data = spectrum_of(spectrum.data - spectrum.nuisance, spectrum)
+    _, fit = spectrum_of(spectrum.fit - spectrum.nuisance, spectrum)
+    low, high = _PPM_RANGE_1H if spectrum.nucleus == "1H" else (float(ppm[-1]), float(ppm[0]))
+    inside = (ppm >= low) & (ppm <= high)
+    ppm, data, fit = ppm[inside], data.real[inside], fit.real[inside]
+    if not ppm.size:
+        return
+    height = max(float(np.max(np.abs(fit))), float(np.quantile(np.abs(data), 0.98)), 1e-30)
+    residual = (data - fit) / height
+    offset = 1.22 + max(0.0, -float(np.min(residual)))
+    top = offset + max(0.12, float(np.max(residual))) + 0.05
+    axes.axhline(offset, color=FAINT, lw=0.4, alpha=0.6)
+    axes.plot(ppm, residual + offset, color=RESIDUAL_COLOUR, lw=0.8)
+    axes.plot(ppm, data / height, color=DATA_COLOUR, lw=0.9)
+    axes.plot(ppm, fit / height, color=FIT_COLOUR, lw=1.4, alpha=0.95)
+    bottom = min(-0.12, float(np.min(data)) / height, float(np.min(fit)) / height) - 0.04
+    axes.set(xlim=(high, low), ylim=(bottom, top), yticks=[], facecolor=PANEL)
+    axes.tick_params(colors=FAINT, labelsize=7.5, length=2.5, width=0.5, labelbottom=last)
+    for name, spine in axes.spines.items():
+        spine.set(visible=name == "bottom", color=FAINT, linewidth=0.5)
+    if last:
+        axes.set_xlabel("chemical shift [ppm]", color=FAINT, fontsize=8, labelpad=2)
+    if title:
+        axes.set_title(title, color=TEXT, fontsize=8.5, loc="left", pad=3)
+    if legend:
+        for x, (text, colour) in zip((0.74, 0.83, 0.90), _LEGEND, strict=True):
+            axes.text(x, 1.015, text, transform=axes.transAxes, color=colour, fontsize=8, ha="left", va="bottom")
+    if spectrum.nucleus == "1H":
+        _name_peaks(axes, ppm, np.maximum(data, fit) / height)
+
+
+def _name_peaks(axes: Any, ppm: np.ndarray, curve: np.ndarray) -> None:
+    for name, at in _PEAKS_1H.items():
+        near = curve[np.abs(ppm - at) < 0.05]
+        if near.size:
+            axes.text(at, float(near.max()) + 0.03, name, color=FAINT, fontsize=7, ha="center", va="bottom")

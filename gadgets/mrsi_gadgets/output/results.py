@@ -1,0 +1,177 @@
+"""The images of a scan, gathered again into maps, B0, mask and spectra: what NIfTI files and pictures are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.output import console
+from mrsi_gadgets.output.meta import MetaValue, from_xml, value_of, values_of
+from mrsi_gadgets.output.nifti import image_affine_ras, image_values
+from mrsi_gadgets.stream.messages import Image
+
+_CONSTANTS = ("dwell_s", "transmit_frequency_hz", "reference_ppm", "acquisition_delay_s")
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """One voxel's FID with its fit, and what turns it into a spectrum over ppm."""
+
+    voxel: tuple[int, int, int]
+    data: np.ndarray
+    """complex64 (t,)."""
+    fit: np.ndarray
+    """complex64 (t,): everything the fit explains."""
+    nuisance: np.ndarray
+    """complex64 (t,): the part of `fit` that is no molecule of interest."""
+    dwell_s: float
+    transmit_frequency_hz: float
+    reference_ppm: float
+    acquisition_delay_s: float = 0.0
+    nucleus: str = "1H"
+
+
+@dataclass
+class ResultMap:
+    """One map over all frames."""
+
+    name: str
+    unit: str
+    frames: dict[int, np.ndarray] = field(default_factory=dict)
+    """Frame -> (x, y, z)."""
+    sd_frames: dict[int, np.ndarray] = field(default_factory=dict)
+    exact: bool = True
+    """False where only the console's 12-bit picture came, rounded to its step."""
+
+    @property
+    def value(self) -> np.ndarray:
+        """(x, y, z), or (x, y, z, frame) where there are several."""
+        return stack_frames(self.frames)
+
+    @property
+    def sd(self) -> np.ndarray | None:
+        """Like `value`, or None."""
+        return stack_frames(self.sd_frames) if self.sd_frames else None
+
+
+@dataclass
+class Results:
+    """Everything the images of one scan say."""
+
+    maps: dict[str, ResultMap] = field(default_factory=dict)
+    b0: dict[int, np.ndarray] = field(default_factory=dict)
+    mask: dict[int, np.ndarray] = field(default_factory=dict)
+    spectra: list[Spectrum] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
+    """Maps the console shows, in its order."""
+    affine_ras: np.ndarray | None = None
+    """Voxel index to RAS mm, equal for all maps."""
+    matrix: tuple[int, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    n_images: int = 0
+    n_foreign: int = 0
+    """Images without our ``mrsi_kind``: another program's."""
+    _pictures: dict[tuple[str, str, str, int], np.ndarray] = field(default_factory=dict)
+
+    def add(self, image: Image) -> None:
+        """Take one image in.
+
+        Raises
+        ------
+        DataError
+            Images of one scan lie on different grids, or their attributes are damaged.
+        """
+        self.n_images += 1
+        meta = from_xml(image.attributes)
+        kind = value_of(meta, "mrsi_kind")
+        if not kind:
+            self.n_foreign += 1
+            return
+        for sentence in values_of(meta, "mrsi_warnings"):
+            if sentence not in self.warnings:
+                self.warnings.append(sentence)
+        self.provenance = self.provenance or _json_object(value_of(meta, "mrsi_provenance", "{}"))
+        if kind == console.SPECTRA:
+            self.spectra = self.spectra or _spectra(image, meta)
+            return
+        self._check_grid(image)
+        self._add_map(image, meta, kind)
+
+    def finish(self) -> Results:
+        """Fill what came only as a 12-bit picture in from there (NaN outside the mask), and return the results."""
+        for (name, unit, what, frame), values in self._pictures.items():
+            if name == console.B0:
+                self.b0.setdefault(frame, values)
+                continue
+            item = self.maps.setdefault(name, ResultMap(name, unit, exact=False))
+            frames = item.frames if what == console.VALUE else item.sd_frames
+            if frame not in frames:
+                frames[frame] = np.where(self.mask[frame], values, np.nan) if frame in self.mask else values
+        return self
+
+    def _add_map(self, image: Image, meta: dict[str, MetaValue], kind: str) -> None:
+        name, unit = value_of(meta, "mrsi_map"), value_of(meta, "mrsi_unit")
+        frame, values = int(value_of(meta, "mrsi_frame", "0")), image_values(image)
+        if kind == console.DISPLAY:
+            what = value_of(meta, "mrsi_display")
+            self._pictures[name, unit, what, frame] = values
+            if what == console.VALUE and name not in self.shown:
+                self.shown.append(name)
+        elif kind == console.B0:
+            self.b0[frame] = values
+        elif kind == console.MASK:
+            self.mask[frame] = values > 0
+        elif kind in (console.VALUE, console.SD):
+            item = self.maps.setdefault(name, ResultMap(name, unit))
+            (item.frames if kind == console.VALUE else item.sd_frames)[frame] = values
+        else:
+            raise DataError(f"an image says mrsi_kind '{kind}', which this version does not know; update mrsi-gadgets")
+
+    def _check_grid(self, image: Image) -> None:
+        affine, matrix = image_affine_ras(image), tuple(image.head["matrix_size"].tolist())
+        if self.affine_ras is None:
+            self.affine_ras, self.matrix = affine, matrix
+        elif matrix != self.matrix or not np.allclose(affine, self.affine_ras, atol=1e-3):
+            raise DataError("the images of this scan lie on different grids; they cannot be one result")
+
+
+def gather(images: Iterable[Image]) -> Results:
+    """Return what `images` say (see `Results.add`)."""
+    results = Results()
+    for image in images:
+        results.add(image)
+    return results.finish()
+
+
+def stack_frames(frames: dict[int, np.ndarray]) -> np.ndarray:
+    """Return one frame as it is, several along a new last axis in their order."""
+    ordered = [frames[number] for number in sorted(frames)]
+    return ordered[0] if len(ordered) == 1 else np.stack(ordered, axis=-1)
+
+
+def _spectra(image: Image, meta: dict[str, MetaValue]) -> list[Spectrum]:
+    rows = values_of(meta, "mrsi_rows")
+    voxels = [tuple(int(i) for i in text.split()) for text in values_of(meta, "mrsi_voxels")]
+    if rows != ["data", "fit", "nuisance"] or image.data.shape[:3] != (1, len(voxels), 3):
+        raise DataError(f"the spectra image has shape {image.data.shape} and rows {rows}; expected data, fit, nuisance")
+    constants = {name: float(value_of(meta, f"mrsi_{name}")) for name in _CONSTANTS}
+    nucleus = value_of(meta, "mrsi_nucleus", "1H")
+    found = []
+    for voxel, (data, fit, nuisance) in zip(voxels, image.data[0], strict=True):
+        place = (voxel[0], voxel[1], voxel[2])
+        found.append(Spectrum(place, data, fit, nuisance, nucleus=nucleus, **constants))
+    return found
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"mrsi_provenance of an image is not JSON ({error})") from error
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,138 @@
+"""Fixed display units: how a value becomes a 12-bit pixel that means the same in every frame and every scan.
+
+A pixel is worth a fixed step of a fixed unit (0.01 mM, 0.001 of tCr, 0.1 Hz), never a share of the brightest voxel.
+Only quantities on an arbitrary scale have no such step: theirs is the power of ten that fits the first frame, shared by
+all maps of that unit and kept for the rest of the session in `DisplayScales`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mrsi_gadgets.data import Map
+
+PIXEL_MAX = 4095
+"""Largest pixel: consoles store 12 bits unless told otherwise."""
+
+_STEPS = {"mM": 0.01, "mmol/l": 0.01, "mmol/L": 0.01, "mmol/kg": 0.01, "%": 0.1, "ppm": 0.001, "ms": 0.1, "rad": 0.01}
+_FIELD_STEP_HZ = 0.1
+_FIELD_ZERO = 2048
+_FIELD_WINDOW_HZ = 60.0
+_PER_TCR_STEP = 0.001
+_TCR_MM = 8.0
+
+_TOP_MM = {
+    "tNAA": 16.0, "NAA": 16.0, "NAAG": 4.0, "tCr": 12.0, "Cr": 10.0, "PCr": 8.0, "tCho": 4.0, "GPC": 3.0, "PCh": 3.0,
+    "Ins": 12.0, "sIns": 2.0, "Glx": 20.0, "Glu": 16.0, "Gln": 8.0, "GABA": 4.0, "GSH": 4.0, "Asp": 4.0, "Tau": 4.0,
+    "Gly": 4.0, "Ala": 3.0, "Asc": 3.0, "PE": 4.0, "Lac": 6.0, "Glc": 6.0,
+}  # fmt: skip
+"""Upper end of the window [mM]: just above normal brain, so that normal tissue is neither black nor white."""
+_TOP_OTHER_MM = 10.0
+
+
+@dataclass(frozen=True)
+class Scale:
+    """value = slope * pixel + intercept, shown in the window centre ± width / 2 (in units of the value)."""
+
+    slope: float
+    intercept: float
+    window_centre: float
+    window_width: float
+
+    def pixels(self, values: np.ndarray) -> np.ndarray:
+        """Return uint16 pixels; what is not finite becomes 0, what is out of range is clipped."""
+        values = np.asarray(values, dtype=np.float64)
+        finite = np.isfinite(values)
+        scaled = np.where(finite, (np.where(finite, values, 0.0) - self.intercept) / self.slope, 0.0)
+        return np.clip(np.rint(scaled), 0, PIXEL_MAX).astype(np.uint16)
+
+    def n_clipped(self, values: np.ndarray) -> int:
+        """Count the finite values that lie beyond the range of pixels."""
+        low, high = self.intercept, self.intercept + self.slope * PIXEL_MAX
+        return int(np.count_nonzero((values < low - self.slope / 2) | (values > high + self.slope / 2)))
+
+    def for_sd(self) -> Scale:
+        """Return the scale of this quantity's standard deviation: same step, a quarter of the window, from zero."""
+        top = self.window_width / 4
+        return Scale(self.slope, 0.0, top / 2, top)
+
+
+@dataclass
+class DisplayScales:
+    """The scales of one session: fixed ones by rule, arbitrary ones as the first frame set them."""
+
+    steps: dict[str, float] = field(default_factory=dict)
+    """Family of maps (see `family`) -> step found on the first frame."""
+    tops: dict[str, float] = field(default_factory=dict)
+    """Name of a map on an arbitrary scale -> upper end of its window."""
+
+    def learn(self, maps: Mapping[str, Map]) -> None:
+        """Fix the steps and windows that no rule gives, from the first frame that holds them."""
+        largest: dict[str, float] = {}
+        for name, item in maps.items():
+            if fixed_step(name, item.unit) is not None:
+                continue
+            typical = _quantile(item.value, 0.99)
+            if typical > 0:
+                self.tops.setdefault(name, _round_up(1.1 * typical))
+            key = family(name, item.unit)
+            largest[key] = max(largest.get(key, 0.0), _quantile(item.value, 0.999))
+        for key, value in largest.items():
+            if value > 0:
+                self.steps.setdefault(key, float(10.0 ** np.ceil(np.log10(2 * value / PIXEL_MAX))))
+
+    def of(self, name: str, unit: str) -> Scale:
+        """Return the scale of a map (a map of zeros, of which `learn` knows nothing, counts in ones)."""
+        if unit == "Hz":
+            return field_scale()
+        step = fixed_step(name, unit)
+        if step is None:
+            step, top = self.steps.get(family(name, unit), 1.0), self.tops.get(name, 1.0)
+        elif name.endswith("_per_tCr"):
+            top = _TOP_MM.get(name.removesuffix("_per_tCr"), _TOP_OTHER_MM) / _TCR_MM
+        elif step == _STEPS["mM"]:
+            top = _TOP_MM.get(name.partition("_per_")[0], _TOP_OTHER_MM)
+        else:
+            top = step * 1000
+        return Scale(step, 0.0, top / 2, top)
+
+
+def field_scale() -> Scale:
+    """Return the scale of frequency maps: 0.1 Hz a pixel, pixel 2048 is 0 Hz, window -30 to 30 Hz."""
+    return Scale(_FIELD_STEP_HZ, -_FIELD_STEP_HZ * _FIELD_ZERO, 0.0, _FIELD_WINDOW_HZ)
+
+
+def mask_scale() -> Scale:
+    """Return the scale of the mask: pixels are 0 and 1."""
+    return Scale(1.0, 0.0, 0.5, 1.0)
+
+
+def fixed_step(name: str, unit: str) -> float | None:
+    """Return what one pixel is worth by rule, or None for a quantity on an arbitrary scale."""
+    if unit == "Hz":
+        return _FIELD_STEP_HZ
+    if name.endswith("_per_tCr"):
+        return _PER_TCR_STEP
+    return _STEPS.get(unit)
+
+
+def family(name: str, unit: str) -> str:
+    """Name the maps that share one arbitrary step: same unit and same denominator."""
+    return f"{unit} per {name.partition('_per_')[2]}"
+
+
+def _quantile(values: np.ndarray, q: float) -> float:
+    """Quantile of the finite values (a single wild voxel does not set the scale of a session)."""
+    finite = values[np.isfinite(values)]
+    return float(np.quantile(finite, q)) if finite.size else 0.0
+
+
+def _round_up(value: float) -> float:
+    """Round up to the next of 1, 2, 5 times a power of ten; 1 for nothing."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(next(m * power for m in (1, 2, 5, 10) if m * power >= value * (1 - 1e-9)))

@@ -1,0 +1,149 @@
+"""Named scans of the numerical brain: every number a simulation uses that is not a property of the brain itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mrsi_gadgets.data import Geometry, Protocol
+from mrsi_gadgets.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One simulated csi measurement: grid, timing, hardware and the strength of everything unwanted."""
+
+    name: str
+    description: str
+    matrix: tuple[int, int, int] = (48, 48, 1)
+    """Voxels along x, y, z."""
+    fov_mm: tuple[float, float, float] = (220.0, 220.0, 10.0)
+    subvoxels: tuple[int, int, int] = (4, 4, 1)
+    """Points of the fine grid per voxel; the object is a set of points on it, so dephasing within a voxel is physical."""
+    isocentre_mni_mm: tuple[float, float, float] = (0.0, -18.0, 20.0)
+    """MNI place (RAS) that lies at patient position (0, 0, 0)."""
+    transmit_frequency_hz: float = 123.25e6
+    field_strength_t: float = 2.8948
+    reference_ppm: float = 4.65
+    n_times: int = 384
+    dwell_s: float = 1.0 / 1500.0
+    """Spectral dwell [s]; 1500 Hz holds 4.65 +- 6.1 ppm at 3 T."""
+    acquisition_delay_s: float = 1.3e-3
+    repetition_time_s: float = 0.6
+    flip_angle_deg: float = 35.0
+    n_coils: int = 8
+    snr: float = 20.0
+    """Median NAA peak SNR in the brain mask; infinity means no noise."""
+    noise_readouts: int = 16
+    noise_samples: int = 1024
+    noise_dwell_s: float = 1.0 / 6000.0
+    """ADC dwell of the noise scan [s]; its noise is wider by dwell_s / noise_dwell_s than that of the data."""
+    residual_water: float = 5.0
+    """Mean |residual water| in normal brain at t = 0 over the NAA CH3 signal there."""
+    lipid: float = 10.0
+    """Lipid signal of a voxel full of scalp at t = 0 over the NAA CH3 signal of normal brain."""
+    b0_sd_hz: float = 7.0
+    """Standard deviation of the smooth part of B0 over the brain [Hz]."""
+    b0_sinus_hz: float = 45.0
+    """B0 of the sharp part at the place in the brain nearest to the frontal sinus [Hz]."""
+    drift_hz_per_minute: float = 0.1
+    """Linear drift, zero in the middle of each scan (the frequency is adjusted before each)."""
+    water_offset_hz: float = 0.8
+    """Water's own shift against its reference ppm [Hz] (temperature)."""
+    eddy_phase_rad: tuple[float, ...] = (0.5, -0.2)
+    """Amplitudes of the eddy-current phase, the same for water and metabolite data [rad]."""
+    eddy_decay_s: tuple[float, ...] = (0.012, 0.07)
+    """Their time constants [s]."""
+    transmit_variation: float = 0.1
+    """Fall of the flip angle from the centre to the edge of the head, relative."""
+    receiver_gain: float = 1e-6
+    """Sample value per mM of protons in a voxel: the order of magnitude a console sends."""
+    read_dir: tuple[float, float, float] = (1.0, 0.0, 0.0)
+    phase_dir: tuple[float, float, float] = (0.0, 1.0, 0.0)
+    slice_dir: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    position_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if not self.snr > 0:
+            raise ConfigError(f"snr is {self.snr:g}; give a positive number, or inf for data without noise")
+        if self.repetition_time_s < self.acquisition_delay_s + self.n_times * self.dwell_s:
+            raise ConfigError(
+                f"preset {self.name}: a repetition time of {self.repetition_time_s:g} s is shorter than the readout; "
+                "lengthen repetition_time_s or take fewer points"
+            )
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where the voxels lie."""
+        return Geometry(self.matrix, self.fov_mm, self.position_mm, self.read_dir, self.phase_dir, self.slice_dir)
+
+    @property
+    def protocol(self) -> Protocol:
+        """The measurement as profile 1.0 describes it (what a reader of the file will find)."""
+        centre = {axis: n // 2 for axis, n in zip(("kx", "ky", "kz"), self.matrix, strict=True)}
+        return Protocol(
+            nucleus="1H",
+            transmit_frequency_hz=self.transmit_frequency_hz,
+            reference_ppm=self.reference_ppm,
+            dwell_s=self.dwell_s,
+            n_times=self.n_times,
+            acquisition_delay_s=self.acquisition_delay_s,
+            geometry=self.geometry,
+            encoding="csi",
+            axes={
+                "kx": "segment", "ky": "kspace_encode_step_1", "kz": "kspace_encode_step_2", "t": "readout",
+                "dynamic": "repetition", "te": "contrast", "edit": "none", "cycle": "average",
+            },
+            k_centre=centre,
+            water_reference="set:1",
+            water_suppressed=True,
+            echo_times_s=(self.acquisition_delay_s,),
+            repetition_time_s=self.repetition_time_s,
+            flip_angle_deg=self.flip_angle_deg,
+            field_strength_t=self.field_strength_t,
+            time_tick_ms=2.5,
+            measurement_id=f"simulated_{self.name}",
+            protocol_name=f"simulated {self.name}",
+            provenance=dict.fromkeys(("nucleus", "dwell_s", "n_times", "geometry"), f"preset {self.name}"),
+        )  # fmt: skip
+
+    @property
+    def eddy_phase(self) -> np.ndarray:
+        """Eddy-current phase at each spectral point [rad]."""
+        times = self.protocol.times_s
+        terms = zip(self.eddy_phase_rad, self.eddy_decay_s, strict=True)
+        return np.sum([a * np.exp(-times / tau) for a, tau in terms], axis=0)
+
+
+_CSI48 = Preset("csi48", "2D 48 x 48 at 3 T, 384 points, 8 coils: the brain the measures are stated for")
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        replace(_CSI48, name="csi16", description="2D 16 x 16 at 3 T, 256 points, 8 coils: seconds, for tests",
+                matrix=(16, 16, 1), subvoxels=(8, 8, 1), n_times=256, snr=40.0),
+        replace(_CSI48, name="csi32", description="2D 32 x 32 at 3 T, 384 points, 8 coils", matrix=(32, 32, 1),
+                subvoxels=(5, 5, 1), snr=30.0),
+        _CSI48,
+        replace(_CSI48, name="csi64", description="2D 64 x 64 at 3 T, 384 points, 8 coils", matrix=(64, 64, 1)),
+        replace(_CSI48, name="csi48_7t", description="2D 48 x 48 at 7 T, 512 points, 16 coils", snr=30.0,
+                transmit_frequency_hz=297.2e6, field_strength_t=6.9803, n_times=512, dwell_s=1.0 / 3000.0,
+                noise_dwell_s=1.0 / 12000.0, n_coils=16, b0_sd_hz=17.0, b0_sinus_hz=110.0, water_offset_hz=1.9,
+                transmit_variation=0.3, repetition_time_s=0.45),
+    )
+}  # fmt: skip
+"""Name -> preset, as `mrsi simulate PRESET` takes them."""
+
+
+def find_preset(name: str) -> Preset:
+    """Return the preset called `name`.
+
+    Raises
+    ------
+    ConfigError
+        There is none; the message lists those that exist.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"there is no preset '{name}'; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,90 @@
+"""Basis sets: the signal of one unit of each molecule, sampled as the protocol samples it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from mrsi_gadgets.data import Protocol
+from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.physics.simulation import molecule_fid
+from mrsi_gadgets.physics.spin_systems import MOLECULES, molecule
+
+BRAIN_METABOLITES: tuple[str, ...] = tuple(name for name in MOLECULES if name not in ("Ser", "2HG"))
+"""Molecules of a healthy brain's basis set. Serine (hidden below creatine and others) and 2-hydroxyglutarate (tumours
+with IDH mutation) are simulated only when they are asked for by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class BasisSet:
+    """Named signals on one time axis."""
+
+    names: tuple[str, ...]
+    fids: np.ndarray
+    """complex128 (molecule, t): the signal of one unit of each; one proton of 1 mM has amplitude 1 at t = 0."""
+    protocol: Protocol
+
+    def __post_init__(self) -> None:
+        if self.fids.shape != (len(self.names), self.protocol.n_times):
+            raise DataError(
+                f"basis signals {self.fids.shape} do not fit {len(self.names)} names and {self.protocol.n_times} points"
+            )
+        if len(set(self.names)) != len(self.names):
+            raise DataError(f"the names {', '.join(self.names)} of a basis set must differ from each other")
+
+    def index(self, name: str) -> int:
+        """Return the row of the molecule called `name`; DataError where there is none."""
+        if name not in self.names:
+            raise DataError(f"the basis set has no '{name}'; it has {', '.join(self.names)}")
+        return self.names.index(name)
+
+    def subset(self, names: Sequence[str]) -> BasisSet:
+        """Return the rows called `names`, in that order."""
+        rows = [self.index(name) for name in names]
+        return BasisSet(tuple(names), self.fids[rows], self.protocol)
+
+
+def metabolite_basis(
+    protocol: Protocol, names: Sequence[str] | None = None, *, echo_time_s: float | None = None
+) -> BasisSet:
+    """Return decay-free signals of 1 mM of each metabolite at `protocol.times_s` (phi_m of eq. 5).
+
+    Parameters
+    ----------
+    protocol : a 1H protocol.
+    names : molecules in the wanted order; None for `BRAIN_METABOLITES`.
+    echo_time_s : None for pulse-acquire (times count from the pulse), else TE of an ideal spin echo [s] (times count
+        from the echo top).
+
+    Raises
+    ------
+    DataError
+        The nucleus is not 1H or a name is unknown.
+    """
+    if protocol.nucleus != "1H":
+        raise DataError(f"spin systems are known for 1H only, the protocol's nucleus is {protocol.nucleus}")
+    names = BRAIN_METABOLITES if names is None else tuple(names)
+    fids = np.empty((len(names), protocol.n_times), dtype=np.complex128)
+    for row, name in enumerate(names):
+        fids[row] = _simulated(
+            molecule(name).name,
+            protocol.transmit_frequency_hz * 1e-6,
+            protocol.reference_ppm,
+            protocol.acquisition_delay_s,
+            protocol.dwell_s,
+            protocol.n_times,
+            echo_time_s,
+        )
+    return BasisSet(tuple(names), fids, protocol)
+
+
+@lru_cache(maxsize=256)
+def _simulated(
+    name: str, mhz: float, reference_ppm: float, delay_s: float, dwell_s: float, n: int, echo_time_s: float | None
+) -> np.ndarray:
+    fid = molecule_fid(molecule(name), delay_s + dwell_s * np.arange(n), mhz, reference_ppm, echo_time_s)
+    fid.flags.writeable = False
+    return fid

@@ -1,0 +1,272 @@
+"""Ensembles of synthetic FIDs: what a voxel's signal may look like before any scan was seen (eq. 5).
+
+    rho(t) = h(t) exp(i (phase + 2 pi df t)) [ SUM_m c_m phi_m(t + jitter) exp(-t/T2*_m + i 2 pi df_m t) + SUM_k a_k mm_k(t) ]
+
+FIDs are as the reconstruction sees them: voxel's mean B0 taken out up to a small error, in phase with the water reference,
+sampled at the protocol's own times (so that the frequency-dependent phase of the acquisition delay is in them).
+Distributions follow Lam et al., Magn Reson Med 2020;83:377-390, doi:10.1002/mrm.27980, with the values of `brain_values`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrsi_gadgets.data import Protocol
+from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.physics import brain_values
+from mrsi_gadgets.physics.basis import BRAIN_METABOLITES, metabolite_basis
+from mrsi_gadgets.physics.lineshapes import decaying_shift, gaussian_decay
+from mrsi_gadgets.physics.macromolecules import LIPID_SHARES, LIPIDS, MACROMOLECULES, WATER_PPM, BroadPeak
+
+PROTON_GYROMAGNETIC_MHZ = 42.577
+NAA_CH3_SIGNAL = 27.0
+"""Signal of the NAA CH3 protons at t = 0 in normal brain (9 mM, 3 protons): the unit of nuisance strengths."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Distributions of everything a voxel's FID depends on. `sample` draws from them."""
+
+    names: tuple[str, ...] = BRAIN_METABOLITES
+    concentration_sd: float = 0.35
+    """Log-normal spread of each molecule about its tissue value (relative)."""
+    altered_share: float = 0.25
+    """Share of (voxel, molecule) pairs whose concentration is instead uniform over the molecule's plausible range."""
+    csf_share: float = 0.3
+    """Largest CSF fraction of a voxel."""
+    t2_star_sd: float = 0.2
+    """Log-normal spread of each molecule's T2* about its tissue value (relative)."""
+    molecule_shift_ppm_sd: float = 0.003
+    """Each molecule's own shift (temperature, pH) [ppm]."""
+    common_shift_hz_sd: float = 1.0
+    """Error of the B0 that was taken out [Hz]."""
+    broadening_hz: tuple[float, float] = (0.0, 10.0)
+    """Gaussian width of the field over the voxel [Hz, full width at half maximum]."""
+    lorentzian_hz: tuple[float, float] = (0.0, 3.0)
+    """Further Lorentzian width common to all molecules [Hz]."""
+    phase_rad_sd: float = 0.1
+    """Error of the phase (a linear model with complex coefficients does not notice; networks do)."""
+    macromolecule_sd: float = 0.3
+    """Log-normal spread of the macromolecules' common amplitude (relative)."""
+    macromolecule_peak_sd: float = 0.2
+    """Log-normal spread of each peak's amplitude beside the common one (relative)."""
+    macromolecule_width_sd: float = 0.12
+    """Log-normal spread of each peak's width (relative)."""
+    water_strength: tuple[float, float] = (1.0, 100.0)
+    """Residual water at t = 0 in units of the NAA CH3 signal, log-uniform."""
+    water_components: int = 5
+    water_offset_hz_sd: float = 12.0
+    """Offsets of the components of residual water from 4.65 ppm [Hz]."""
+    water_t2_star_s: tuple[float, float] = (0.008, 0.08)
+    lipid_strength: tuple[float, float] = (0.1, 30.0)
+    """Lipids that reach a voxel of brain through the point spread function, units as water, log-uniform."""
+    lipid_offset_hz_sd: float = 15.0
+    """Field of the scalp relative to that of the voxel [Hz]."""
+    lipid_width_sd: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("broadening_hz", "lorentzian_hz"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ConfigError(f"ensemble {name} = ({low:g}, {high:g}) needs 0 <= low <= high")
+        for name in ("water_strength", "lipid_strength", "water_t2_star_s"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ConfigError(f"ensemble {name} = ({low:g}, {high:g}) needs 0 < low <= high")
+        if not self.names:
+            raise ConfigError("an ensemble needs at least one molecule; give names")
+        if self.water_components < 1:
+            raise ConfigError(f"ensemble water_components is {self.water_components}; it must be at least 1")
+
+    def sample(self, protocol: Protocol, n: int, seed: int) -> EnsembleSample:
+        """Draw `n` voxels; same arguments, same result. See `sample`."""
+        return sample(protocol, n, seed, ensemble=self)
+
+
+@dataclass(frozen=True, eq=False)
+class EnsembleSample:
+    """Drawn FIDs, complex64 (n, t), and what they were made of."""
+
+    metabolites: np.ndarray
+    """Metabolites and macromolecules: the wanted signal."""
+    macromolecules: np.ndarray
+    """The macromolecules' part of `metabolites`."""
+    water: np.ndarray
+    """Residual water."""
+    lipids: np.ndarray
+    """Lipids from the scalp."""
+    names: tuple[str, ...]
+    concentrations_mm: np.ndarray
+    """(n, molecule) [mM]."""
+    t2_star_s: np.ndarray
+    """(n, molecule) [s], without the common broadening."""
+
+    @property
+    def nuisance(self) -> np.ndarray:
+        """Water and lipids, (n, t)."""
+        return self.water + self.lipids
+
+
+def sample(protocol: Protocol, n: int, seed: int, *, ensemble: Ensemble | None = None) -> EnsembleSample:
+    """Draw `n` FIDs at `protocol.times_s`; a unit of amplitude is one proton of 1 mM.
+
+    Parameters
+    ----------
+    protocol : a 1H protocol; its field strength (else its frequency) selects relaxation times.
+    n : number of voxels.
+    seed : seed of all randomness.
+    ensemble : the distributions; None for the defaults.
+
+    Raises
+    ------
+    ConfigError
+        `n` is not positive.
+    DataError
+        The protocol's nucleus or field, or a molecule, is not known.
+    """
+    if n < 1:
+        raise ConfigError(f"an ensemble of {n} voxels was asked for; ask for at least 1")
+    ensemble = ensemble or Ensemble()
+    rng = np.random.default_rng(seed)
+    field_t = protocol.field_strength_t or protocol.transmit_frequency_hz * 1e-6 / PROTON_GYROMAGNETIC_MHZ
+    tissue = _tissue_fractions(rng, n, ensemble.csf_share)
+    concentrations = _concentrations(rng, ensemble, tissue)
+    t2_star = _t2_star(rng, ensemble, tissue, field_t)
+    metabolites = _metabolite_signal(rng, protocol, ensemble, concentrations, t2_star)
+    macromolecules = _macromolecule_signal(rng, protocol, ensemble, tissue)
+    common = _common_lineshape(rng, protocol, ensemble, n)
+    metabolites += macromolecules
+    metabolites *= common
+    macromolecules *= common
+    return EnsembleSample(
+        metabolites,
+        macromolecules,
+        _water_signal(rng, protocol, ensemble, n),
+        _lipid_signal(rng, protocol, ensemble, n),
+        ensemble.names,
+        concentrations,
+        t2_star,
+    )
+
+
+def _tissue_fractions(rng: np.random.Generator, n: int, csf_share: float) -> np.ndarray:
+    """Return (n, 3) fractions of grey matter, white matter and CSF."""
+    csf = csf_share * rng.random(n) ** 2
+    grey = rng.random(n)
+    return np.stack([(1 - csf) * grey, (1 - csf) * (1 - grey), csf], axis=1)
+
+
+def _concentrations(rng: np.random.Generator, ensemble: Ensemble, tissue: np.ndarray) -> np.ndarray:
+    n, m = len(tissue), len(ensemble.names)
+    typical = np.array([[brain_values.concentration_mm(name, t) for name in ensemble.names] for t in brain_values.TISSUES])
+    healthy = (tissue @ typical) * np.exp(ensemble.concentration_sd * rng.standard_normal((n, m)))
+    low, high = np.array([brain_values.values(name).range_mm for name in ensemble.names]).T
+    anything = low + (high - low) * rng.random((n, m))
+    return np.where(rng.random((n, m)) < ensemble.altered_share, anything, healthy)
+
+
+def _t2_star(rng: np.random.Generator, ensemble: Ensemble, tissue: np.ndarray, field_t: float) -> np.ndarray:
+    rates = np.array(
+        [[1 / brain_values.t2_star_s(name, t, field_t) for name in ensemble.names] for t in ("gm", "wm")]
+    )
+    solid = tissue[:, :2] / tissue[:, :2].sum(axis=1, keepdims=True)
+    spread = np.exp(ensemble.t2_star_sd * rng.standard_normal((len(tissue), len(ensemble.names))))
+    return spread / (solid @ rates)
+
+
+def _metabolite_signal(
+    rng: np.random.Generator, protocol: Protocol, ensemble: Ensemble, concentrations: np.ndarray, t2_star: np.ndarray
+) -> np.ndarray:
+    basis = metabolite_basis(protocol, ensemble.names).fids.astype(np.complex64)
+    shifts_hz = rng.standard_normal(concentrations.shape) * (
+        ensemble.molecule_shift_ppm_sd * protocol.transmit_frequency_hz * 1e-6
+    )
+    signal = np.zeros((len(concentrations), protocol.n_times), dtype=np.complex64)
+    for m in range(len(ensemble.names)):
+        evolution = _evolution(protocol, t2_star[:, m], shifts_hz[:, m])
+        evolution *= basis[m]
+        evolution *= concentrations[:, m, None].astype(np.float32)
+        signal += evolution
+    return signal
+
+
+def _macromolecule_signal(
+    rng: np.random.Generator, protocol: Protocol, ensemble: Ensemble, tissue: np.ndarray
+) -> np.ndarray:
+    n = len(tissue)
+    common = np.exp(ensemble.macromolecule_sd * rng.standard_normal(n))
+    signal = np.zeros((n, protocol.n_times), dtype=np.complex64)
+    for peak in MACROMOLECULES:
+        amplitude = common * (tissue[:, :2] @ np.array(brain_values.MACROMOLECULE_MM[peak.name]))
+        amplitude *= np.exp(ensemble.macromolecule_peak_sd * rng.standard_normal(n))
+        width = np.exp(ensemble.macromolecule_width_sd * rng.standard_normal(n))
+        signal += _broad_signal(protocol, peak, width) * amplitude[:, None].astype(np.float32)
+    return signal
+
+
+def _broad_signal(protocol: Protocol, peak: BroadPeak, width_factor: np.ndarray) -> np.ndarray:
+    """Return Gaussian lines of a broad peak, (n, t), with each voxel's own width."""
+    times = protocol.times_s.astype(np.float32)
+    mhz = protocol.transmit_frequency_hz * 1e-6
+    signal = np.zeros((len(width_factor), len(times)), dtype=np.complex64)
+    for line in peak.lines:
+        decay = gaussian_decay(times, (width_factor * line.width_ppm * mhz).astype(np.float32))
+        oscillation = np.exp(2j * np.pi * float(protocol.hz(line.ppm)) * protocol.times_s)
+        signal += decay * (line.share * oscillation).astype(np.complex64)
+    return signal
+
+
+def _common_lineshape(rng: np.random.Generator, protocol: Protocol, ensemble: Ensemble, n: int) -> np.ndarray:
+    times = protocol.times_s.astype(np.float32)
+    gauss = rng.uniform(*ensemble.broadening_hz, n).astype(np.float32)
+    lorentz = np.maximum(rng.uniform(*ensemble.lorentzian_hz, n), 1e-6)
+    shift = ensemble.common_shift_hz_sd * rng.standard_normal(n)
+    phase = np.exp(1j * ensemble.phase_rad_sd * rng.standard_normal(n)).astype(np.complex64)
+    shape = _evolution(protocol, 1 / (np.pi * lorentz), shift)
+    shape *= gaussian_decay(times, gauss)
+    shape *= phase[:, None]
+    return shape
+
+
+def _water_signal(rng: np.random.Generator, protocol: Protocol, ensemble: Ensemble, n: int) -> np.ndarray:
+    """Return residual water: components of both signs, so that what is left has the odd shapes suppression leaves."""
+    strength = NAA_CH3_SIGNAL * _log_uniform(rng, ensemble.water_strength, n)
+    parts = ensemble.water_components
+    weight = (rng.standard_normal((n, parts)) + 1j * rng.standard_normal((n, parts))) / np.sqrt(2 * parts)
+    water_hz = float(protocol.hz(WATER_PPM))
+    signal = np.zeros((n, protocol.n_times), dtype=np.complex64)
+    for part in range(parts):
+        t2_star = _log_uniform(rng, ensemble.water_t2_star_s, n)
+        offset = water_hz + ensemble.water_offset_hz_sd * rng.standard_normal(n)
+        signal += _evolution(protocol, t2_star, offset) * (strength * weight[:, part])[:, None].astype(np.complex64)
+    return signal
+
+
+def _lipid_signal(rng: np.random.Generator, protocol: Protocol, ensemble: Ensemble, n: int) -> np.ndarray:
+    """Return lipids that leak in from the scalp: any phase, their own field and width, ratios about those of fat."""
+    strength = NAA_CH3_SIGNAL * _log_uniform(rng, ensemble.lipid_strength, n) * np.exp(2j * np.pi * rng.random(n))
+    signal = np.zeros((n, protocol.n_times), dtype=np.complex64)
+    for peak, share in zip(LIPIDS, LIPID_SHARES, strict=True):
+        amplitude = strength * share * np.exp(0.2 * rng.standard_normal(n))
+        width = np.exp(ensemble.lipid_width_sd * rng.standard_normal(n))
+        signal += _broad_signal(protocol, peak, width) * amplitude[:, None].astype(np.complex64)
+    signal *= _evolution(protocol, np.full(n, 1e3), ensemble.lipid_offset_hz_sd * rng.standard_normal(n))
+    return signal
+
+
+def _evolution(protocol: Protocol, t2_s: np.ndarray, hz: np.ndarray) -> np.ndarray:
+    """Return exp(-t/T2 + i 2 pi f t), (n, t) complex64."""
+    evolution = decaying_shift(
+        protocol.acquisition_delay_s,
+        protocol.dwell_s,
+        protocol.n_times,
+        t2_s.astype(np.float32),
+        hz.astype(np.float32),
+    )
+    return np.asarray(evolution)
+
+
+def _log_uniform(rng: np.random.Generator, limits: tuple[float, float], n: int) -> np.ndarray:
+    return np.exp(rng.uniform(np.log(limits[0]), np.log(limits[1]), n))

@@ -1,0 +1,224 @@
+"""From fitted amplitudes to maps: sums, ratios, standard deviations, and maps of the fit itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mrsi_gadgets.arrays import Array, to_numpy
+from mrsi_gadgets.data import FitExample, Map, Maps, SpectralImage
+from mrsi_gadgets.quantification.design import PROFILE, group_weights
+
+if TYPE_CHECKING:
+    from mrsi_gadgets.quantification.varpro import VarproModel
+
+AMOUNT = "a.u. (amount per voxel, one scale for all)"
+PER_WATER = "1 (molecules per water molecule, not corrected for relaxation)"
+PER_CREATINE = "1 (ratio to tCr)"
+_WATER_PROTONS = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """What was fitted in a list of voxels, on the host."""
+
+    amplitudes: np.ndarray
+    """(voxel, column) in the unit of the signal."""
+    covariance: np.ndarray
+    """(voxel, column + 4, column + 4); zero for unknowns at a bound."""
+    variance: np.ndarray
+    """(voxel, column + 4), also of unknowns at a bound."""
+    shape: np.ndarray
+    """(voxel, 4): phase [rad], shift [Hz], Lorentz rate [1/s], Gauss rate [1/s^2]."""
+    misfit: np.ndarray
+    """(voxel,) root mean square of the whitened residual; 1 is noise."""
+    nuisance: np.ndarray
+    """(voxel, n_dense) expected nuisance signal in the leading coordinates."""
+
+    @staticmethod
+    def concatenate(parts: Sequence[FitResult]) -> FitResult:
+        """Join the results of several batches."""
+        return FitResult(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(FitResult)))
+
+    def weighted(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return value and variance of a weighted sum of the amplitudes; `weights` is (column,)."""
+        m = self.amplitudes.shape[1]
+        columns = np.flatnonzero(weights)
+        if len(columns) == 1:
+            i = columns[0]
+            return self.amplitudes[:, i] * weights[i], self.variance[:, i] * weights[i] ** 2
+        value = self.amplitudes @ weights
+        part = self.covariance[:, :m, :m]
+        variance = np.einsum("i,vij,j->v", weights, part, weights, optimize=True)
+        # a sum whose members all lie at the bound is as uncertain as the best determined of them
+        alone = np.min(np.where(weights > 0, self.variance[:, :m], np.inf), axis=1)
+        return value, np.where(variance > 0, variance, alone)
+
+    def covariance_of(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return the covariance of two weighted sums of the amplitudes."""
+        m = self.amplitudes.shape[1]
+        return np.einsum("i,vij,j->v", first, self.covariance[:, :m, :m], second, optimize=True)
+
+
+def smooth_in_mask(values: np.ndarray, mask: np.ndarray, fwhm_voxels: float) -> np.ndarray:
+    """Smooth with a Gaussian, counting only voxels of the mask (normalised convolution)."""
+    sigma = fwhm_voxels / (8 * np.log(2)) ** 0.5
+    reach = max(1, int(np.ceil(3 * sigma)))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    weighted, weight = np.where(mask, values, 0.0).astype(float), mask.astype(float)
+    for axis, size in enumerate(mask.shape):
+        if size > 1:
+            band = kernel[np.clip(np.arange(size)[:, None] - np.arange(size)[None, :] + reach, 0, 2 * reach)]
+            band = band * (np.abs(np.arange(size)[:, None] - np.arange(size)[None, :]) <= reach)
+            weighted = np.moveaxis(np.tensordot(band, weighted, (1, axis)), 0, axis)
+            weight = np.moveaxis(np.tensordot(band, weight, (1, axis)), 0, axis)
+    return np.divide(weighted, weight, out=np.zeros_like(weighted), where=weight > 0)
+
+
+def assemble_maps(
+    image: SpectralImage,
+    inside: np.ndarray,
+    result: FitResult,
+    model: VarproModel,
+    signal: Array,
+    water: np.ndarray | None,
+    *,
+    water_fwhm_voxels: float = 1.5,
+) -> Maps:
+    """Arrange the result of the fit as maps.
+
+    Parameters
+    ----------
+    image
+        What was fitted.
+    inside
+        Flat indices of the fitted voxels.
+    result
+        Amplitudes and the rest, in the order of `inside`.
+    model
+        The model that was fitted.
+    signal
+        (voxel, t or rank): the fitted data.
+    water
+        (x, y, z) amplitude of water at t = 0, or None.
+    water_fwhm_voxels
+        The water image is smoothed within the mask with this full width at half maximum before it divides, so that its
+        noise and ringing do not enter the maps.
+    """
+    sums = _quantities(model)
+    columns: dict[str, tuple[np.ndarray, np.ndarray, str]] = {}
+    reference = sums.get("tCr")
+    divisor = None
+    if water is not None:
+        smooth = smooth_in_mask(water, image.mask & (water > 0), water_fwhm_voxels).ravel()[inside] / _WATER_PROTONS
+        divisor = np.divide(1.0, smooth, out=np.full(len(inside), np.nan), where=smooth > 0)
+    for name, weights in sums.items():
+        value, variance = result.weighted(weights)
+        columns[name] = (value, variance, AMOUNT)
+        if divisor is not None:
+            columns[f"{name}_per_water"] = (value * divisor, variance * divisor**2, PER_WATER)
+        if reference is not None and name != "tCr":
+            columns[f"{name}_per_tCr"] = (*_ratio(result, weights, reference), PER_CREATINE)
+    columns |= _shape_maps(result, model)
+    maps = {
+        name: Map(_volume(image, inside, value), unit, _volume(image, inside, np.sqrt(variance)))
+        for name, (value, variance, unit) in columns.items()
+    }
+    maps["residual"] = Map(_volume(image, inside, result.misfit), "1 (root mean square over noise)")
+    examples = tuple(_example(image, inside, v, result, model, signal) for v in _example_voxels(image, inside, result))
+    provenance: dict[str, Any] = {
+        **image.provenance,
+        "quantification": "varpro",
+        "columns": list(model.design.names),
+        "nuisance": list(model.bands),
+        "voxels": len(inside),
+    }
+    return Maps(maps, image.mask, image.b0_hz, image.protocol, examples, image.frame, provenance)
+
+
+def _quantities(model: VarproModel) -> dict[str, np.ndarray]:
+    """Name -> weights over the columns: sums first, then single molecules, then macromolecules."""
+    names = model.design.names
+    found = group_weights(names[: model.design.n_metabolites])
+    pad = len(names) - model.design.n_metabolites
+    weights = {name: np.concatenate([w, np.zeros(pad)]) for name, w in found.items()}
+    for i, name in enumerate(names[: model.design.n_metabolites]):
+        weights.setdefault(name, np.eye(len(names))[i])
+    if PROFILE in names:
+        weights[PROFILE] = np.eye(len(names))[names.index(PROFILE)]
+    return weights
+
+
+def _ratio(result: FitResult, weights: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Value and first-order variance of the ratio of two sums; NaN where the denominator is within its noise."""
+    value, variance = result.weighted(weights)
+    below, below_variance = result.weighted(reference)
+    usable = below > np.sqrt(below_variance)
+    inverse = np.divide(1.0, below, out=np.full(len(below), np.nan), where=usable)
+    ratio = value * inverse
+    mixed = result.covariance_of(weights, reference)
+    spread = inverse**2 * (variance + ratio**2 * below_variance - 2 * ratio * mixed)
+    return ratio, np.maximum(spread, 0.0)
+
+
+def _shape_maps(result: FitResult, model: VarproModel) -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
+    """Shift and width of the fitted line; the width is that of the strongest molecule's own decay and the lineshape."""
+    n = len(model.design.names)
+    own = model.singlet_rate
+    lorentz = np.maximum(result.shape[:, 2] + own, 0.0) / np.pi
+    gauss = np.sqrt(4 * np.log(2) * np.maximum(result.shape[:, 3], 0.0)) / np.pi
+    # width of a Voigt line (Olivero and Longbothum 1977, DOI 10.1016/0022-4073(77)90161-3)
+    root = np.sqrt(0.2166 * lorentz**2 + gauss**2)
+    width = 0.5346 * lorentz + root
+    by_lorentz = (0.5346 + 0.2166 * lorentz / np.maximum(root, 1e-6)) / np.pi
+    by_gauss = 2 * np.log(2) / (np.pi**2 * np.maximum(root, 1e-6))
+    cov = result.covariance[:, n + 2 :, n + 2 :]
+    spread = by_lorentz**2 * cov[:, 0, 0] + by_gauss**2 * cov[:, 1, 1] + 2 * by_lorentz * by_gauss * cov[:, 0, 1]
+    return {
+        "shift": (result.shape[:, 1], result.variance[:, n + 1], "Hz"),
+        "linewidth": (width, np.maximum(spread, 0.0), "Hz"),
+        "phase": (result.shape[:, 0], result.variance[:, n], "rad"),
+    }
+
+
+def _volume(image: SpectralImage, inside: np.ndarray, values: np.ndarray) -> np.ndarray:
+    volume = np.full(image.mask.size, np.nan, np.float32)
+    volume[inside] = values
+    return volume.reshape(image.mask.shape)
+
+
+def _example_voxels(image: SpectralImage, inside: np.ndarray, result: FitResult) -> list[int]:
+    """Rows of three voxels: the strongest against noise, the one nearest the mask's centre, and the median misfit."""
+    noise = np.sqrt(np.maximum(result.variance[:, 0], 1e-30))
+    strongest = int(np.argmax(result.amplitudes.sum(axis=1) / noise))
+    place = np.array(np.unravel_index(inside, image.mask.shape)).T
+    central = int(np.argmin(np.sum((place - place.mean(axis=0)) ** 2, axis=1)))
+    typical = int(np.argsort(result.misfit)[len(inside) // 2])
+    return list(dict.fromkeys([strongest, central, typical]))
+
+
+def _example(
+    image: SpectralImage, inside: np.ndarray, row: int, result: FitResult, model: VarproModel, signal: Array
+) -> FitExample:
+    """Resynthesise one voxel in the time domain, with the fitted phase taken out of data and fit."""
+    times = model.protocol.times_s
+    phase, shift, lorentz, gauss = result.shape[row].astype(float)
+    shape = np.exp((2j * np.pi * shift - lorentz) * times - gauss * times**2)
+    molecules = (model.design.columns @ result.amplitudes[row]) * shape
+    data = to_numpy(signal[row, :])
+    if model.basis is not None:
+        data = data @ model.basis
+    data = data * np.exp(-1j * phase)
+    nuisance = result.nuisance[row] @ model.coordinates.expand[: model.coordinates.n_dense] * np.exp(-1j * phase)
+    removed = model.coordinates.removed
+    nuisance = nuisance + removed @ (removed.conj().T @ (data - molecules))
+    voxel = tuple(int(i) for i in np.unravel_index(inside[row], image.mask.shape))
+    return FitExample(
+        (voxel[0], voxel[1], voxel[2]),
+        data.astype(np.complex64),
+        (molecules + nuisance).astype(np.complex64),
+        nuisance.astype(np.complex64),
+    )

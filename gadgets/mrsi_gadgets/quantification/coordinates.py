@@ -1,0 +1,169 @@
+"""The few coordinates in which FIDs are fitted, and the covariance of noise and nuisance in them.
+
+A voxel's FID has hundreds of points, but the model reaches only a part of that space. Full FIDs are projected onto
+[U, Q]: U spans the nuisance bands that are modelled (after the band that is removed has been projected out), Q the rest
+of what molecules can reach at any allowed lineshape. Both are orthonormal, so white noise stays white, and only the
+first `n_dense` coordinates, those of U, know nuisance. Images that come as coefficients on a temporal basis are fitted
+in these coefficients, rotated only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrsi_gadgets.arrays import Array, device, like, namespace
+from mrsi_gadgets.data import Protocol
+from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.quantification.design import NuisanceBand
+
+_DENSE_TOLERANCE = 1e-4
+_SIGNAL_TOLERANCE = 1e-4
+_SEARCH_FRACTION = 0.03
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinates:
+    """A linear map from FIDs (or coefficients) to the coordinates of the fit."""
+
+    project: np.ndarray
+    """(t or rank, coordinate) complex128: FID (or coefficients) @ project = coordinates."""
+    expand: np.ndarray
+    """(coordinate, t) complex128: coordinates @ expand = FID."""
+    removed: np.ndarray
+    """(t, k) orthonormal basis of what is projected out of full FIDs (k = 0 for coefficients)."""
+    n_dense: int
+    """Leading coordinates that nuisance reaches."""
+    factors: tuple[np.ndarray, ...]
+    """Per modelled band (n_dense, k): factor of the covariance of its signals, unit mean energy."""
+    n_skipped: int
+    """Leading coordinates that the first search ignores because nuisance dominates them."""
+
+    def columns(self, fids: np.ndarray) -> np.ndarray:
+        """Return FIDs (t, m) in these coordinates, (coordinate, m)."""
+        return self.expand.conj() @ (fids - self.removed @ (self.removed.conj().T @ fids))
+
+
+def fid_coordinates(
+    protocol: Protocol, bands: Sequence[NuisanceBand], dictionary: np.ndarray, weights: np.ndarray
+) -> Coordinates:
+    """Choose coordinates for full FIDs.
+
+    Parameters
+    ----------
+    protocol
+        Times and frequency.
+    bands
+        Nuisance bands.
+    dictionary
+        (t, m): everything molecules can reach.
+    weights
+        (m,) amplitude each member of the dictionary may have, which decides what may be left out.
+    """
+    removed = _span([b.factor(protocol) for b in bands if b.removed], protocol.n_times, 1e-5)
+    factors = [_without(b.factor(protocol), removed) for b in bands if not b.removed]
+    dense = _span(factors, protocol.n_times, _DENSE_TOLERANCE)
+    rest = _without(_without(dictionary * weights, removed), dense)
+    u, s, _ = np.linalg.svd(rest, full_matrices=False)
+    frame = np.concatenate([dense, u[:, s > _SIGNAL_TOLERANCE * s[0]]], axis=1)
+    dense_factors = tuple(dense.conj().T @ f for f in factors)
+    return Coordinates(frame.conj(), frame.T, removed, dense.shape[1], dense_factors, _n_dominated(dense_factors))
+
+
+def coefficient_coordinates(protocol: Protocol, bands: Sequence[NuisanceBand], basis: np.ndarray) -> Coordinates:
+    """Choose coordinates for images given as coefficients on `basis` (rank, t), orthonormal rows.
+
+    Raises
+    ------
+    DataError
+        The rows of the basis are not orthonormal or have another length than the protocol.
+    """
+    basis = np.asarray(basis, complex)
+    rank = basis.shape[0]
+    if basis.shape[1] != protocol.n_times:
+        raise DataError(f"the temporal basis has {basis.shape[1]} points but the protocol has {protocol.n_times}")
+    if not np.allclose(basis @ basis.conj().T, np.eye(rank), atol=1e-3):
+        raise DataError("the temporal basis is not orthonormal; orthonormalise its rows (QR) before it is used")
+    factors = [basis.conj() @ b.factor(protocol) for b in bands]
+    rotation, _, _ = np.linalg.svd(np.concatenate([np.zeros((rank, rank)), *factors], axis=1))
+    rotated = tuple(rotation.conj().T @ f for f in factors)
+    # coefficients c describe the FID c @ basis; column vectors rotate by rotation^H, rows by its conjugate
+    frame = rotation.T @ basis
+    return Coordinates(
+        rotation.conj(), frame, np.zeros((protocol.n_times, 0), complex), rank, rotated, _n_dominated(rotated)
+    )
+
+
+def _span(factors: list[np.ndarray], n_times: int, tolerance: float) -> np.ndarray:
+    """Orthonormal basis of the leading directions of several covariances, strongest first."""
+    if not factors:
+        return np.zeros((n_times, 0), complex)
+    u, s, _ = np.linalg.svd(np.concatenate(factors, axis=1), full_matrices=False)
+    return u[:, s**2 > tolerance * s[0] ** 2]
+
+
+def _without(columns: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """Project `columns` onto the complement of the orthonormal `frame`."""
+    return columns - frame @ (frame.conj().T @ columns)
+
+
+def _n_dominated(factors: tuple[np.ndarray, ...]) -> int:
+    """Leading coordinates in which the sum of the covariances is more than a few per cent of its largest value."""
+    if not factors:
+        return 0
+    power = sum(np.sum(np.abs(f) ** 2, axis=1) for f in factors)
+    return int(np.sum(power > _SEARCH_FRACTION * power.max()))
+
+
+def band_energy(residual: Array, coordinates: Coordinates) -> Array:
+    """Estimate the energy of each band's signal in a voxel from what the molecules leave over.
+
+    Parameters
+    ----------
+    residual
+        (voxel, coordinate) complex64 in units of the noise (real part 1).
+    coordinates
+        Their coordinates.
+
+    Returns
+    -------
+    Array
+        (voxel, band) float32: energy within the leading directions of the band beyond that of noise, not negative.
+    """
+    xp = namespace(residual)
+    energies = []
+    for factor in coordinates.factors:
+        u, s, _ = np.linalg.svd(factor, full_matrices=False)
+        u = u[:, s > 0.1 * s[0]]
+        inside = residual[:, : coordinates.n_dense] @ like(u.conj(), residual, "complex64")
+        energy = xp.sum(xp.real(inside) ** 2 + xp.imag(inside) ** 2, axis=1) - 2.0 * u.shape[1]
+        energies.append(xp.where(energy > 0, energy, xp.zeros_like(energy)))
+    if not energies:
+        return xp.zeros((residual.shape[0], 0), dtype=xp.float32, device=device(residual))
+    return xp.stack(energies, axis=1)
+
+
+def whitener(energy: Array, coordinates: Coordinates, noise: Array | None = None) -> Array:
+    """Return W (voxel, n_dense, n_dense) with W C W^H = 2 I, C the covariance of noise and nuisance.
+
+    Parameters
+    ----------
+    energy
+        (voxel, band) energy of each band in units of the noise.
+    coordinates
+        Their coordinates.
+    noise
+        (voxel, n_dense, n_dense) covariance of the noise in these units; None: 2 I.
+    """
+    xp = namespace(energy)
+    n = coordinates.n_dense
+    # complex128: water or lipids a thousand times above the noise make condition numbers of 1e6 and more
+    eye = xp.eye(n, dtype=xp.complex128, device=device(energy))[None, :, :]
+    covariance = xp.zeros((energy.shape[0], 1, 1), dtype=xp.complex128, device=device(energy))
+    covariance = covariance + (2 * eye if noise is None else xp.astype(noise, xp.complex128))
+    for i, factor in enumerate(coordinates.factors):
+        outer = like(factor @ factor.conj().T, energy, "complex128")[None, :, :]
+        covariance = covariance + xp.astype(energy[:, i], xp.float64)[:, None, None] * outer
+    return xp.astype(xp.linalg.inv(xp.linalg.cholesky(covariance)) * 2**0.5, xp.complex64)

@@ -1,0 +1,185 @@
+"""What a voxel's FID is made of: metabolite and macromolecule columns, and nuisance signals known only by their band.
+
+Metabolites and one macromolecule profile have non-negative amplitudes (eq. 19). Each macromolecule component may also
+depart from the profile by a signed amount with a zero-mean Gaussian prior, so that the macromolecules bend but cannot
+swallow a metabolite. Residual water, scalp lipids and the baseline are circular complex Gaussian processes: their
+covariance is that of damped components spread over a band of shifts and decay rates, with phases of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mrsi_gadgets.data import Protocol
+from mrsi_gadgets.errors import DataError
+
+if TYPE_CHECKING:
+    from mrsi_gadgets.physics.basis import BasisSet
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "tNAA": ("NAA", "NAAG"),
+    "tCr": ("Cr", "PCr"),
+    "tCho": ("GPC", "PCh", "PCho", "Cho"),
+    "Ins": ("Ins", "mI"),
+    "Glx": ("Glu", "Gln"),
+}
+"""Sums that are well determined, and the molecules they add up."""
+
+PROFILE = "MM"
+"""Name of the column that holds the macromolecule profile."""
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """Columns of the linear model of one voxel, before the lineshape that all of them share."""
+
+    names: tuple[str, ...]
+    """Metabolites, then the macromolecule profile, then its deviations (``MM:NAME``)."""
+    columns: np.ndarray
+    """(t, column) complex128: FID per unit amplitude, with the column's own decay."""
+    bounded: np.ndarray
+    """(column,) bool: amplitude is not negative."""
+    prior_sd: np.ndarray
+    """(column,) SD of a zero-mean Gaussian prior, relative to the amplitude scale of the voxel; inf: none."""
+    typical: np.ndarray
+    """(column,) amplitudes of normal brain on the amplitude scale (0 for deviations)."""
+    n_metabolites: int
+
+
+@dataclass(frozen=True, eq=False)
+class NuisanceBand:
+    """Signals that are no molecule of the model: components of any amplitude and phase within a band."""
+
+    name: str
+    shifts_ppm: tuple[float, float]
+    decay_rates: tuple[float, float]
+    """Smallest and largest decay rate [1/s]."""
+    removed: bool = False
+    """Project the band out of the data completely (only where no wanted signal lies in it)."""
+
+    def factor(self, protocol: Protocol, *, tolerance: float = 1e-6) -> np.ndarray:
+        """Return F (t, k) so that F F^H is the covariance of the band's signals, with unit mean energy.
+
+        Parameters
+        ----------
+        protocol
+            Times and frequency.
+        tolerance
+            Eigenvalues below this fraction of the largest are left out.
+        """
+        low, high = protocol.hz(np.array(self.shifts_ppm))
+        length = protocol.times_s[-1] - protocol.times_s[0]
+        # Four frequencies per resolution element are dense enough for the integral over the band.
+        frequencies = np.linspace(low, high, max(9, int(4 * (high - low) * length)))
+        rates = np.linspace(*self.decay_rates, 5)
+        exponents = (2j * np.pi * frequencies[:, None] - rates[None, :]).ravel()
+        members = np.exp(protocol.times_s[:, None] * exponents[None, :])
+        members /= np.linalg.norm(members, axis=0)
+        u, s, _ = np.linalg.svd(members / np.sqrt(members.shape[1]), full_matrices=False)
+        keep = s**2 > tolerance * s[0] ** 2
+        return u[:, keep] * s[keep]
+
+
+PROTON_NUISANCE: tuple[NuisanceBand, ...] = (
+    NuisanceBand("water", (4.40, 4.90), (5.0, 60.0), removed=True),
+    NuisanceBand("lipids", (0.75, 2.05), (20.0, 90.0)),
+    NuisanceBand("baseline", (0.5, 4.2), (150.0, 500.0)),
+)
+"""Residual water, weak scalp lipids and broad baseline of proton spectra of the brain."""
+
+
+def build_design(
+    protocol: Protocol,
+    basis: BasisSet,
+    macromolecules: BasisSet | None,
+    *,
+    decay_rates: Mapping[str, float],
+    typical: Mapping[str, float],
+    macromolecule_freedom: float = 0.25,
+) -> Design:
+    """Arrange metabolites and macromolecules as the columns of the linear model.
+
+    Parameters
+    ----------
+    protocol
+        Sets the times; both basis sets must be sampled there.
+    basis
+        Metabolites, free of decay.
+    macromolecules
+        Macromolecule components, with their own widths; None: no macromolecules.
+    decay_rates
+        Name -> decay rate 1/T2* [1/s]; a metabolite that is not named gets the median of those that are.
+    typical
+        Name -> amplitude in normal brain; 1 for names it does not hold.
+    macromolecule_freedom
+        SD of each macromolecule component about its share of the profile, as a fraction of that share.
+
+    Returns
+    -------
+    Design
+        The columns.
+
+    Raises
+    ------
+    DataError
+        A basis set is empty, not finite, or sampled at other times.
+    """
+    times = protocol.times_s
+    check_basis(basis, protocol, "metabolite basis")
+    usual = float(np.median(list(decay_rates.values()))) if decay_rates else 0.0
+    rates = np.array([decay_rates.get(name, usual) for name in basis.names])
+    columns = [np.asarray(basis.fids).T * np.exp(-times[:, None] * rates)]
+    names = list(basis.names)
+    amplitudes = [float(typical.get(name, 1.0)) for name in basis.names]
+    n_metabolites = len(names)
+    bounded, prior = [True] * n_metabolites, [np.inf] * n_metabolites
+    if macromolecules is not None and len(macromolecules.names):
+        check_basis(macromolecules, protocol, "macromolecule basis")
+        shares = np.array([float(typical.get(name, 1.0)) for name in macromolecules.names])
+        parts = np.asarray(macromolecules.fids).T * shares
+        columns += [parts.sum(axis=1, keepdims=True)]
+        names, bounded, prior, amplitudes = [*names, PROFILE], [*bounded, True], [*prior, np.inf], [*amplitudes, 1.0]
+        if macromolecule_freedom > 0 and len(shares) > 1:
+            columns += [parts]
+            names += [f"{PROFILE}:{name}" for name in macromolecules.names]
+            bounded += [False] * len(shares)
+            prior += [macromolecule_freedom] * len(shares)
+            amplitudes += [0.0] * len(shares)
+    return Design(
+        tuple(names),
+        np.concatenate(columns, axis=1),
+        np.array(bounded),
+        np.array(prior),
+        np.array(amplitudes),
+        n_metabolites,
+    )
+
+
+def check_basis(basis: BasisSet, protocol: Protocol, what: str) -> None:
+    """Refuse a basis set that does not fit the protocol.
+
+    Raises
+    ------
+    DataError
+        It is empty, holds NaN or infinity, or has another number of points than the protocol.
+    """
+    fids = np.asarray(basis.fids)
+    if fids.ndim != 2 or fids.shape[0] != len(basis.names) or not len(basis.names):
+        raise DataError(f"the {what} holds {len(basis.names)} names and an array {fids.shape}; expected (names, times)")
+    if fids.shape[1] != protocol.n_times:
+        raise DataError(
+            f"the {what} has {fids.shape[1]} points but the protocol has {protocol.n_times}; make it for this protocol"
+        )
+    if not np.all(np.isfinite(fids)):
+        bad = [name for name, fid in zip(basis.names, fids, strict=True) if not np.all(np.isfinite(fid))]
+        raise DataError(f"the {what} holds NaN or infinity in {', '.join(bad)}; make the basis set again")
+
+
+def group_weights(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return for each of the sums of `GROUPS` with a member in `names` its 0/1 weights over `names`."""
+    found = {group: np.array([name in members for name in names], float) for group, members in GROUPS.items()}
+    return {group: weights for group, weights in found.items() if weights.any()}

@@ -1,0 +1,266 @@
+"""B0, coil maps, mask and phase from the water signal.
+
+The water FID of a voxel with the field distribution p(f) is s(t) = A exp(i phi) INT p(f) exp(i 2 pi f t) df. The slope of
+its phase at t = 0 is the water-weighted mean of f, whatever the shape of p; a line through later times is not (skewed
+distributions bend the phase). So the phase is fitted early, with an odd cubic term for the skewness, on the matched
+combination of the channels. Eddy currents add one phase course psi(t) that all voxels share; it is found from what is
+left of the phase after each voxel's own line, with the convention that it has died away at late times.
+
+The reference's frequency is water's: a constant offset of water itself (temperature, an offset of the synthesiser) cannot
+be told from B0 here and is part of `b0_hz`. Metabolite fits search one shift that all voxels share for this reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrsi_gadgets.arrays import Array, ifftn, like, namespace, to_numpy
+from mrsi_gadgets.data import KtData
+from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.operators.encoding import grid_times
+from mrsi_gadgets.operators.fourier import Fourier, half_voxel_shift
+from mrsi_gadgets.reconstruction.coils import coil_maps_from_water, continue_smoothly, dominant_channels
+from mrsi_gadgets.reconstruction.fourier import demodulate, matched_image
+
+FIT_WINDOW_S = 0.02
+"""Phase and decay are fitted up to here [s]: long against the noise, short against intravoxel dephasing."""
+EDDY_TIME_CONSTANTS_S = (0.002, 0.08)
+"""Range of the shared phase course's time constant [s]: shorter is over before the first sample, longer is a field."""
+WATER_BAND_PPM = 0.5
+"""Half width of the band that residual water is taken from [ppm]."""
+
+
+@dataclass(frozen=True, eq=False)
+class FieldMap:
+    """What the water signal says about field, coils and anatomy."""
+
+    b0_hz: np.ndarray
+    """(x, y, z) float32 [Hz]: frequency of water, continued smoothly where there is none."""
+    coil_maps: np.ndarray
+    """(coil, x, y, z) complex64, sum of |S|^2 = 1, phase of the water at t = 0."""
+    water: np.ndarray | None
+    """(x, y, z) float32: water amplitude at t = 0 in the unit of SpectralImage; None without a water reference."""
+    mask: np.ndarray
+    """(x, y, z) bool: enough water to trust all this."""
+    eddy_phase: np.ndarray
+    """(t,) float64 [rad]: phase course shared by all voxels, on the times of the reference; zeros where not estimated."""
+    times_s: np.ndarray
+    """(t,) [s]: times of `eddy_phase`."""
+    source: str
+    """Where it came from: ``water reference`` or ``residual water``."""
+
+    def eddy_phase_at(self, times_s: np.ndarray) -> np.ndarray:
+        """Return the eddy-current phase [rad] at other times (linear between, constant beyond)."""
+        return np.interp(times_s, self.times_s, self.eddy_phase)
+
+
+def correct_eddy_currents(kt: KtData, field_map: FieldMap) -> KtData:
+    """Return the data without the phase course of the eddy currents, which all voxels and so all of k-space share."""
+    phase = np.exp(-1j * field_map.eddy_phase_at(grid_times(kt)))
+    return kt.with_samples(kt.samples * like(phase, kt.samples, kt.samples.dtype))
+
+
+def field_map_from_water(kt: KtData, *, eddy_currents: bool = True) -> FieldMap:
+    """Return the field map of an unsuppressed water reference.
+
+    Parameters
+    ----------
+    kt
+        Whitened water reference on the Cartesian grid of the metabolites.
+    eddy_currents
+        Whether to look for a phase course that all voxels share.
+
+    Raises
+    ------
+    DataError
+        The reference is incomplete, has fewer than four times, or holds no water.
+    """
+    if not kt.fully_sampled:
+        missing = int(np.sum(kt.count == 0))
+        raise DataError(f"the water reference lacks {missing} readouts of its grid; acquire it completely or leave it out")
+    times = grid_times(kt)
+    if len(times) < 4:
+        raise DataError(f"the water reference has {len(times)} time points; at least 4 are needed for a field map")
+    early = _early_images(kt, times)
+    channels = dominant_channels(early)
+    fids = to_numpy(matched_image(kt, channels)).astype(np.complex64)
+    mask = _water_mask(fids)
+    b0, eddy = _frequency_and_eddy_phase(fids, times, mask, eddy_currents=eddy_currents)
+    fids = fids * np.exp(-1j * eddy).astype(np.complex64)
+    amplitude, phase = _value_at_zero(fids, times, b0)
+    at_zero = channels * (amplitude * np.exp(1j * phase))[None]
+    quality = np.where(mask, amplitude**2, 0)
+    return FieldMap(
+        b0_hz=_continue_field(b0, quality, mask),
+        coil_maps=coil_maps_from_water(at_zero, mask),
+        water=amplitude.astype(np.float32),
+        mask=mask,
+        eddy_phase=eddy,
+        times_s=times,
+        source="water reference",
+    )
+
+
+def field_map_from_residual_water(kt: KtData) -> FieldMap:
+    """Return a field map from the water that suppression left in metabolite data.
+
+    The FIDs are filtered to within 0.5 ppm of water. Channels are the dominant singular vector of each voxel. Residual water
+    is distorted by its suppression: its phase at t = 0 need not be the metabolites', and there is no water amplitude.
+
+    Parameters
+    ----------
+    kt
+        Whitened metabolite data on a Cartesian grid.
+
+    Raises
+    ------
+    DataError
+        There are too few times, or no signal near the water frequency.
+    """
+    times = grid_times(kt)
+    if len(times) < 16:
+        raise DataError(f"the data have {len(times)} time points; at least 16 are needed to find residual water")
+    half_width = WATER_BAND_PPM * kt.protocol.transmit_frequency_hz * 1e-6
+    filtered = kt.with_samples(_low_pass(kt.samples, float(times[1] - times[0]), half_width))
+    early = _early_images(filtered, times)
+    channels = dominant_channels(early)
+    fids = to_numpy(matched_image(filtered, channels)).astype(np.complex64)
+    mask = _water_mask(fids)
+    b0, _ = _frequency_and_eddy_phase(fids, times, mask, eddy_currents=False)
+    amplitude, phase = _value_at_zero(fids, times, b0)
+    return FieldMap(
+        b0_hz=_continue_field(b0, np.where(mask, amplitude**2, 0), mask),
+        coil_maps=coil_maps_from_water(channels * (amplitude * np.exp(1j * phase))[None], mask),
+        water=None,
+        mask=mask,
+        eddy_phase=np.zeros(len(times)),
+        times_s=times,
+        source="residual water",
+    )
+
+
+def _early_images(kt: KtData, times: np.ndarray) -> np.ndarray:
+    """Return (coil, x, y, z, few times) around the start, where the water is strongest."""
+    n_early = max(1, min(int(np.sum(times - times[0] < 0.005)), 8))
+    few = kt.dense[..., :n_early]
+    shape = tuple(int(n) for n in few.shape)
+    fourier = Fourier(shape, first_axis=1, shift=half_voxel_shift(kt.protocol.geometry))
+    return to_numpy(fourier.H(few)) / np.sqrt(np.prod(shape[1:4]))
+
+
+def _water_mask(fids: np.ndarray) -> np.ndarray:
+    """Return where the early signal stands out of the noise and is at least a tenth of the bright voxels'."""
+    n_early = max(2, fids.shape[-1] // 32)
+    size = np.sqrt(np.mean(np.abs(fids[..., :n_early]) ** 2, axis=-1))
+    tail = fids[..., -max(fids.shape[-1] // 4, 2) :]
+    noise = float(np.median(np.sqrt(np.mean(np.abs(tail) ** 2, axis=-1))))
+    bright = float(np.percentile(size, 95))
+    mask = size > max(0.1 * bright, 5 * noise if noise < bright / 5 else 0.0)
+    if not mask.any() or not bright > 0:
+        raise DataError("no water signal stands out of the noise, so no field map can be made; check the water reference")
+    return np.asarray(mask)
+
+
+def _frequency_and_eddy_phase(
+    fids: np.ndarray, times: np.ndarray, mask: np.ndarray, *, eddy_currents: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return each voxel's frequency (x, y, z) [Hz] and the shared phase course (t,) [rad]."""
+    frequency = _fit_frequency(fids, times)
+    eddy = np.zeros(len(times))
+    if not eddy_currents or len(times) < 32:
+        return frequency, eddy
+    for _ in range(3):
+        residual = demodulate(fids, frequency, times) * np.exp(-1j * eddy).astype(np.complex64)
+        # each voxel's own phase goes out by its early value, weighted by its own power there
+        anchor = np.mean(residual[..., : max(2, int(np.sum(times - times[0] < 0.005)))], axis=-1, keepdims=True)
+        shared = np.sum((residual * np.conj(anchor))[mask], axis=0)
+        eddy = eddy + _decaying_phase(shared, times)
+        frequency = _fit_frequency(fids * np.exp(-1j * eddy).astype(np.complex64), times)
+    return frequency, eddy
+
+
+def _decaying_phase(shared: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Fit the phase of `shared` by a + b t + c exp(-t / tau); return the exponential, zero at t = infinity.
+
+    tau is searched; two exponentials beside a line would trade against each other and against the field.
+    """
+    weight = np.abs(shared) / np.abs(shared).max()
+    used = np.logical_and.accumulate(weight > 0.03)
+    if used.sum() < 16:
+        return np.zeros(len(times))
+    phase = np.unwrap(np.angle(shared[used]))
+    w, t = weight[used], times[used]
+    best, course = np.inf, np.zeros(len(times))
+    for tau in np.geomspace(*EDDY_TIME_CONSTANTS_S, 40):
+        decay = np.exp(-times / tau)
+        columns = np.stack([np.ones(len(t)), t / t[-1], decay[used]], axis=1) * w[:, None]
+        solution, *_ = np.linalg.lstsq(columns, phase * w, rcond=1e-6)
+        misfit = float(np.sum((columns @ solution - phase * w) ** 2))
+        if misfit < best:
+            best, course = misfit, decay * solution[2]
+    return course
+
+
+def _fit_frequency(fids: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Return the slope of the phase at t = 0 over 2 pi, (x, y, z) [Hz]."""
+    window = max(4, int(np.sum(times - times[0] < FIT_WINDOW_S)))
+    early, t = fids[..., :window], times[:window]
+    dwell = float(t[1] - t[0])
+    power = np.abs(early) ** 2
+    first = np.angle(np.sum(early[..., 1:] * np.conj(early[..., :-1]), axis=-1)) / (2 * np.pi * dwell)
+    flat = demodulate(early, first, t)
+    # noise and weak late points have little weight, so that unwrapping errors there do not count
+    phase = np.unwrap(np.angle(flat), axis=-1)
+    weight = power / np.maximum(power.max(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+    scaled = t / t[-1]
+    columns = np.stack([np.ones(window), scaled, scaled**3], axis=1)
+    slope = _weighted_fit(columns, weight, phase)[..., 1]
+    return np.asarray(first + slope / (2 * np.pi * t[-1]))
+
+
+def _weighted_fit(columns: np.ndarray, weight: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Solve min_a sum_t w(r,t) |values(r,t) - columns(t,:) a(r)|^2 in every voxel, (..., column)."""
+    normal = np.einsum("...t,ti,tj->...ij", weight, columns, columns)
+    right = np.einsum("...t,ti->...i", weight * values, columns)
+    ridge = 1e-9 * np.trace(normal, axis1=-2, axis2=-1)[..., None, None] + np.finfo(np.float64).tiny
+    return np.linalg.solve(normal + ridge * np.eye(columns.shape[1]), right[..., None])[..., 0]
+
+
+def _value_at_zero(fids: np.ndarray, times: np.ndarray, b0_hz: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return amplitude and phase of each voxel's signal extrapolated to t = 0, each (x, y, z)."""
+    window = max(4, int(np.sum(times - times[0] < FIT_WINDOW_S)))
+    t = times[:window]
+    flat = demodulate(fids[..., :window], b0_hz, t)
+    start = flat[..., :1]
+    phase = np.angle(flat * np.conj(start))
+    weight = np.abs(flat) ** 2
+    weight = weight / np.maximum(weight.max(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+    scaled = t / t[-1]
+    # the cubic is the skewness the frequency fit allowed for; log |s| of a symmetric line falls with t and t^2
+    offset = _weighted_fit(np.stack([np.ones(window), scaled**3], axis=1), weight, phase)[..., 0]
+    size = np.log(np.maximum(np.abs(flat), np.finfo(np.float32).tiny))
+    top = _weighted_fit(np.stack([np.ones(window), scaled, scaled**2], axis=1), weight, size)[..., 0]
+    return np.exp(top), np.angle(start[..., 0]) + offset
+
+
+def _continue_field(b0: np.ndarray, quality: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Keep the field inside the mask and continue it smoothly beyond; weak voxels lean on their neighbours."""
+    weight = np.minimum(quality / np.median(quality[mask]), 1.0)
+    smooth = continue_smoothly(np.where(mask, b0, 0.0), weight, width=0.7)
+    # a voxel with a tenth of the median amplitude is still fitted to well below 1 Hz; below that smoothing helps
+    trust = np.where(mask, weight / (weight + 1e-3), 0.0)
+    return (trust * b0 + (1 - trust) * smooth).astype(np.float32)
+
+
+def _low_pass(samples: Array, dwell_s: float, half_width_hz: float) -> Array:
+    """Return the samples' part within `half_width_hz` of 0 Hz, with a Gaussian edge."""
+    xp = namespace(samples)
+    n = int(samples.shape[-1])
+    # mirrored continuation would be wrong for FIDs; zero filling to twice the length keeps the end from the start
+    padded = xp.concat([samples, xp.zeros_like(samples)], axis=-1)
+    spectrum = xp.fft.fft(padded, axis=-1)
+    gain = np.exp(-0.5 * (np.fft.fftfreq(2 * n, dwell_s) / (half_width_hz / 1.5)) ** 2)
+    spectrum = spectrum * like(gain, spectrum, spectrum.dtype)
+    return ifftn(spectrum, (spectrum.ndim - 1,))[..., :n] * (1 / np.sqrt(2 * n))

@@ -1,0 +1,187 @@
+"""Fourier reconstruction with matched coil combination: the data themselves, no prior (eq. 2 inverted, science.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mrsi_gadgets.arrays import Array, ifftn, like, namespace, to_numpy
+from mrsi_gadgets.data import KtData, SpectralImage
+from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.operators.encoding import grid_times
+from mrsi_gadgets.operators.fourier import half_voxel_shift, shift_phase
+
+Progress = Callable[[float, str], None]
+"""Called with the share that is done (0 to 1) and a few words."""
+
+
+def check_calibration(kt: KtData, coil_maps: Array, b0_hz: np.ndarray, mask: np.ndarray, noise_sd: float) -> None:
+    """Refuse calibration that does not fit the data.
+
+    Raises
+    ------
+    DataError
+        A shape differs from the protocol's matrix, the number of coils from the data's, or the noise is not positive.
+    """
+    grid = tuple(kt.protocol.geometry.matrix)
+    if tuple(coil_maps.shape) != (kt.n_coils, *grid):
+        raise DataError(
+            f"coil maps {tuple(coil_maps.shape)} do not fit {kt.n_coils} channels on the grid {grid}; calibrate again"
+        )
+    for name, value in (("b0_hz", b0_hz), ("mask", mask)):
+        if tuple(value.shape) != grid:
+            raise DataError(f"{name} {tuple(value.shape)} does not fit the grid {grid}; calibrate again")
+    if not (np.isfinite(noise_sd) and noise_sd > 0):
+        raise DataError(f"the noise standard deviation is {noise_sd:g}; it must be positive (1 for whitened data)")
+    if not (kt.count > 0).any():
+        raise DataError("this frame has no acquired readout; send metabolite readouts")
+
+
+def matched_image(kt: KtData, coil_maps: Array, *, progress: Progress | None = None) -> Array:
+    """Return sum_c conj(S_c) F^H d_c, (x, y, z, t): transform and matched combination, one coil at a time.
+
+    Division by the square root of the number of voxels is included, so this is rho wherever sum_c |S_c|^2 = 1 and k-space
+    is complete. Never more than two arrays of one coil's size are made. k-space and image shifts are phases and index
+    rolls that are folded into the coil maps: the data are touched once by the transform and once by the sum.
+
+    Parameters
+    ----------
+    kt
+        Data on a Cartesian grid; readouts that were not acquired count as zeros.
+    coil_maps
+        (coil, x, y, z).
+    progress
+        Called after each coil.
+    """
+    xp = namespace(kt.samples)
+    dense = kt.dense
+    grid = tuple(int(n) for n in dense.shape[1:4])
+    if grid != tuple(kt.protocol.geometry.matrix):
+        raise DataError(f"the k-space grid {grid} is not the image matrix {kt.protocol.geometry.matrix}; use the general operator")
+    axes = tuple(a for a in range(3) if grid[a] > 1)
+    weights, ramp = _shifted_weights(kt, coil_maps, grid)
+    total: Array | None = None
+    for coil in range(kt.n_coils):
+        channel = dense[coil, ...] if ramp is None else dense[coil, ...] * ramp
+        image = ifftn(channel, axes) if axes else channel
+        weight = weights[coil, ..., None]
+        if total is None:
+            total = image * weight
+        elif axes:
+            image *= weight  # the transform's own array; the samples are never written to
+            total += image
+        else:
+            total += image * weight
+        if progress is not None:
+            progress((coil + 1) / kt.n_coils, "Fourier transform and coil combination")
+    if axes:
+        total = xp.roll(total, tuple(grid[a] // 2 for a in axes), axis=axes)
+    return total
+
+
+def _shifted_weights(kt: KtData, coil_maps: Array, grid: tuple[int, ...]) -> tuple[Array, Array | None]:
+    """Return conj(S) / sqrt(N) in FFT order times the phase of the k-space shift, and the half-voxel ramp of k-space."""
+    samples = kt.samples
+    xp = namespace(samples)
+    phase = np.ones(grid, dtype=complex)
+    for axis, n in enumerate(grid):
+        ramp = np.exp(-2j * np.pi * np.arange(n) * (n // 2) / n)
+        phase = phase * ramp.reshape([-1 if a == axis else 1 for a in range(3)])
+    maps = like(coil_maps, samples, samples.dtype)
+    maps = xp.roll(maps, tuple(-(n // 2) for n in grid), axis=(1, 2, 3))
+    weights = xp.conj(maps) * like(phase / np.sqrt(np.prod(grid)), samples, samples.dtype)
+    shift = shift_phase(grid, half_voxel_shift(kt.protocol.geometry))
+    return weights, None if shift is None else like(np.conj(shift)[..., None], samples, samples.dtype)
+
+
+def demodulate(rho: Array, b0_hz: Array, times_s: np.ndarray) -> Array:
+    """Return rho(r, t) exp(-i 2 pi b0(r) t): FIDs without their voxel's mean shift."""
+    return rho * field_phase(rho, b0_hz, -np.asarray(times_s))
+
+
+def field_phase(reference: Array, b0_hz: Array, times_s: np.ndarray) -> Array:
+    """Return exp(+i 2 pi b0(r) t), (x, y, z, t), in `reference`'s namespace and precision.
+
+    Uniform times are stepped in two levels (coarse times fine), which needs far fewer exponentials than one per element.
+    """
+    xp = namespace(reference)
+    b0 = like(np.asarray(b0_hz, dtype=np.float64), reference)
+    n_times = len(times_s)
+    step = float(times_s[1] - times_s[0]) if n_times > 1 else 0.0
+    if n_times < 16 or not np.allclose(np.diff(times_s), step, rtol=1e-6, atol=0):
+        return _unit_phase(xp, b0[..., None] * like(np.asarray(times_s, dtype=np.float64), reference), reference.dtype)
+    fine = int(np.ceil(np.sqrt(n_times)))
+    coarse = -(-n_times // fine)
+    slow = _unit_phase(xp, b0[..., None] * like(times_s[0] + step * fine * np.arange(coarse), reference), reference.dtype)
+    quick = _unit_phase(xp, b0[..., None] * like(step * np.arange(fine, dtype=np.float64), reference), reference.dtype)
+    product = slow[..., :, None] * quick[..., None, :]
+    return xp.reshape(product, (*b0.shape, coarse * fine))[..., :n_times]
+
+
+def _unit_phase(xp: Any, cycles: Array, dtype: Any) -> Array:
+    angle = 2 * np.pi * (cycles - xp.floor(cycles))
+    return xp.astype(xp.exp(1j * angle), dtype)
+
+
+def reconstruct_fourier(
+    kt: KtData,
+    coil_maps: Array,
+    b0_hz: np.ndarray,
+    mask: np.ndarray,
+    noise_sd: float = 1.0,
+    *,
+    progress: Progress | None = None,
+) -> SpectralImage:
+    """Reconstruct one FID per voxel by Fourier transform and matched coil combination, demodulated by B0.
+
+    Parameters
+    ----------
+    kt
+        Whitened metabolite data on a Cartesian grid. Readouts that were not acquired count as zeros.
+    coil_maps
+        (coil, x, y, z), sum over coils of |S|^2 = 1.
+    b0_hz
+        (x, y, z) [Hz], taken out of the FIDs.
+    mask
+        (x, y, z) bool: voxels worth quantifying; passed on.
+    noise_sd
+        SD of the real part of the noise of one readout's sample (1 for whitened data).
+    progress
+        Called with the share that is done.
+
+    Returns
+    -------
+    SpectralImage
+        FIDs (x, y, z, t) and their noise.
+
+    Raises
+    ------
+    DataError
+        Calibration and data do not fit each other, or the data are not on a grid.
+    """
+    check_calibration(kt, coil_maps, b0_hz, mask, noise_sd)
+    rho = demodulate(matched_image(kt, coil_maps, progress=progress), b0_hz, grid_times(kt))
+    provenance: dict[str, Any] = {"method": "fourier", "readouts_missing": int(np.sum(kt.count == 0))}
+    return SpectralImage(
+        coefficients=rho,
+        basis=None,
+        protocol=kt.protocol,
+        mask=np.asarray(mask, dtype=bool),
+        b0_hz=np.asarray(b0_hz, dtype=np.float32),
+        noise_sd=image_noise_sd(kt, coil_maps, noise_sd),
+        frame=kt.frame,
+        provenance=provenance,
+    )
+
+
+def image_noise_sd(kt: KtData, coil_maps: Array, noise_sd: float) -> np.ndarray:
+    """Return the SD of the real part of a matched image's noise, (x, y, z) float32.
+
+    Each readout contributes noise_sd^2 / count; the transform spreads the sum evenly over all voxels.
+    """
+    acquired = kt.count[kt.count > 0]
+    n_voxels = int(np.prod(kt.protocol.geometry.matrix))
+    power = np.sum(np.abs(to_numpy(coil_maps)) ** 2, axis=0)
+    return (noise_sd * np.sqrt(power * np.sum(1.0 / acquired)) / n_voxels).astype(np.float32)

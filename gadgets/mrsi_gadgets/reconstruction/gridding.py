@@ -1,0 +1,195 @@
+"""Rings (and whatever else returns to its k-space points) brought to a Cartesian grid.
+
+The samples become one FID per k-space point; each FID is moved to the common spectral times by its linear phase (every
+point of a lap has its own time); the adjoint NUFFT, weighted by the area of k-space of each point, makes images; their
+Fourier transform is k-space on a grid, as fully sampled csi would give it within the circle that the rings cover.
+
+The linear phase is exact for lines on the grid of frequencies 1/(n dwell) and rings at the ends of truncated FIDs
+otherwise: an approximation of the exact model (each sample at its own t), which the general encoding operator has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mrsi_gadgets.arrays import Array, centred_fftn, fftn, ifftn, like, namespace
+from mrsi_gadgets.data import KtData
+from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.operators.fourier import half_voxel_shift, shift_phase
+from mrsi_gadgets.operators.nufft import nufft_for
+
+BATCH_BYTES = 64 << 20
+"""Images made by one call of the NUFFT; more only costs memory."""
+
+
+def on_grid(kt: KtData) -> KtData:
+    """Return Cartesian data for any encoding: the data themselves where they are on a grid, else `grid_noncartesian`."""
+    return kt if kt.grid is not None else grid_noncartesian(kt)
+
+
+def grid_noncartesian(kt: KtData) -> KtData:
+    """Return the Cartesian k-space (all of it, one time axis) that the adjoint NUFFT of these data makes.
+
+    `count` of the result is the number of readouts of equal noise: the noise of its image is that of a Cartesian scan
+    with this many readouts per k-space point.
+
+    Raises
+    ------
+    DataError
+        Samples do not return to their k-space points at the spectral dwell, or there is no density.
+    """
+    points = align_times(by_k_point(kt))
+    images = coil_images(points)
+    grid = tuple(int(n) for n in images.shape[1:4])
+    axes = tuple(1 + a for a in range(3) if grid[a] > 1)
+    n_voxels = int(np.prod(grid))
+    k_space = (centred_fftn(images, axes) if axes else images) * np.sqrt(n_voxels)
+    geometry = kt.protocol.geometry
+    ramp = shift_phase(grid, half_voxel_shift(geometry))
+    if ramp is not None:
+        k_space = k_space * like(ramp[None, ..., None], k_space, k_space.dtype)
+    xp = namespace(k_space)
+    n_times = int(k_space.shape[-1])
+    return KtData(
+        samples=xp.reshape(k_space, (kt.n_coils, n_voxels, n_times)),
+        k=np.broadcast_to(_grid_points(kt)[:, None, :], (n_voxels, n_times, 3)),
+        t=np.broadcast_to(points.t[:1], (n_voxels, n_times)),
+        count=np.full(n_voxels, n_voxels / _noise_power(points)),
+        role=kt.role,
+        protocol=kt.protocol,
+        grid=grid,  # type: ignore[arg-type]
+        frame=kt.frame,
+        sample_time_s=kt.sample_time_s,
+    )
+
+
+def coil_images(points: KtData) -> Array:
+    """Return the density-weighted adjoint NUFFT of data with one k per shot, (coil, x, y, z, t), in the unit of one voxel.
+
+    Raises
+    ------
+    DataError
+        k changes along the samples of a shot, or there is no density.
+    """
+    if points.density is None:
+        raise DataError("these samples have no k-space density; the layout of this encoding must give one")
+    if not np.array_equal(points.k[:, :1], points.k[:, -1:]):
+        raise DataError("k changes along the samples of a shot; bring the data to one FID per k-space point first")
+    xp = namespace(points.samples)
+    geometry = points.protocol.geometry
+    n_voxels = int(np.prod(geometry.matrix))
+    weights = like((points.density[:, 0] / np.sqrt(n_voxels))[None, None, :], points.samples, points.samples.dtype)
+    k = np.ascontiguousarray(points.k[:, 0])
+    n_times = int(points.samples.shape[-1])
+    step = max(1, min(n_times, BATCH_BYTES // (8 * n_voxels)))
+    operators = {size: nufft_for(k, geometry, size) for size in {step, n_times % step} - {0}}
+    channels = []
+    for coil in range(points.n_coils):
+        blocks = []
+        for start in range(0, n_times, step):
+            stop = min(start + step, n_times)
+            block = xp.permute_dims(points.samples[coil, :, start:stop], (1, 0)) * weights[0]
+            blocks.append(operators[stop - start].H(block))
+        image = blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0)
+        channels.append(xp.permute_dims(image, (1, 2, 3, 0)))
+    return xp.stack(channels, axis=0)
+
+
+def by_k_point(kt: KtData) -> KtData:
+    """Return the data with one shot per k-space point, whose samples are its FID; t keeps each sample's own time.
+
+    A ring's row holds its temporal interleaves one after another; point p of the lap was sampled at t(p, lap, interleaf)
+    and its FID index is lap * interleaves + interleaf. Points of a slower ADC have less noise: `count` says by how much.
+
+    Raises
+    ------
+    DataError
+        The protocol does not say how the readouts are cut into laps.
+    """
+    if np.array_equal(kt.k[:, :1], kt.k[:, -1:]):
+        return kt
+    laps, interleaves = kt.protocol.samples_per_lap, kt.protocol.temporal_interleaves or (1,)
+    if not laps or kt.density is None:
+        raise DataError(
+            f"{kt.protocol.encoding} readouts need mrsi_samples_per_lap and a k-space density to be gridded; supply them"
+        )
+    n_times = kt.protocol.n_times
+    parts = []
+    for row in range(kt.samples.shape[1]):
+        lap, t = laps[row % len(laps)], interleaves[row % len(interleaves)]
+        parts.append(_rows_to_points(kt, row, lap, t, n_times))
+    xp = namespace(kt.samples)
+    samples, k, times, density, count = zip(*parts, strict=True)
+    return replace(
+        kt,
+        samples=xp.concat(samples, axis=1),
+        k=np.concatenate(k),
+        t=np.concatenate(times),
+        density=np.concatenate(density),
+        count=np.concatenate(count),
+    )
+
+
+def _rows_to_points(
+    kt: KtData, row: int, lap: int, interleaves: int, n_times: int
+) -> tuple[Array, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cut one ring into its points: samples (coil, point, t), k, t, density (point, t), count (point,)."""
+    xp = namespace(kt.samples)
+    length = lap * n_times
+    cut = (interleaves, n_times // interleaves, lap)
+
+    def fids(values: np.ndarray) -> np.ndarray:
+        return np.transpose(values[:length].reshape(cut), (2, 1, 0)).reshape(lap, n_times)
+
+    block = xp.reshape(kt.samples[:, row, :length], (kt.n_coils, *cut))
+    samples = xp.reshape(xp.permute_dims(block, (0, 3, 2, 1)), (kt.n_coils, lap, n_times))
+    times = fids(kt.t[row])
+    k = np.broadcast_to(kt.k[row, :lap][:, None, :], (lap, n_times, 3))
+    assert kt.density is not None
+    own_dwell = kt.protocol.dwell_s * interleaves / lap
+    share = own_dwell / kt.sample_time_s if kt.sample_time_s > 0 else 1.0
+    return samples, k, times, fids(kt.density[row]), np.full(lap, kt.count[row] * share)
+
+
+def align_times(points: KtData) -> KtData:
+    """Return FIDs at the spectral times that all points share, t = delay + i dwell.
+
+    A delay tau of a point's FID is taken out by exp(-i 2 pi f tau) on its spectrum (linear phase along the lap).
+
+    Raises
+    ------
+    DataError
+        A point's samples do not follow each other at the spectral dwell.
+    """
+    protocol = points.protocol
+    times = protocol.times_s[: points.t.shape[1]]
+    late = points.t[:, :1] - times[0]
+    if np.abs(points.t - late - times).max() > 1e-3 * protocol.dwell_s:
+        raise DataError(
+            f"samples of one k-space point do not follow each other at the spectral dwell of {protocol.dwell_s * 1e6:g} "
+            "us; correct mrsi_dwell_us, mrsi_samples_per_lap or mrsi_temporal_interleaves"
+        )
+    if np.abs(late).max() < 1e-9:
+        return points
+    frequency = np.fft.fftfreq(len(times), protocol.dwell_s)
+    phase = np.exp(-2j * np.pi * frequency * late)
+    spectra = fftn(points.samples, (2,)) * like(phase[None], points.samples, points.samples.dtype)
+    return replace(points, samples=ifftn(spectra, (2,)), t=np.broadcast_to(times, points.t.shape))
+
+
+def _noise_power(points: KtData) -> float:
+    """Return the variance of N times a voxel's noise over that of one sample: sum of density^2 / count."""
+    assert points.density is not None
+    acquired = points.count > 0
+    if not acquired.all():
+        raise DataError(f"{int(np.sum(~acquired))} k-space points were never acquired; acquire the frame completely")
+    return float(np.sum(points.density[:, 0] ** 2 / points.count))
+
+
+def _grid_points(kt: KtData) -> np.ndarray:
+    """Return the points (voxel, 3) [1/m] of the grid in C order."""
+    geometry = kt.protocol.geometry
+    axes = [(np.arange(n) - n // 2) / (f * 1e-3) for n, f in zip(geometry.matrix, geometry.fov_mm, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)

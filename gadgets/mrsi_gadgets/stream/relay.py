@@ -1,0 +1,227 @@
+"""Pass a session on to a worker process, and speak for the worker when it dies.
+
+The supervising process holds the client's socket and one end of a socket pair; the worker runs `transport.serve` over
+the other end. Bytes pass through unparsed, but message boundaries are followed in both directions: only whole
+messages reach the client, and a failure report comes after the client's input has been read to its CLOSE.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from contextlib import suppress
+
+from mrsi_gadgets.errors import MrsiError, ProtocolError
+from mrsi_gadgets.stream.endpoints import LINGER_S, SocketEndpoint
+from mrsi_gadgets.stream.framing import FrameScanner
+from mrsi_gadgets.stream.limits import MEBIBYTE, Limits
+from mrsi_gadgets.stream.messages import ConfigFile, ConfigText, Query
+from mrsi_gadgets.stream.serialisation import encode
+from mrsi_gadgets.stream.session import Peer, detect_peer, failure_messages
+from mrsi_gadgets.stream.wire import Decoder
+
+LOG = logging.getLogger("mrsi.stream")
+CHUNK_BYTES = MEBIBYTE
+
+
+class PeerWatch:
+    """Learn from the first message of passing bytes who the peer is."""
+
+    def __init__(self, peer: Peer, limits: Limits | None = None) -> None:
+        self.peer = peer
+        self._decoder = Decoder(limits) if peer is Peer.AUTO else None
+
+    def look(self, chunk: memoryview) -> None:
+        """Take the next bytes of the stream; free once the configuration has come."""
+        if self._decoder is None:
+            return
+        try:
+            for message in self._decoder.feed(chunk):
+                if isinstance(message, ConfigFile | ConfigText):
+                    self.peer = detect_peer(message)
+                if not isinstance(message, Query):
+                    self._decoder = None
+                    return
+        except MrsiError:
+            self._decoder = None  # whatever is wrong is reported by whoever parses the session
+
+
+def report_failure(
+    sock: socket.socket, peer: Peer, sentence: str, scanner: FrameScanner | None = None, limits: Limits | None = None
+) -> None:
+    """Tell a peer that its session has failed, and close its socket.
+
+    Reads and drops the peer's input to its CLOSE first (to its end, or two seconds of silence where framing is lost),
+    then sends the reason in the peer's dialect, then CLOSE. Our own output must be at a message boundary.
+
+    Parameters
+    ----------
+    sock
+        The peer's socket.
+    peer
+        Who it is; AUTO is decided by the configuration among the bytes still to be read, if it is there.
+    sentence
+        What went wrong and what to do.
+    scanner
+        Where in its input the peer is; by default nothing has been read yet.
+    limits
+        What a message may announce, for a session that has not begun yet.
+    """
+    scanner = scanner or FrameScanner(limits)
+    watch = PeerWatch(peer, limits)
+    endpoint = SocketEndpoint(sock)
+    space = memoryview(bytearray(CHUNK_BYTES))
+    with suppress(OSError):
+        while not scanner.closed:
+            if scanner.framing_lost and not endpoint.readable(LINGER_S):
+                break
+            count = endpoint.read_into(space)
+            if not count:
+                break
+            watch.look(space[:count])
+            _follow(scanner, space[:count])
+    send_failure(endpoint, watch.peer, sentence)
+
+
+def send_failure(endpoint: SocketEndpoint, peer: Peer, sentence: str) -> None:
+    """Send the reason and CLOSE in the peer's dialect, let the peer read them, and close."""
+    LOG.error("session failed: %s", sentence, extra={"peer": peer.value})
+    try:
+        endpoint.write(b"".join(encode(message) for message in failure_messages(peer, sentence)))
+        endpoint.end_output()
+    except OSError as problem:
+        LOG.warning("the peer could not be told: %s", problem)
+    endpoint.close()
+
+
+def _follow(scanner: FrameScanner, chunk: memoryview) -> None:
+    """Follow boundaries; once framing is lost there is nothing to follow."""
+    if not scanner.framing_lost:
+        with suppress(ProtocolError):  # the worker, which parses, reports it; the scanner remembers it
+            scanner.advance(chunk)
+
+
+class Relay:
+    """Both directions between a client and a worker.
+
+    ``run()`` comes back when the worker has ended its output. Then either it sent CLOSE and ``close()`` is due, or it
+    died and ``report_failure(sentence)`` tells the client.
+
+    Parameters
+    ----------
+    client
+        Socket of the client.
+    worker
+        Our end of the socket pair whose other end the worker serves. The worker must hold no other copy of ours.
+    peer
+        Who the client is; AUTO until the configuration has passed.
+    limits
+        What a message may announce.
+    """
+
+    def __init__(
+        self, client: socket.socket, worker: socket.socket, *, peer: Peer = Peer.AUTO, limits: Limits | None = None
+    ) -> None:
+        self._client_socket = client
+        self._client = SocketEndpoint(client)
+        self._worker_socket = worker
+        self._worker = SocketEndpoint(worker)
+        self._watch = PeerWatch(peer, limits)
+        self._up = FrameScanner(limits)
+        self._down = FrameScanner(limits)
+        self._worker_gone = threading.Event()
+        self._held = bytearray()
+        self._upward = threading.Thread(target=self._pass_up, name="relay to worker", daemon=True)
+        self._client_deaf = False
+        self.client_lost = False
+        """The client's stream ended without CLOSE, or it takes no more bytes."""
+
+    @property
+    def peer(self) -> Peer:
+        """Who the client is, as far as is known."""
+        return self._watch.peer
+
+    @property
+    def received(self) -> int:
+        """Whole messages from the client so far."""
+        return self._up.messages
+
+    def run(self) -> bool:
+        """Pass bytes until the worker ends its output.
+
+        Returns
+        -------
+            True when the worker's last message was CLOSE, False when it died or wrote what is no message.
+        """
+        self._upward.start()
+        space = memoryview(bytearray(CHUNK_BYTES))
+        try:
+            while count := self._worker.read_into(space):
+                self._pass_down(space[:count])
+        except OSError as problem:  # a worker that died with unread input resets the pair
+            LOG.warning("the worker's socket failed: %s", problem)
+        except ProtocolError as problem:
+            LOG.error("the worker wrote what is no message: %s", problem)
+        self._worker_gone.set()
+        return self._down.closed
+
+    def _pass_down(self, chunk: memoryview) -> None:
+        """Send the client the messages that are whole, keep the rest."""
+        boundary = self._down.advance(chunk)
+        if not boundary:
+            self._held += chunk
+            return
+        whole = bytes(self._held) + bytes(chunk[:boundary])
+        self._held = bytearray(chunk[boundary:])
+        if self._client_deaf:
+            return
+        try:
+            self._client.write(whole)
+        except OSError as problem:
+            LOG.warning("the client takes no more bytes: %s", problem)
+            self._client_deaf = self.client_lost = True
+
+    def _pass_up(self) -> None:
+        """Body of the thread towards the worker: forward, or only drain once the worker is gone."""
+        space = memoryview(bytearray(CHUNK_BYTES))
+        with suppress(OSError):
+            while not (self._worker_gone.is_set() and self._up.closed):
+                if not self._client.readable(LINGER_S):
+                    if self._worker_gone.is_set() and self._up.framing_lost:
+                        break
+                    continue
+                count = self._client.read_into(space)
+                if not count:
+                    break
+                self._watch.look(space[:count])
+                _follow(self._up, space[:count])
+                self._forward(space[:count])
+        self.client_lost = self.client_lost or not self._up.closed
+        with suppress(OSError):
+            self._worker_socket.shutdown(socket.SHUT_WR)
+
+    def _forward(self, chunk: memoryview) -> None:
+        """Give the worker the bytes, unless it is gone."""
+        if self._worker_gone.is_set():
+            return
+        try:
+            self._worker_socket.sendall(chunk)
+        except OSError:
+            self._worker_gone.set()
+
+    def report_failure(self, sentence: str) -> None:
+        """Drain the client's input to its CLOSE, tell it the reason in its dialect, CLOSE, and close both sockets."""
+        self._worker_gone.set()
+        self._upward.join()
+        send_failure(self._client, self.peer, sentence)
+        self._worker.close()
+
+    def close(self) -> None:
+        """End a session that the worker has finished: let the client read everything, then close both sockets."""
+        self._worker_gone.set()
+        with suppress(OSError):
+            self._client_socket.shutdown(socket.SHUT_WR)
+        self._upward.join()  # reads on until the client's end, or two seconds of silence
+        self._client.close()
+        self._worker.close()

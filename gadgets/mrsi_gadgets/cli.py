@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,6 +105,9 @@ def _serve(given: argparse.Namespace) -> int:
         log_level=given.log_level, log_format=given.log_format,
     )  # fmt: skip
     server = Server(options)
+    # a service manager ends us with SIGTERM, a terminal with SIGINT (which a shell's background job ignores): both in order
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
     try:
         server.start()
         server.serve_forever()
@@ -123,9 +127,9 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
 
 def _replay(given: argparse.Namespace) -> int:
     from mrsi_gadgets import replay
-    from mrsi_gadgets.output.folder import refuse_unwritable
+    from mrsi_gadgets.output.folder import check_target
 
-    refuse_unwritable(given.output)
+    check_target(given.output)
     scan = replay.open_scan(given.file)
     options = _scan_options(given)
     bar = sys.stderr.isatty()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+
 from mrsi_gadgets.stream.messages import Acquisition, Close, ConfigFile, ConfigText, Header
 from mrsi_gadgets.stream.session import Peer, Session, State
 from mrsi_gadgets.stream.wire import Decoder

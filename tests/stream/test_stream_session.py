@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+
 from mrsi_gadgets.errors import ProtocolError
 from mrsi_gadgets.stream.messages import (
     Close,
@@ -35,6 +36,7 @@ MESSAGES = {
     "image": image(),
     "waveform": waveform(),
 }
+NUMBERS = dict(zip(MESSAGES, (1, 2, 3, 4, 5, 6, 7, 8, 1008, 1022, 1026), strict=True))
 DATA = ("text", "acquisition", "image", "waveform")
 LEGAL = {
     State.CONFIG: {"config_file": State.HEADER, "config": State.HEADER, "query": State.CONFIG, "close": State.CLOSED},
@@ -50,7 +52,7 @@ def test_each_message_in_each_state_is_either_taken_or_refused_with_its_name(sta
     session = Session(state=state)
     after = LEGAL[state].get(name)
     if after is None:
-        with pytest.raises(ProtocolError, match=rf"\({ {'config_file': 1, 'config': 2, 'header': 3, 'close': 4, 'text': 5, 'query': 6, 'response': 7, 'error': 8, 'acquisition': 1008, 'image': 1022, 'waveform': 1026}[name] }\)"):  # fmt: skip  # noqa: E501
+        with pytest.raises(ProtocolError, match=rf"\({NUMBERS[name]}\)"):
             session.receive(MESSAGES[name])
         assert session.state is state
     else:

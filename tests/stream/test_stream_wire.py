@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mrsi_gadgets.errors import ConfigError, DataError, PeerLost, ProtocolError
 from mrsi_gadgets.stream.framing import FrameScanner
 from mrsi_gadgets.stream.limits import Limits
@@ -51,7 +53,7 @@ def test_every_message_survives_encoding_and_decoding():
 def test_decoding_does_not_depend_on_where_the_stream_is_cut(cuts):
     edges = sorted({0, len(STREAM), *cuts})
     decoder, messages = Decoder(), []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         messages.extend(encode(m) for m in decoder.feed(STREAM[start:stop]))
     decoder.finish()
     assert messages == SESSION
@@ -62,7 +64,7 @@ def test_decoding_does_not_depend_on_where_the_stream_is_cut(cuts):
 def test_receiving_into_the_buffer_gives_the_same_as_feeding(cuts):
     edges = sorted({0, len(STREAM), *cuts})
     decoder, messages = Decoder(), []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         piece = STREAM[start:stop]
         decoder.buffer()[: len(piece)] = piece
         messages.extend(encode(m) for m in decoder.commit(len(piece)))
@@ -315,7 +317,7 @@ def test_the_scanner_finds_the_same_boundaries_in_any_portions(cuts):
     ends = np.cumsum([len(part) for part in SESSION])
     edges = sorted({0, len(STREAM), *cuts})
     scanner = FrameScanner()
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         boundary = scanner.advance(STREAM[start:stop])
         last = max([end for end in ends if end <= stop], default=0)
         assert boundary == max(last - start, 0)

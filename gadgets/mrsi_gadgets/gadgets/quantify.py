@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 from mrsi_gadgets.data import Maps, SpectralImage
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice
+from mrsi_gadgets.physics.basis import metabolite_basis
+from mrsi_gadgets.physics.macromolecules import macromolecule_basis
 from mrsi_gadgets.quantification.varpro import VarproModel, fit_varpro, prepare_varpro
 
 
@@ -28,7 +30,13 @@ class Quantify(Gadget):
     def prepare(self, context: Context) -> VarproModel:
         """Simulate the basis and build the dictionaries of this protocol before its data are there."""
         with context.report.timed("prepare fit"):
-            model = prepare_varpro(context.protocol)
+            basis = getattr(context.signal_model, "basis", None)
+            model = prepare_varpro(
+                context.protocol,
+                basis,
+                metabolite_basis(context.protocol),
+                macromolecule_basis(context.protocol),
+            )
         return model
 
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:

@@ -51,6 +51,13 @@ class Reconstruct(Gadget):
             return None
         with context.report.timed("learn subspace"):
             model = learn_subspace(context.protocol, rank=self.rank, seed=context.seed)
+        context.signal_model = model
+        context.report.provenance["signal_model"] = {
+            "rank": model.rank,
+            "metabolite_rank": model.metabolite_rank,
+            "metabolite_error": round(float(model.metabolite_error), 5),
+            "seed": context.seed,
+        }
         context.progress(f"temporal basis of rank {model.rank} learned for this protocol")
         return model
 

@@ -84,14 +84,14 @@ def run_scan(
         chain, settings = _json_parameters(following.text, chain, settings, options, report)
         following = next(messages, None)
     header = parse_header(header_xml.xml)
-    context = Context(protocol=read_protocol(header, settings), report=report, seed=options.seed, on_progress=tell)
+    context = Context(protocol=read_protocol(header, settings, warn=report.warn), report=report, seed=options.seed, on_progress=tell)
     context.device = select_device(options.device)
     _first_provenance(context, chain)
     executor = chain.start(context)
     try:
         clock = _Clock()
         readouts = _readouts(following, messages, context, clock)
-        sorted_data = sort_readouts(readouts, context.protocol, report, header=header)
+        sorted_data = sort_readouts(readouts, context.protocol, report, header)
         if observe is not None:
             sorted_data = observed(sorted_data, observe)
         for item in chain.run(sorted_data, context):

@@ -1,0 +1,1 @@
+"""Learned signal models: what is known of FIDs before a scan (eq. 6)."""

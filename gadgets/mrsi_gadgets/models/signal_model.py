@@ -11,8 +11,8 @@ from mrsi_gadgets.arrays import Array
 class SignalModel(Protocol):
     """A set of plausible FIDs and the way onto it.
 
-    Subspaces (eq. 6), denoising autoencoders (eq. 8) and RAIISE projectors (eq. 9, 10) are interchangeable wherever only this is
-    used. A model belongs to one protocol: its FIDs are sampled at that protocol's times.
+    Subspaces (eq. 6), denoising autoencoders (eq. 8) and RAIISE projectors (eq. 9, 10) are interchangeable wherever only
+    this is used. A model belongs to one protocol: its FIDs are sampled at that protocol's times.
     """
 
     @property
@@ -26,7 +26,7 @@ class SignalModel(Protocol):
         Parameters
         ----------
         fids : (..., t) complex, B0 taken out, any array namespace; the result has its shape, namespace and device.
-        noise_sd : standard deviation of the noise in the real part of one sample; None for noise-free FIDs. A model may use
-            it to pull noisy FIDs towards likely ones.
+        noise_sd : standard deviation of the noise in the real part of one sample; None for noise-free FIDs. A model may
+            use it to pull noisy FIDs towards likely ones.
         """
         ...

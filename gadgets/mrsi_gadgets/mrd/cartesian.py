@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import scipy.fft
 
@@ -55,7 +53,13 @@ class CsiLayout:
                 self.grid, strides, ("kx", "ky", "kz"), self._signs, self._sources, strict=True
             )
         ]
-        self._negated = self._wrapped_slots()
+        self._lowest = [
+            (index, protocol.k_centre.get(axis, n // 2) - n // 2)
+            for n, axis, sign, source, index in zip(
+                self.grid, ("kx", "ky", "kz"), self._signs, self._sources, self._counters, strict=True
+            )
+            if protocol.geometry.grid_center == "edge" and sign < 0 and n % 2 == 0 and source != "none"
+        ]
         self._n_needed = round(protocol.n_times * protocol.readout_oversampling)
 
     def slot(self, head: ReadoutHead) -> int:
@@ -65,7 +69,7 @@ class CsiLayout:
         try:
             return x[counters[ix]] + y[counters[iy]] + z[counters[iz]]
         except KeyError:
-            self._refuse(head)
+            raise self._outside(head) from None
 
     def target(self, slot: int) -> tuple[int, int, int]:
         """Return (shot, first sample, last sample + 1): every grid point is a shot of its own."""
@@ -85,7 +89,7 @@ class CsiLayout:
             samples = remove_oversampling(samples, self.protocol.n_times)
         if self.protocol.freq_sign < 0:
             samples = samples.conj()
-        return -samples if slot in self._negated else samples
+        return -samples if self._lowest and self._turned(head) else samples
 
     def coordinates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Return k on the centred grid [1/m], t = delay + i dwell (both as broadcast views), and no density."""
@@ -95,34 +99,26 @@ class CsiLayout:
         k = np.broadcast_to(points, (*self.shape, 3))
         return k, np.broadcast_to(self.protocol.times_s, self.shape), None
 
-    def _wrapped_slots(self) -> frozenset[int]:
-        """Return the slots whose k = +n/2 is stored at -n/2 and differs from it by a sign.
+    def _turned(self, head: ReadoutHead) -> bool:
+        """Tell whether a readout's k = +n/2 is stored at -n/2 along an odd number of axes whose origin is an edge.
 
-        On a grid whose origin lies between two voxels (``edge``), exp(-i 2 pi k.r) at the voxel centres changes its
-        sign from k = -n/2 to +n/2; where the origin is a voxel both are the same.
+        On a grid whose origin lies between two voxels, exp(-i 2 pi k.r) at the voxel centres changes its sign from
+        k = -n/2 to +n/2; where the origin is a voxel both are the same.
         """
-        if self.protocol.geometry.grid_center != "edge":
-            return frozenset()
-        odd = []
-        for n, sign, source in zip(self.grid, self._signs, self._sources, strict=True):
-            odd.append({0} if sign < 0 and n > 1 and n % 2 == 0 and source != "none" else set())
-        return frozenset(
-            (x * self.grid[1] + y) * self.grid[2] + z
-            for x, y, z in itertools.product(*(range(n) for n in self.grid))
-            if (x in odd[0]) ^ (y in odd[1]) ^ (z in odd[2])
-        )
+        return bool(sum(head.counters[index] == lowest for index, lowest in self._lowest) % 2)
 
-    def _refuse(self, head: ReadoutHead) -> None:
-        for axis, source, index, offsets in zip(
-            ("kx", "ky", "kz"), self._sources, self._counters, self._offsets, strict=True
-        ):
-            if source != "none" and head.counters[index] not in offsets:
-                centre = self.protocol.k_centre.get(axis)
-                raise DataError(
-                    f"readout {head.scan_counter} has {source} {head.counters[index]}, which lies outside the "
-                    f"{self.grid['xyz'.index(axis[1])]} steps of {axis} around the centre {centre}; correct the counter, "
-                    "matrixSize or the centre in encodingLimits"
-                )
+    def _outside(self, head: ReadoutHead) -> DataError:
+        texts = [
+            f"{source} {head.counters[index]} ({n} steps of {axis} around {self.protocol.k_centre.get(axis, n // 2)})"
+            for axis, n, source, index, offsets in zip(
+                ("kx", "ky", "kz"), self.grid, self._sources, self._counters, self._offsets, strict=True
+            )
+            if source != "none" and head.counters[index] not in offsets
+        ]
+        return DataError(
+            f"readout {head.scan_counter} has {' and '.join(texts)}, which is outside the matrix; correct the counter, "
+            "matrixSize or the centre in encodingLimits"
+        )
 
     def _check_dwell(self, head: ReadoutHead) -> None:
         expected = self.protocol.dwell_s * 1e6 / self.protocol.readout_oversampling
@@ -175,7 +171,7 @@ def _offsets(n: int, stride: int, centre: int, sign: int, source: str) -> dict[i
     offsets = {}
     for step in range(-(n // 2), n // 2 + 1):
         index = n // 2 + sign * step
-        # for even n, +n/2 and -n/2 are one point of the grid; see CsiLayout._wrapped_slots for its sign
+        # for even n, +n/2 and -n/2 are one point of the grid; see CsiLayout._turned for its sign
         if index == n and n % 2 == 0:
             index = 0
         if 0 <= index < n and centre + step >= 0 and not (sign > 0 and step == n // 2 and n % 2 == 0):

@@ -49,7 +49,7 @@ class ReadoutHead(NamedTuple):
 def read_head(head: np.void) -> ReadoutHead:
     """Unpack an ACQUISITION_HEADER scalar."""
     values = _FIELDS.unpack_from(head.tobytes())
-    return ReadoutHead(*values[:13], values[13:])
+    return ReadoutHead._make((*values[:13], values[13:]))
 
 
 class ReadoutLayout(Protocol):
@@ -59,15 +59,25 @@ class ReadoutLayout(Protocol):
     it) of a ring. Slots number from 0; a slot belongs to one shot of `KtData` and to a range of its samples.
     """
 
-    n_slots: int
-    shape: tuple[int, int]
-    """(shots, samples) of the KtData to fill."""
-    grid: tuple[int, int, int] | None
-    """Where shots are the points of a Cartesian grid in C order, else None."""
-    sample_time_s: float
-    """ADC dwell that belongs to the noise of the prepared samples [s] (after removal of oversampling)."""
-    used_counters: frozenset[str]
-    """Counters that `slot` reads; all other standard counters must not vary."""
+    @property
+    def n_slots(self) -> int:
+        """How many readouts fill a frame."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(shots, samples) of the KtData to fill."""
+
+    @property
+    def grid(self) -> tuple[int, int, int] | None:
+        """Where shots are the points of a Cartesian grid in C order, else None."""
+
+    @property
+    def sample_time_s(self) -> float:
+        """ADC dwell that belongs to the noise of the prepared samples [s] (after removal of oversampling)."""
+
+    @property
+    def used_counters(self) -> frozenset[str]:
+        """Counters that `slot` reads; all other standard counters must not vary."""
 
     def slot(self, head: ReadoutHead) -> int:
         """Return the slot of a readout.

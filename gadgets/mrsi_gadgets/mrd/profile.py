@@ -269,11 +269,13 @@ def _trajectory(keys: KeyReader, kind: str, encoding: Encoding) -> dict[str, Any
     if kind in ("rings", "spiral"):
         fields["samples_per_lap"] = keys.need("mrsi_samples_per_lap", "samples_per_lap", ())
         fields["temporal_interleaves"] = keys.get("mrsi_temporal_interleaves", "temporal_interleaves", (1,))
-    for target in ("trajectory_units", "trajectory_columns"):
+    if encoding.trajectory_id:
+        keys.provenance["trajectory_id"] = "header trajectoryDescription/identifier"
+        fields["trajectory_id"] = encoding.trajectory_id
+    for target in ("trajectory_units", "trajectory_columns", "trajectory_id"):
         found = keys.find(f"mrsi_{target}")
         if found:
             keys.provenance[target], fields[target] = found[1], found[0]
-    fields["trajectory_id"] = keys.get("mrsi_trajectory_id", "trajectory_id", encoding.trajectory_id)
     return fields
 
 

@@ -40,8 +40,8 @@ class RoleRule:
         self._value = int(value) if self.counter else -1
         if self.counter is None and self.text not in ("none", "flag:USER1", "measurement"):
             raise DataError(
-                f"mrsi_water_ref is '{self.text}'; it must be none, measurement, flag:USER1 or a counter with its value, "
-                "such as set:1"
+                f"mrsi_water_ref is '{self.text}'; it must be none, measurement, flag:USER1 or a counter with its "
+                "value, such as set:1"
             )
 
     def role(self, head: ReadoutHead) -> Role:
@@ -69,8 +69,8 @@ class RoleRule:
             water = self.text == "measurement" or (flagged and self.text == "flag:USER1")
         if flagged and not water:
             raise DataError(
-                f"readout {head.scan_counter} carries the water flag USER1 but mrsi_water_ref '{self.text}' says that it is "
-                "no water reference; correct the flag or the rule"
+                f"readout {head.scan_counter} carries the water flag USER1 but mrsi_water_ref '{self.text}' says "
+                "that it is no water reference; correct the flag or the rule"
             )
         return Role.WATER_REFERENCE if water else Role.METABOLITE
 

@@ -18,7 +18,7 @@ from mrsi_gadgets import __version__
 from mrsi_gadgets.data import FitExample, Geometry, Map, Maps
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.output.meta import to_xml
-from mrsi_gadgets.output.scaling import DisplayScales, Scale, field_scale, mask_scale
+from mrsi_gadgets.output.scaling import DisplayScales, Scale, display_unit, field_scale, mask_scale
 from mrsi_gadgets.stream.messages import IMAGE_HEADER, Image
 
 DISPLAY, VALUE, SD, B0, MASK, SPECTRA = "display", "value", "sd", "b0", "mask", "spectra"
@@ -44,9 +44,8 @@ class _Series:
         """Append an image; `pixels` are (x, y, z), `meta` its own keys."""
         number = len(self.images) + 1
         head = _head(self.maps, self.reference_head, pixels, number)
-        comment = "; ".join(
-            [f"{title} [{unit}]", *notes, f"mrsi-gadgets {__version__}", *self.comments, *self.warnings]
-        )
+        parts = [f"{title} [{unit}]", *notes, f"mrsi-gadgets {__version__}", *self.comments, *self.warnings]
+        comment = "; ".join(parts)
         attributes = to_xml(self._common(title, comment) | meta | {"mrsi_unit": unit})
         head["attribute_string_len"] = len(attributes.encode())
         data = np.ascontiguousarray(pixels.transpose(2, 1, 0))[np.newaxis]
@@ -175,11 +174,16 @@ def _add_displays(series: _Series, sources: Mapping[str, str], scales: DisplaySc
 def _add_display(
     series: _Series, values: np.ndarray, title: str, source: str, unit: str, scale: Scale, what: str
 ) -> None:
-    notes = [] if source in (title, title.removesuffix(" SD"), "b0") else [f"this is {source}"]
+    factor, shown_unit = display_unit(source, unit)
+    values = np.asarray(values, dtype=np.float64) * factor
+    notes = [] if source in (title, title.removesuffix(" SD"), "b0") else [f"from {source}"]
+    notes += [unit.partition(" (")[2].removesuffix(")")] if "(" in unit else []
     if scale.n_clipped(values):
         notes.append(f"{scale.n_clipped(values)} voxels lie beyond the pixel range")
-    meta = _roles("Image", DISPLAY, source) | {"mrsi_display": what} | _rescale(scale)
-    series.add(scale.pixels(values), title, unit, meta, notes)
+    meta = _roles("Image", DISPLAY, source) | _rescale(scale) | {
+        "mrsi_display": what, "mrsi_display_factor": _number(factor), "mrsi_map_unit": unit,
+    }  # fmt: skip
+    series.add(scale.pixels(values), title, shown_unit, meta, notes)
 
 
 def _add_quantitative(series: _Series, names: Sequence[str]) -> None:

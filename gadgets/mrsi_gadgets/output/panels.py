@@ -28,7 +28,8 @@ _SCREEN = {
 }
 """Main direction of the slice's normal -> LPS directions that point right and down on the screen (radiological)."""
 _OBLIQUE = 0.35
-_LEGEND = (("data", DATA_COLOUR), ("fit", FIT_COLOUR), ("residual", FAINT))
+_LEGEND = (("residual", FAINT, 0), ("fit", FIT_COLOUR, 46), ("data", DATA_COLOUR, 64))
+"""Word, colour, distance from the right edge [points]."""
 _PPM_RANGE_1H = (0.6, 4.2)
 _PEAKS_1H = {"NAA": 2.01, "Glx": 2.35, "tCr": 3.03, "tCho": 3.21, "Ins": 3.56, "Cr": 3.92}
 
@@ -221,8 +222,11 @@ def draw_spectrum(axes: Any, spectrum: Spectrum, *, title: str = "", legend: boo
     if title:
         axes.set_title(title, color=TEXT, fontsize=8.5, loc="left", pad=3)
     if legend:
-        for x, (text, colour) in zip((0.74, 0.83, 0.90), _LEGEND, strict=True):
-            axes.text(x, 1.015, text, transform=axes.transAxes, color=colour, fontsize=8, ha="left", va="bottom")
+        for text, colour, points in _LEGEND:
+            axes.annotate(
+                text, (1, 1), xycoords="axes fraction", xytext=(-points, 3), textcoords="offset points", color=colour,
+                fontsize=8, ha="right", va="bottom",
+            )  # fmt: skip
     if spectrum.nucleus == "1H":
         _name_peaks(axes, ppm, np.maximum(data, fit) / height)
 

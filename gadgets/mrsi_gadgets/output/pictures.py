@@ -13,6 +13,7 @@ from mrsi_gadgets.io.mrd_file import read_images
 from mrsi_gadgets.output import panels
 from mrsi_gadgets.output.panels import BACKGROUND, FAINT, TEXT
 from mrsi_gadgets.output.results import ResultMap, Results, Spectrum, gather
+from mrsi_gadgets.output.scaling import display_unit
 from mrsi_gadgets.stream.messages import Image
 
 _USUAL = ("tNAA", "tCr", "tCho", "Ins", "Glx")
@@ -65,7 +66,7 @@ def contact_sheet(source: Results | Iterable[Image] | str | Path, path: str | Pa
         )
         for column, spectrum in enumerate(spectra):
             axes = figure.add_subplot(lower[0, column])
-            panels.draw_spectrum(axes, spectrum, title=_voxel_title(column, spectrum))
+            panels.draw_spectrum(axes, spectrum, title=_voxel_title(column, spectrum), legend=column == 0)
     _head_line(figure, _sheet_title(results, view, frame), height)
     figure.savefig(path, dpi=_DPI, facecolor=BACKGROUND, metadata={"Software": "mrsi-gadgets"})
 
@@ -122,7 +123,7 @@ def demo_sheet(
     ratios = [1.0] * n_rows + [0.045, 0.08] + [1.0] * (n_rows - 1) + [0.045]
     grid = figure.add_gridspec(
         len(ratios), n_maps, left=0.45 / width, right=(0.45 + map_width * n_maps) / width, top=1 - 0.75 / height,
-        bottom=0.3 / height, wspace=0.06, hspace=0.09, height_ratios=ratios,
+        bottom=0.3 / height, wspace=0.06, hspace=0.07, height_ratios=ratios,
     )  # fmt: skip
     for column, name in enumerate(truth):
         marked = spectra[:_MOST_SPECTRA] if column == 0 else ()
@@ -187,11 +188,12 @@ def _draw_map_column(
 ) -> None:
     first = column == 0
     title = item.name.replace("_per_water", "").replace("_per_", " / ")
-    value = item.frames[frame]
+    factor, unit = display_unit(item.name, item.unit)
+    value = item.frames[frame] * factor
     axes = figure.add_subplot(grid[0, column])
     top = panels.nice_top(value[view.mask])
     artist = view.draw(axes, value, panels.AMOUNT, 0.0, top, labels=first)
-    _title(axes, title, item.unit)
+    _title(axes, title, unit.removesuffix(" water"))
     view.mark(axes, marked)
     panels.draw_colour_bar(figure, artist, figure.add_subplot(grid[1, column]))
     if first:
@@ -199,6 +201,7 @@ def _draw_map_column(
     sd = item.sd_frames.get(frame)
     if sd is None:
         return
+    sd = sd * factor
     axes = figure.add_subplot(grid[2, column])
     artist = view.draw(axes, sd, panels.DEVIATION, 0.0, panels.nice_top(sd[view.mask]), labels=False)
     panels.draw_colour_bar(figure, artist, figure.add_subplot(grid[3, column]))

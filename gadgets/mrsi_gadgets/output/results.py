@@ -120,7 +120,8 @@ class Results:
         frame, values = int(value_of(meta, "mrsi_frame", "0")), image_values(image)
         if kind == console.DISPLAY:
             what = value_of(meta, "mrsi_display")
-            self._pictures[name, unit, what, frame] = values
+            factor, unit = float(value_of(meta, "mrsi_display_factor", "1")), value_of(meta, "mrsi_map_unit", unit)
+            self._pictures[name, unit, what, frame] = values / factor
             if what == console.VALUE and name not in self.shown:
                 self.shown.append(name)
         elif kind == console.B0:

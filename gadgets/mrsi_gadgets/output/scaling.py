@@ -1,6 +1,7 @@
 """Fixed display units: how a value becomes a 12-bit pixel that means the same in every frame and every scan.
 
-A pixel is worth a fixed step of a fixed unit (0.01 mM, 0.001 of tCr, 0.1 Hz), never a share of the brightest voxel.
+A pixel is worth a fixed step of a fixed unit (0.01 mmol/kg, 0.001 of tCr, 0.1 Hz), never a share of the brightest voxel.
+A ratio of molecules to water molecules is shown as millimoles per kilogram of water.
 Only quantities on an arbitrary scale have no such step: theirs is the power of ten that fits the first frame, shared by
 all maps of that unit and kept for the rest of the session in `DisplayScales`.
 """
@@ -17,7 +18,14 @@ from mrsi_gadgets.data import Map
 PIXEL_MAX = 4095
 """Largest pixel: consoles store 12 bits unless told otherwise."""
 
-_STEPS = {"mM": 0.01, "mmol/l": 0.01, "mmol/L": 0.01, "mmol/kg": 0.01, "%": 0.1, "ppm": 0.001, "ms": 0.1, "rad": 0.01}
+PER_KG_WATER = "mmol/kg water"
+WATER_MMOL_PER_KG = 55508.0
+"""1 kg of water in mmol (18.0153 g/mol): molecules per water molecule times this are mmol per kg of water."""
+
+_CONCENTRATION_STEP = 0.01
+_STEPS = dict.fromkeys(("mM", "mmol/l", "mmol/L", "mmol/kg", PER_KG_WATER), _CONCENTRATION_STEP) | {
+    "%": 0.1, "ppm": 0.001, "ms": 0.1, "1/s": 0.1,
+}  # fmt: skip
 _FIELD_STEP_HZ = 0.1
 _FIELD_ZERO = 2048
 _FIELD_WINDOW_HZ = 60.0
@@ -29,7 +37,7 @@ _TOP_MM = {
     "Ins": 12.0, "sIns": 2.0, "Glx": 20.0, "Glu": 16.0, "Gln": 8.0, "GABA": 4.0, "GSH": 4.0, "Asp": 4.0, "Tau": 4.0,
     "Gly": 4.0, "Ala": 3.0, "Asc": 3.0, "PE": 4.0, "Lac": 6.0, "Glc": 6.0,
 }  # fmt: skip
-"""Upper end of the window [mM]: just above normal brain, so that normal tissue is neither black nor white."""
+"""Upper end of the window [mM or mmol/kg]: just above normal brain, so that normal tissue is neither black nor white."""
 _TOP_OTHER_MM = 10.0
 
 
@@ -73,19 +81,21 @@ class DisplayScales:
         """Fix the steps and windows that no rule gives, from the first frame that holds them."""
         largest: dict[str, float] = {}
         for name, item in maps.items():
-            if fixed_step(name, item.unit) is not None:
+            factor, unit = display_unit(name, item.unit)
+            if fixed_step(name, unit) is not None:
                 continue
-            typical = _quantile(item.value, 0.99)
+            typical = factor * _quantile(item.value, 0.99)
             if typical > 0:
                 self.tops.setdefault(name, _round_up(1.1 * typical))
-            key = family(name, item.unit)
-            largest[key] = max(largest.get(key, 0.0), _quantile(item.value, 0.999))
+            key = family(name, unit)
+            largest[key] = max(largest.get(key, 0.0), factor * _quantile(item.value, 0.999))
         for key, value in largest.items():
             if value > 0:
                 self.steps.setdefault(key, float(10.0 ** np.ceil(np.log10(2 * value / PIXEL_MAX))))
 
     def of(self, name: str, unit: str) -> Scale:
-        """Return the scale of a map (a map of zeros, of which `learn` knows nothing, counts in ones)."""
+        """Return the scale of a map in its display unit (a map of zeros, of which `learn` knows nothing, counts in ones)."""
+        unit = display_unit(name, unit)[1]
         if unit == "Hz":
             return field_scale()
         step = fixed_step(name, unit)
@@ -93,7 +103,7 @@ class DisplayScales:
             step, top = self.steps.get(family(name, unit), 1.0), self.tops.get(name, 1.0)
         elif name.endswith("_per_tCr"):
             top = _TOP_MM.get(name.removesuffix("_per_tCr"), _TOP_OTHER_MM) / _TCR_MM
-        elif step == _STEPS["mM"]:
+        elif step == _CONCENTRATION_STEP:
             top = _TOP_MM.get(name.partition("_per_")[0], _TOP_OTHER_MM)
         else:
             top = step * 1000
@@ -108,6 +118,14 @@ def field_scale() -> Scale:
 def mask_scale() -> Scale:
     """Return the scale of the mask: pixels are 0 and 1."""
     return Scale(1.0, 0.0, 0.5, 1.0)
+
+
+def display_unit(name: str, unit: str) -> tuple[float, str]:
+    """Return the factor and the short unit in which a map of `unit` is shown (remarks in brackets are left out)."""
+    short = unit.partition(" (")[0]
+    if name.endswith("_per_water") and short == "1":
+        return WATER_MMOL_PER_KG, PER_KG_WATER
+    return 1.0, short
 
 
 def fixed_step(name: str, unit: str) -> float | None:

@@ -147,3 +147,12 @@ def find_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ConfigError(f"there is no preset '{name}'; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def describe_presets() -> str:
+    """Return one line of text for each preset."""
+    return "\n".join(
+        f"{p.name:9s} {p.description}; {p.transmit_frequency_hz / 1e6:g} MHz, {1 / p.dwell_s:.0f} Hz, TR "
+        f"{p.repetition_time_s * 1e3:g} ms, NAA peak SNR {p.snr:g}"
+        for p in PRESETS.values()
+    )

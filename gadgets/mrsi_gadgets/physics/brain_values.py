@@ -1,10 +1,10 @@
 """What is in a brain: concentrations, relaxation times and reported sums, in one table.
 
-Concentrations are rounded values of healthy adults within the ranges of [1-5]; `range_mm` is what learned models must be
-able to represent, disease included. T2 and T1 are rounded values in line with [6-10]; where a molecule was not
-measured it has the value of one of similar size. A molecule has one T2 (the CH2 of creatine decays faster than its CH3;
-this is left out). T2* = 1 / (1 / T2 + R2'), with the microscopic R2' of the tissue from water [11, 12, 14]; broadening by the
-field over a voxel comes on top.
+Concentrations are rounded values of healthy adults within the ranges of [1-5]; `range_mm` is what learned models must
+be able to represent, disease included. T2 and T1 are rounded values in line with [6-10]; where a molecule was not
+measured it has the value of one of similar size. A molecule has one T2 (the CH2 of creatine decays faster than its
+CH3; this is left out). T2* = 1 / (1 / T2 + R2'), with the microscopic R2' of the tissue from water [11, 12, 14];
+broadening by the field over a voxel comes on top.
 
 References
 ----------
@@ -14,14 +14,14 @@ References
 4. de Graaf, In Vivo NMR Spectroscopy, 3rd edition, Wiley 2019, chapter 2.
 5. Govindaraju et al., NMR Biomed 2000;13:129-153.
 6. Mlynarik et al., NMR Biomed 2001;14:325-331, doi:10.1002/nbm.713 (T1, T2 at 3 T).
-7. Ganji et al., NMR Biomed 2012;25:523-529, doi:10.1002/nbm.1768 (T2 at 3 T, coupled spins).
+7. Ganji et al., NMR Biomed 2012;25:523-529 (T2 at 3 T, coupled spins).
 8. Wyss et al., Magn Reson Med 2018;80:452-461, doi:10.1002/mrm.27067 (T2 at 3 T, 17 metabolites).
 9. Marjanska et al., NMR Biomed 2012;25:332-339, doi:10.1002/nbm.1754 (T2 at 7 T).
-10. Xin et al., Magn Reson Med 2013;69:931-936, doi:10.1002/mrm.24352 (T1 at 7 T: 0.9 to 2.1 s).
+10. Xin et al., Magn Reson Med 2013;69:931-936 (T1 at 7 T: 0.9 to 2.1 s).
 11. Peters et al., Magn Reson Imaging 2007;25:748-753, doi:10.1016/j.mri.2007.02.014 (T2* of water).
 12. Wansapura et al., J Magn Reson Imaging 1999;9:531-538 (water at 3 T).
 13. Rooney et al., Magn Reson Med 2007;57:308-318, doi:10.1002/mrm.21122 (T1 of water at 7 T).
-14. Bartha et al., Magn Reson Med 2002;47:742-750, doi:10.1002/mrm.10112 (T2 of water at 7 T).
+14. Bartha et al., Magn Reson Med 2002;47:742-750 (T2 of water at 7 T).
 15. Gasparovic et al., Magn Reson Med 2006;55:1219-1226, doi:10.1002/mrm.20901 (visible water).
 """
 
@@ -97,7 +97,7 @@ BRAIN: Mapping[str, MoleculeValues] = {
 }
 
 MACROMOLECULE_MM: Mapping[str, tuple[float, float]] = {
-    name: (12.0 * area / 0.72, 9.0 * area / 0.72)
+    name: (12.0 * area / 0.72, 10.0 * area / 0.72)
     for name, area in {
         "MM092": 0.72,
         "MM121": 0.28,
@@ -112,9 +112,9 @@ MACROMOLECULE_MM: Mapping[str, tuple[float, float]] = {
         "MM395": 1.07,
     }.items()
 }
-"""Signal of each macromolecule peak in grey and white matter [mM of protons]. Ratios: Birch et al. 2017,
-doi:10.1002/mrm.26083; scale: about 0.4 of the NAA CH3 signal for the peak at 0.92 ppm, a fourth less in white than in grey
-matter as in Snoussi et al., Magn Reson Med 2015;74:1515-1527, doi:10.1002/mrm.25583."""
+"""Signal of each macromolecule peak in grey and white matter [mM of protons]. Ratios: Birch et al.,
+Magn Reson Med 2017;77:34-43. Scale: 5 to 20 mmol of protons per kg and peak, regions not significantly different, in
+Snoussi et al., Magn Reson Med 2015;74, doi:10.1002/mrm.25468; that white matter has a sixth less is our choice."""
 
 
 @dataclass(frozen=True)

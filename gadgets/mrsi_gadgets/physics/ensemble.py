@@ -1,10 +1,11 @@
 """Ensembles of synthetic FIDs: what a voxel's signal may look like before any scan was seen (eq. 5).
 
-    rho(t) = h(t) exp(i (phase + 2 pi df t)) [ SUM_m c_m phi_m(t + jitter) exp(-t/T2*_m + i 2 pi df_m t) + SUM_k a_k mm_k(t) ]
+    rho(t) = h(t) exp(i (phase + 2 pi df t)) [ SUM_m c_m phi_m(t) exp(-t/T2*_m + i 2 pi df_m t) + SUM_k a_k mm_k(t) ]
 
-FIDs are as the reconstruction sees them: voxel's mean B0 taken out up to a small error, in phase with the water reference,
-sampled at the protocol's own times (so that the frequency-dependent phase of the acquisition delay is in them).
-Distributions follow Lam et al., Magn Reson Med 2020;83:377-390, doi:10.1002/mrm.27980, with the values of `brain_values`.
+with h the lineshape common to all molecules (field over the voxel), and residual water and lipids apart from it. FIDs
+are as the reconstruction sees them: the voxel's mean B0 taken out up to a small error, in phase with the water
+reference, sampled at the protocol's own times (so that the frequency-dependent phase of the acquisition delay is in
+them). The approach is that of Lam et al., Magn Reson Med 2020;83:377-390, doi:10.1002/mrm.27980.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Ensemble:
     names: tuple[str, ...] = BRAIN_METABOLITES
     concentration_sd: float = 0.35
     """Log-normal spread of each molecule about its tissue value (relative)."""
-    altered_share: float = 0.25
+    altered_share: float = 0.1
     """Share of (voxel, molecule) pairs whose concentration is instead uniform over the molecule's plausible range."""
     csf_share: float = 0.3
     """Largest CSF fraction of a voxel."""
@@ -42,8 +43,8 @@ class Ensemble:
     """Each molecule's own shift (temperature, pH) [ppm]."""
     common_shift_hz_sd: float = 1.0
     """Error of the B0 that was taken out [Hz]."""
-    broadening_hz: tuple[float, float] = (0.0, 10.0)
-    """Gaussian width of the field over the voxel [Hz, full width at half maximum]."""
+    broadening_ppm: tuple[float, float] = (0.0, 0.06)
+    """Gaussian width of the field over the voxel [ppm, full width at half maximum]: to 7.5 Hz at 3 T, 18 Hz at 7 T."""
     lorentzian_hz: tuple[float, float] = (0.0, 3.0)
     """Further Lorentzian width common to all molecules [Hz]."""
     phase_rad_sd: float = 0.1
@@ -67,7 +68,7 @@ class Ensemble:
     lipid_width_sd: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("broadening_hz", "lorentzian_hz"):
+        for name in ("broadening_ppm", "lorentzian_hz"):
             low, high = getattr(self, name)
             if not 0 <= low <= high:
                 raise ConfigError(f"ensemble {name} = ({low:g}, {high:g}) needs 0 <= low <= high")
@@ -151,6 +152,25 @@ def sample(protocol: Protocol, n: int, seed: int, *, ensemble: Ensemble | None =
     )
 
 
+def noise_sd_at_snr(protocol: Protocol, snr: float) -> float:
+    """Return the noise (SD of the real part of an FID sample, unit of the ensemble) at which NAA has a given peak SNR.
+
+    Peak SNR as the project defines it: height of the NAA CH3 line of normal brain (T2* 70 ms) over the standard
+    deviation of the real part of the spectrum, both with an exponential filter of 3 1/s.
+
+    Raises
+    ------
+    ConfigError
+        The SNR is not positive.
+    """
+    if not snr > 0:
+        raise ConfigError(f"an SNR of {snr:g} was asked for; it must be positive")
+    times = protocol.times_s
+    filter_ = np.exp(-3.0 * times)
+    height = NAA_CH3_SIGNAL * np.sum(np.exp(-times / 0.07) * filter_)
+    return float(height / np.linalg.norm(filter_) / snr)
+
+
 def _tissue_fractions(rng: np.random.Generator, n: int, csf_share: float) -> np.ndarray:
     """Return (n, 3) fractions of grey matter, white matter and CSF."""
     csf = csf_share * rng.random(n) ** 2
@@ -220,7 +240,7 @@ def _broad_signal(protocol: Protocol, peak: BroadPeak, width_factor: np.ndarray)
 
 def _common_lineshape(rng: np.random.Generator, protocol: Protocol, ensemble: Ensemble, n: int) -> np.ndarray:
     times = protocol.times_s.astype(np.float32)
-    gauss = rng.uniform(*ensemble.broadening_hz, n).astype(np.float32)
+    gauss = (rng.uniform(*ensemble.broadening_ppm, n) * protocol.transmit_frequency_hz * 1e-6).astype(np.float32)
     lorentz = np.maximum(rng.uniform(*ensemble.lorentzian_hz, n), 1e-6)
     shift = ensemble.common_shift_hz_sd * rng.standard_normal(n)
     phase = np.exp(1j * ensemble.phase_rad_sd * rng.standard_normal(n)).astype(np.complex64)

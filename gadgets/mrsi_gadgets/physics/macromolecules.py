@@ -1,10 +1,10 @@
 """Broad signals: macromolecules of the brain, lipids of the scalp, residual water.
 
 Macromolecule peaks are named as in Cudalbu et al., NMR Biomed 2021;34:e4393, doi:10.1002/nbm.4393. Positions, areas and
-widths follow the 3 T fit of metabolite-nulled spectra by Birch et al., Magn Reson Med 2017;77:34-43,
-doi:10.1002/mrm.26083, neighbours that no spectrum resolves at 3 T taken together in one entry. Widths are in vivo
-widths of a well shimmed voxel and so contain T2*; on top of them only further broadening (intravoxel B0) applies.
-They scale with the field because unresolved shifts and couplings, not T2, make them.
+widths follow the 3 T fit of metabolite-nulled spectra by Birch et al., Magn Reson Med 2017;77:34-43, neighbours that no
+spectrum resolves at 3 T taken together in one entry. Widths are in vivo widths of a well shimmed voxel and so contain
+T2*; on top of them only further broadening (intravoxel B0) applies. They scale with the field (0.92 ppm: 20 Hz at 3 T,
+43 Hz at 7 T, Snoussi et al., Magn Reson Med 2015;74, doi:10.1002/mrm.25468).
 
 Lipid areas follow Hamilton et al., NMR Biomed 2011;24:784-790, doi:10.1002/nbm.1622 (triglycerides); positions are in
 the scale in which water is at 4.65 ppm.
@@ -61,8 +61,8 @@ MACROMOLECULES: tuple[BroadPeak, ...] = (
     _peak("MM362", (3.67, 0.64, 33.5)),
     _peak("MM395", (3.80, 0.07, 11.9), (3.96, 1.00, 37.5)),
 )
-"""The second lines of MM167, MM256 and MM321 (1.70, 2.70, 3.21 ppm) are listed by Cudalbu et al. but not fitted by Birch
-et al.; their small areas and widths are our choice."""
+"""The second lines of MM167, MM256 and MM321 (1.70, 2.70, 3.21 ppm) are listed by Cudalbu et al. but were not fitted by
+Birch et al.; their small areas and widths are our choice."""
 
 LIPIDS: tuple[BroadPeak, ...] = (
     _peak("Lip09", (0.90, 8.8, 20.0)),
@@ -105,8 +105,8 @@ def broad_basis(
 def macromolecule_basis(protocol: Protocol) -> BasisSet:
     """Return the signals of the macromolecule peaks, one row each, 1 per mM of protons at t = 0.
 
-    Typical amplitudes [mM of protons] are in `brain_values.MACROMOLECULE_MM`. The lines have their in vivo widths; do not
-    apply a metabolite's T2* to them.
+    Typical amplitudes [mM of protons] are in `brain_values.MACROMOLECULE_MM`. The lines have their in vivo widths; do
+    not apply a metabolite's T2* to them.
     """
     return broad_basis(protocol, MACROMOLECULES)
 

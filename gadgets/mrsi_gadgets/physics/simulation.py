@@ -136,7 +136,7 @@ def _partner_states(system: SpinSystem) -> Iterator[tuple[np.ndarray, float]]:
 
 
 def _irreducible_spins(protons: tuple[int, ...]) -> Iterator[tuple[tuple[float, ...], int]]:
-    """Yield the total spins of the groups and how often each combination occurs (Clebsch-Gordan series of n spins 1/2)."""
+    """Yield the total spins of the groups and how often each combination occurs (Clebsch-Gordan series)."""
     choices = [
         [(n / 2 - k, comb(n, k) - (comb(n, k - 1) if k else 0)) for k in range(n // 2 + 1)] for n in protons
     ]
@@ -162,12 +162,12 @@ def _subspace_lines(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return frequencies [Hz] and amplitudes Tr(F_+ rho) of one combination of total spins."""
     z, plus = _spin_matrices(spins)
-    hamiltonian = np.diag(sum(nu * iz for nu, iz in zip(shifts_hz, z, strict=True)))
+    hamiltonian = np.diag(np.sum([nu * iz for nu, iz in zip(shifts_hz, z, strict=True)], axis=0))
     for (a, b), coupling in system.couplings_hz.items():
         flip = plus[a] @ plus[b].T
         hamiltonian += coupling * (np.diag(z[a] * z[b]) + 0.5 * (flip + flip.T))
-    f_plus = sum(plus)
-    energies, states = _diagonalise(hamiltonian, sum(z))
+    f_plus = np.sum(plus, axis=0)
+    energies, states = _diagonalise(hamiltonian, np.sum(z, axis=0))
     detected = states.T @ f_plus @ states
     rho = 0.5 * (detected + detected.T)  # F_x: what an ideal 90 degree pulse makes of F_z
     if echo_time_s is not None:
@@ -190,8 +190,8 @@ def _diagonalise(hamiltonian: np.ndarray, f_z: np.ndarray) -> tuple[np.ndarray, 
 def _refocus(rho: np.ndarray, energies: np.ndarray, states: np.ndarray, echo_time_s: float) -> np.ndarray:
     """Return rho (eigenbasis) after TE/2 - 180_x - TE/2.
 
-    A rotation by pi about x maps |m> to exp(-i pi I)|-m>: in the product basis it reverses the order of the states up to
-    a phase common to all of them, which cancels in P rho P^H.
+    A rotation by pi about x maps |m> to exp(-i pi I)|-m>: in the product basis it reverses the order of the states up
+    to a phase common to all of them, which cancels in P rho P^H.
     """
     half = np.exp(-2j * np.pi * energies * echo_time_s / 2)
     reverse = states.T @ states[::-1]

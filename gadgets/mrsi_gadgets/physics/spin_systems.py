@@ -137,8 +137,8 @@ _ALL = (
                 partners=(_nh(0, 7.46),),
             ),
         ),
-        f"shifts and aspartyl couplings {GYM2000}; glutamyl couplings Krawczyk and Gradowska 2003, "
-        "doi:10.1016/S0731-7085(02)00691-4",
+        f"shifts and aspartyl couplings {GYM2000}; glutamyl couplings Krawczyk and Gradowska, "
+        "J Pharm Biomed Anal 2003;31:455-463",
     ),
     Molecule("Cr", "creatine", (singlet(3.027, 3), singlet(3.913, 2)), GYM2000),
     Molecule("PCr", "phosphocreatine", (singlet(3.029, 3), singlet(3.930, 2)), GYM2000),
@@ -265,7 +265,7 @@ _ALL = (
                 },
             ),
         ),
-        "Near et al. 2013, doi:10.1002/mrm.24572",
+        "Near et al., Magn Reson Med 2013;70:1183-1191",
     ),
     Molecule(
         "Asp",
@@ -335,7 +335,7 @@ _ALL = (
                 {(0, 1): 2.055, (1, 2): 5.780, (1, 3): 7.373, (2, 3): -11.585},
             ),
         ),
-        "Terpstra and Gruetter 2004, doi:10.1002/mrm.10720; Terpstra et al. 2006, doi:10.1002/mrm.21089",
+        "Terpstra et al., Magn Reson Med 2006;56:1192-1199",
     ),
     Molecule(
         "Ser",

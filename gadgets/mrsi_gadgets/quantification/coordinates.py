@@ -20,7 +20,7 @@ from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.quantification.design import NuisanceBand
 
 _DENSE_TOLERANCE = 1e-4
-_SIGNAL_TOLERANCE = 1e-4
+_SIGNAL_TOLERANCE = 3e-3
 _SEARCH_FRACTION = 0.03
 
 
@@ -38,6 +38,8 @@ class Coordinates:
     """Leading coordinates that nuisance reaches."""
     factors: tuple[np.ndarray, ...]
     """Per modelled band (n_dense, k): factor of the covariance of its signals, unit mean energy."""
+    bands: tuple[str, ...]
+    """Names of the bands of `factors`."""
     n_skipped: int
     """Leading coordinates that the first search ignores because nuisance dominates them."""
 
@@ -62,14 +64,18 @@ def fid_coordinates(
     weights
         (m,) amplitude each member of the dictionary may have, which decides what may be left out.
     """
-    removed = _span([b.factor(protocol) for b in bands if b.removed], protocol.n_times, 1e-5)
-    factors = [_without(b.factor(protocol), removed) for b in bands if not b.removed]
+    removed = _span([b.factor(protocol) for b in bands if b.removed], protocol.n_times, 0.0)
+    modelled = [b for b in bands if not b.removed]
+    factors = [_without(b.factor(protocol), removed) for b in modelled]
     dense = _span(factors, protocol.n_times, _DENSE_TOLERANCE)
     rest = _without(_without(dictionary * weights, removed), dense)
     u, s, _ = np.linalg.svd(rest, full_matrices=False)
     frame = np.concatenate([dense, u[:, s > _SIGNAL_TOLERANCE * s[0]]], axis=1)
     dense_factors = tuple(dense.conj().T @ f for f in factors)
-    return Coordinates(frame.conj(), frame.T, removed, dense.shape[1], dense_factors, _n_dominated(dense_factors))
+    names = tuple(b.name for b in modelled)
+    return Coordinates(
+        frame.conj(), frame.T, removed, dense.shape[1], dense_factors, names, _n_dominated(dense_factors)
+    )
 
 
 def coefficient_coordinates(protocol: Protocol, bands: Sequence[NuisanceBand], basis: np.ndarray) -> Coordinates:
@@ -87,13 +93,13 @@ def coefficient_coordinates(protocol: Protocol, bands: Sequence[NuisanceBand], b
     if not np.allclose(basis @ basis.conj().T, np.eye(rank), atol=1e-3):
         raise DataError("the temporal basis is not orthonormal; orthonormalise its rows (QR) before it is used")
     factors = [basis.conj() @ b.factor(protocol) for b in bands]
-    rotation, _, _ = np.linalg.svd(np.concatenate([np.zeros((rank, rank)), *factors], axis=1))
+    rotation, _, _ = np.linalg.svd(np.concatenate([np.zeros((rank, rank)), *factors], axis=1), full_matrices=False)
     rotated = tuple(rotation.conj().T @ f for f in factors)
     # coefficients c describe the FID c @ basis; column vectors rotate by rotation^H, rows by its conjugate
     frame = rotation.T @ basis
-    return Coordinates(
-        rotation.conj(), frame, np.zeros((protocol.n_times, 0), complex), rank, rotated, _n_dominated(rotated)
-    )
+    nothing = np.zeros((protocol.n_times, 0), complex)
+    names = tuple(b.name for b in bands)
+    return Coordinates(rotation.conj(), frame, nothing, rank, rotated, names, _n_dominated(rotated))
 
 
 def _span(factors: list[np.ndarray], n_times: int, tolerance: float) -> np.ndarray:
@@ -101,7 +107,7 @@ def _span(factors: list[np.ndarray], n_times: int, tolerance: float) -> np.ndarr
     if not factors:
         return np.zeros((n_times, 0), complex)
     u, s, _ = np.linalg.svd(np.concatenate(factors, axis=1), full_matrices=False)
-    return u[:, s**2 > tolerance * s[0] ** 2]
+    return u[:, s**2 > tolerance * s[0] ** 2] if tolerance > 0 else u
 
 
 def _without(columns: np.ndarray, frame: np.ndarray) -> np.ndarray:

@@ -44,52 +44,76 @@ class Design:
     bounded: np.ndarray
     """(column,) bool: amplitude is not negative."""
     prior_sd: np.ndarray
-    """(column,) SD of a zero-mean Gaussian prior, relative to the amplitude scale of the voxel; inf: none."""
+    """(column,) SD of a Gaussian prior about `typical`, relative to the amplitude scale of the voxel; inf: none."""
     typical: np.ndarray
-    """(column,) amplitudes of normal brain on the amplitude scale (0 for deviations)."""
-    n_metabolites: int
+    """(column,) amplitudes of normal brain relative to the amplitude scale (0 for deviations)."""
+    rates: np.ndarray
+    """(metabolite,) decay rate each metabolite's column has [1/s]."""
+
+    @property
+    def n_metabolites(self) -> int:
+        """Number of leading columns that are metabolites."""
+        return len(self.rates)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class Interval:
+    """A range of chemical shifts with signals of one strength."""
+
+    low_ppm: float
+    high_ppm: float
+    strength: float = 1.0
+    """Relative SD of the amplitude of what lies here."""
+
+
+@dataclass(frozen=True)
 class NuisanceBand:
-    """Signals that are no molecule of the model: components of any amplitude and phase within a band."""
+    """Signals that are no molecule of the model: components of any amplitude and phase within some intervals."""
 
     name: str
-    shifts_ppm: tuple[float, float]
+    intervals: tuple[Interval, ...]
     decay_rates: tuple[float, float]
     """Smallest and largest decay rate [1/s]."""
     removed: bool = False
     """Project the band out of the data completely (only where no wanted signal lies in it)."""
+    tolerance: float = 1e-6
+    """Directions with less than this fraction of the energy of the strongest are left out."""
 
-    def factor(self, protocol: Protocol, *, tolerance: float = 1e-6) -> np.ndarray:
-        """Return F (t, k) so that F F^H is the covariance of the band's signals, with unit mean energy.
+    def factor(self, protocol: Protocol) -> np.ndarray:
+        """Return F (t, k) so that F F^H is the covariance of the band's signals, with unit mean energy."""
+        parts = [self._members(protocol, interval) for interval in self.intervals]
+        total = sum(interval.strength**2 for interval in self.intervals)
+        weighted = [part * (i.strength / total**0.5) for part, i in zip(parts, self.intervals, strict=True)]
+        u, s, _ = np.linalg.svd(np.concatenate(weighted, axis=1), full_matrices=False)
+        keep = s**2 > self.tolerance * s[0] ** 2
+        return u[:, keep] * s[keep]
 
-        Parameters
-        ----------
-        protocol
-            Times and frequency.
-        tolerance
-            Eigenvalues below this fraction of the largest are left out.
-        """
-        low, high = protocol.hz(np.array(self.shifts_ppm))
+    def _members(self, protocol: Protocol, interval: Interval) -> np.ndarray:
+        """Damped components that fill one interval, (t, n), together of unit energy."""
+        low, high = protocol.hz(np.array([interval.low_ppm, interval.high_ppm]))
         length = protocol.times_s[-1] - protocol.times_s[0]
         # Four frequencies per resolution element are dense enough for the integral over the band.
         frequencies = np.linspace(low, high, max(9, int(4 * (high - low) * length)))
         rates = np.linspace(*self.decay_rates, 5)
         exponents = (2j * np.pi * frequencies[:, None] - rates[None, :]).ravel()
         members = np.exp(protocol.times_s[:, None] * exponents[None, :])
-        members /= np.linalg.norm(members, axis=0)
-        u, s, _ = np.linalg.svd(members / np.sqrt(members.shape[1]), full_matrices=False)
-        keep = s**2 > tolerance * s[0] ** 2
-        return u[:, keep] * s[keep]
+        return np.asarray(members / np.linalg.norm(members, axis=0) / members.shape[1] ** 0.5)
 
 
 PROTON_NUISANCE: tuple[NuisanceBand, ...] = (
-    NuisanceBand("water", (4.40, 4.90), (5.0, 60.0), removed=True),
-    NuisanceBand("lipids", (0.75, 2.05), (20.0, 90.0)),
-    NuisanceBand("baseline", (0.5, 4.2), (150.0, 500.0)),
+    NuisanceBand("water", (Interval(4.42, 4.88),), (5.0, 60.0), removed=True, tolerance=1e-5),
+    NuisanceBand(
+        "lipids",
+        (Interval(0.75, 1.05, 0.13), Interval(1.1, 1.5, 0.7), Interval(1.5, 1.75, 0.05), Interval(1.9, 2.35, 0.12)),
+        (30.0, 90.0),
+    ),
+    NuisanceBand("baseline", (Interval(0.5, 4.2),), (150.0, 500.0)),
 )
-"""Residual water, weak scalp lipids and broad baseline of proton spectra of the brain."""
+"""Residual water; weak scalp lipids in the ratios of subcutaneous fat (Hamilton et al. 2011, DOI 10.1002/nbm.1622)
+with a field of their own; broad baseline. For proton spectra of the brain."""
+
+FREE_METABOLITES = frozenset({"Lac", "2HG", *(name for members in GROUPS.values() for name in members)})
+"""Metabolites whose amplitude has no prior: what is reported, and what disease brings forth."""
 
 
 def build_design(
@@ -100,6 +124,7 @@ def build_design(
     decay_rates: Mapping[str, float],
     typical: Mapping[str, float],
     macromolecule_freedom: float = 0.25,
+    metabolite_freedom: float = 0.5,
 ) -> Design:
     """Arrange metabolites and macromolecules as the columns of the linear model.
 
@@ -117,6 +142,9 @@ def build_design(
         Name -> amplitude in normal brain; 1 for names it does not hold.
     macromolecule_freedom
         SD of each macromolecule component about its share of the profile, as a fraction of that share.
+    metabolite_freedom
+        SD of a metabolite that is not in `FREE_METABOLITES` about its usual ratio to the others, as a fraction; inf:
+        no prior. Such weak molecules hide below strong ones (glycine below Ins, PE below tCho).
 
     Returns
     -------
@@ -135,8 +163,11 @@ def build_design(
     columns = [np.asarray(basis.fids).T * np.exp(-times[:, None] * rates)]
     names = list(basis.names)
     amplitudes = [float(typical.get(name, 1.0)) for name in basis.names]
-    n_metabolites = len(names)
-    bounded, prior = [True] * n_metabolites, [np.inf] * n_metabolites
+    bounded = [True] * len(names)
+    prior = [
+        metabolite_freedom * amplitude if name in typical and name not in FREE_METABOLITES else np.inf
+        for name, amplitude in zip(names, amplitudes, strict=True)
+    ]
     if macromolecules is not None and len(macromolecules.names):
         check_basis(macromolecules, protocol, "macromolecule basis")
         shares = np.array([float(typical.get(name, 1.0)) for name in macromolecules.names])
@@ -155,7 +186,7 @@ def build_design(
         np.array(bounded),
         np.array(prior),
         np.array(amplitudes),
-        n_metabolites,
+        rates,
     )
 
 

@@ -8,6 +8,7 @@ one exchange at a time where that does not make progress, so it ends at the exac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from mrsi_gadgets.arrays import Array, device, namespace
@@ -87,7 +88,8 @@ def _pivot(gram: Array, rhs: Array, bounded: Array, free: Array, max_exchanges: 
         settled = xp.nonzero(count == 0)[0]
         done.append((xp.take(todo, settled), xp.take(x, settled, axis=0), xp.take(free, settled, axis=0)))
         if settled.shape[0] == todo.shape[0]:
-            return _in_order(done)
+            x_all, free_all = in_order(done)
+            return x_all, free_all
         better = count < fewest
         fewest = xp.where(better, count, fewest)
         credit = xp.where(better, xp.full_like(credit, _FULL_EXCHANGES), credit - 1)
@@ -104,12 +106,23 @@ def _pivot(gram: Array, rhs: Array, bounded: Array, free: Array, max_exchanges: 
     )
 
 
-def _in_order(done: list[tuple[Array, Array, Array]]) -> tuple[Array, Array]:
-    """Put problems that left the batch at different times back in their order."""
-    xp = namespace(done[0][1])
-    order = xp.argsort(xp.concat([index for index, _, _ in done]))
-    x = xp.take(xp.concat([x for _, x, _ in done], axis=0), order, axis=0)
-    return x, xp.take(xp.concat([free for _, _, free in done], axis=0), order, axis=0)
+def in_order(done: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
+    """Put problems that left a batch at different times back in their order.
+
+    Parameters
+    ----------
+    done
+        One tuple per departure: places in the whole (n,), then arrays whose first axis is n.
+
+    Returns
+    -------
+    tuple of Array
+        The arrays of the whole, without the places.
+    """
+    xp = namespace(done[0][0])
+    order = xp.argsort(xp.concat([piece[0] for piece in done]))
+    fields = range(1, len(done[0]))
+    return tuple(xp.take(xp.concat([piece[i] for piece in done], axis=0), order, axis=0) for i in fields)
 
 
 def _on_free_set(gram: Array, rhs: Array, free: Array) -> tuple[Array, Array]:

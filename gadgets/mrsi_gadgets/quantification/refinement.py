@@ -2,7 +2,7 @@
 
 Each step solves one bounded linear least-squares problem per voxel for the amplitudes AND the change of phase, shift
 and widths (the separable problem of eq. 19 linearised in the lineshape only). At its solution the normal matrix is
-the Fisher information, from which the standard deviations follow.
+the Fisher information, from which the standard deviations follow. Voxels leave the batch when they are done.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ import numpy as np
 
 from mrsi_gadgets.arrays import Array, device, like, namespace
 from mrsi_gadgets.quantification.lineshape_search import N_SHAPE, LineshapeExpansion, LineshapeRange
-from mrsi_gadgets.quantification.nonnegative import solve_nonnegative
+from mrsi_gadgets.quantification.nonnegative import in_order, solve_nonnegative
+
+_SETTLED = 0.01
+"""A voxel is done when the squared length of its step, in standard deviations, is below this: the next step would be
+shorter by orders of magnitude."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +31,15 @@ class ShapedDictionary:
     """(k, coordinate, column) complex64: function k of the expansion times each column of the design."""
     bounded: np.ndarray
     """(column,) bool."""
-    prior_sd: np.ndarray
-    """(column,) relative to the voxel's amplitude scale; inf: none."""
-    shape_prior: np.ndarray
-    """(2, 4): mean and SD of a weak Gaussian prior of the lineshape parameters; SD inf: none."""
+
+
+class Prior(NamedTuple):
+    """Independent Gaussian priors of the unknowns: amplitudes, then phase, shift, Lorentz and Gauss rate."""
+
+    mean: Array
+    """(voxel, column + 4) float64."""
+    precision: Array
+    """(voxel, column + 4) float64; 0: none."""
 
 
 class Fit(NamedTuple):
@@ -50,8 +59,29 @@ class Fit(NamedTuple):
     """(voxel, coordinate) complex64: data minus molecules, not whitened."""
 
 
+class _Batch(NamedTuple):
+    """Voxels still being fitted."""
+
+    index: Array
+    data: Array
+    whiten: Array
+    mean: Array
+    precision: Array
+    shape: Array
+    amplitudes: Array
+    free: Array
+    best_cost: Array
+    best_shape: Array
+    best_amplitudes: Array
+
+    def take(self, rows: Array) -> _Batch:
+        """Keep only some voxels."""
+        xp = namespace(self.data)
+        return _Batch(*(xp.take(array, rows, axis=0) for array in self))
+
+
 class _Linearised(NamedTuple):
-    """Model and derivatives at one place."""
+    """Normal equations for the unknowns themselves (not their changes) at one place, and the place's quality."""
 
     gram: Array
     rhs: Array
@@ -63,14 +93,14 @@ def refine(
     data: Array,
     dictionary: ShapedDictionary,
     whiten: Array,
+    prior: Prior,
     shape: Array,
-    scale: Array,
-    *,
     amplitudes: Array | None = None,
     free: Array | None = None,
-    steps: int = 4,
+    *,
+    max_steps: int = 20,
 ) -> Fit:
-    """Improve lineshapes and amplitudes by `steps` Gauss-Newton steps; a step that makes a voxel worse is halved.
+    """Improve lineshapes and amplitudes until they settle; a step that makes a voxel worse is halved.
 
     Parameters
     ----------
@@ -80,47 +110,93 @@ def refine(
         The model.
     whiten
         (voxel, n_dense, n_dense) for the leading coordinates.
+    prior
+        Priors of all unknowns.
     shape
         (voxel, 4) start.
-    scale
-        (voxel,) amplitude scale for the priors.
     amplitudes, free
         Start, or None: amplitudes are fitted at the given lineshape first.
-    steps
-        Number of steps.
+    max_steps
+        Voxels that have not settled after so many steps keep the best state that was found.
 
     Returns
     -------
     Fit
-        The best state found, linearised there.
+        The state of every voxel, in their order.
     """
     xp = namespace(data)
-    if amplitudes is None:
-        amplitudes, free = _amplitudes_only(data, dictionary, whiten, shape, scale)
-    best_shape, best_amplitudes = shape, amplitudes
-    best_cost = xp.full((data.shape[0],), float("inf"), dtype=xp.float32, device=device(data))
-    for _ in range(steps):
-        here = _linearise(data, dictionary, whiten, shape, amplitudes, scale)
-        accept = here.cost <= best_cost
-        best_shape = xp.where(accept[:, None], shape, best_shape)
-        best_amplitudes = xp.where(accept[:, None], amplitudes, best_amplitudes)
-        best_cost = xp.where(accept, here.cost, best_cost)
-        new_shape, new_amplitudes, free = _step(here, dictionary, shape, free)
-        shape = xp.where(accept[:, None], new_shape, (best_shape + shape) / 2)
-        amplitudes = xp.where(accept[:, None], new_amplitudes, (best_amplitudes + amplitudes) / 2)
-    here = _linearise(data, dictionary, whiten, shape, amplitudes, scale)
-    accept = here.cost <= best_cost
-    if not bool(xp.all(accept)):
-        shape = xp.where(accept[:, None], shape, best_shape)
-        amplitudes = xp.where(accept[:, None], amplitudes, best_amplitudes)
-        here = _linearise(data, dictionary, whiten, shape, amplitudes, scale)
-    free = _free_at(dictionary, shape, amplitudes)
-    return Fit(shape, amplitudes, free, here.gram, here.cost, data - here.model)
+    if amplitudes is None or free is None:
+        amplitudes, free = _amplitudes_only(data, dictionary, whiten, prior, shape)
+    n = data.shape[0]
+    never = xp.full((n,), float("inf"), dtype=xp.float32, device=device(data))
+    index = xp.arange(n, device=device(data))
+    batch = _Batch(index, data, whiten, *prior, shape, amplitudes, free, never, shape, amplitudes)
+    done: list[tuple[Array, ...]] = []
+    for step in range(max_steps + 1):
+        here = _linearise(batch, dictionary)
+        batch, new_shape, new_amplitudes, length, accept = _advance(batch, here, dictionary)
+        last = step == max_steps
+        settled = (accept & (length < _SETTLED)) | last
+        rows = xp.nonzero(settled)[0]
+        if rows.shape[0]:
+            done.append(_finished(batch, here, rows, batch.best_shape if last else new_shape,
+                                  batch.best_amplitudes if last else new_amplitudes))  # fmt: skip
+        if rows.shape[0] == batch.data.shape[0]:
+            break
+        batch = batch._replace(shape=new_shape, amplitudes=new_amplitudes)
+        if rows.shape[0]:
+            batch = batch.take(xp.nonzero(~settled)[0])
+    return Fit(*in_order(done))
 
 
 def model_at(dictionary: ShapedDictionary, shape: Array, amplitudes: Array) -> Array:
     """Return the molecules' signal (voxel, coordinate) for given lineshapes (voxel, 4) and amplitudes."""
     return _derivatives(dictionary, dictionary.expansion.coefficients(shape), amplitudes)[:, 0, :]
+
+
+def information(
+    dictionary: ShapedDictionary, whiten: Array, prior: Prior, shape: Array, amplitudes: Array
+) -> Array:
+    """Return the Fisher information (voxel, column + 4, column + 4) of all unknowns at given values, priors included."""
+    data = model_at(dictionary, shape, amplitudes)
+    xp = namespace(data)
+    free = xp.ones(tuple(prior.mean.shape), dtype=xp.bool, device=device(data))
+    cost = xp.zeros((data.shape[0],), dtype=xp.float32, device=device(data))
+    batch = _Batch(cost, data, whiten, *prior, shape, amplitudes, free, cost, shape, amplitudes)
+    return _linearise(batch, dictionary).gram
+
+
+def _advance(
+    batch: _Batch, here: _Linearised, dictionary: ShapedDictionary
+) -> tuple[_Batch, Array, Array, Array, Array]:
+    """Accept or refuse where the batch stands, and say where each voxel goes next.
+
+    Returns the batch with its best states, the next lineshapes and amplitudes, the squared step in standard
+    deviations, and which voxels were accepted.
+    """
+    xp = namespace(batch.data)
+    # float32 cannot tell apart costs that differ by less
+    accept = here.cost <= batch.best_cost * (1 + 1e-4) + 1e-3
+    column = accept[:, None]
+    best_shape = xp.where(column, batch.shape, batch.best_shape)
+    best_amplitudes = xp.where(column, batch.amplitudes, batch.best_amplitudes)
+    shape, amplitudes, free, length = _step(batch, here, dictionary)
+    batch = batch._replace(
+        best_cost=xp.where(accept, here.cost, batch.best_cost),
+        best_shape=best_shape,
+        best_amplitudes=best_amplitudes,
+        free=free,
+    )
+    shape = xp.where(column, shape, (best_shape + batch.shape) / 2)
+    amplitudes = xp.where(column, amplitudes, (best_amplitudes + batch.amplitudes) / 2)
+    return batch, shape, amplitudes, length, accept
+
+
+def _finished(batch: _Batch, here: _Linearised, rows: Array, shape: Array, amplitudes: Array) -> tuple[Array, ...]:
+    """Final state of some voxels: their place in the whole, then the fields of `Fit`."""
+    xp = namespace(batch.data)
+    fields = (batch.index, shape, amplitudes, batch.free, here.gram, here.cost, batch.data - here.model)
+    return tuple(xp.take(array, rows, axis=0) for array in fields)
 
 
 def _columns_at(dictionary: ShapedDictionary, coefficients: Array) -> Array:
@@ -149,26 +225,18 @@ def _whitened(columns: Array, whiten: Array) -> Array:
     return xp.concat([xp.real(head), xp.real(tail), xp.imag(head), xp.imag(tail)], axis=1)
 
 
-def _prior_precision(dictionary: ShapedDictionary, scale: Array) -> Array:
-    """Precision of the Gaussian priors, (voxel, column + 4) float64."""
-    xp = namespace(scale)
-    relative = like(dictionary.prior_sd**-2.0, scale, "float64")
-    amplitude = relative[None, :] / xp.astype(scale, xp.float64)[:, None] ** 2
-    shape = like(dictionary.shape_prior[1] ** -2.0, scale, "float64")[None, :]
-    return xp.concat([amplitude, shape + xp.zeros((scale.shape[0], 1), dtype=xp.float64, device=device(scale))], axis=1)
-
-
 def _amplitudes_only(
-    data: Array, dictionary: ShapedDictionary, whiten: Array, shape: Array, scale: Array
+    data: Array, dictionary: ShapedDictionary, whiten: Array, prior: Prior, shape: Array
 ) -> tuple[Array, Array]:
     """Fit the amplitudes at a fixed lineshape."""
     xp = namespace(data)
     columns = _whitened(_columns_at(dictionary, dictionary.expansion.coefficients(shape)), whiten)
-    y = _whitened(data[:, :, None], whiten)
-    gram, rhs = _normal(columns, y)
-    n_columns = rhs.shape[1]
-    gram = _with_diagonal(gram, _prior_precision(dictionary, scale)[:, :n_columns])
-    x, free = solve_nonnegative(gram, rhs, like(dictionary.bounded, data))
+    gram, rhs = _normal(columns, _whitened(data[:, :, None], whiten))
+    m = rhs.shape[1]
+    precision = prior.precision[:, :m]
+    x, free = solve_nonnegative(
+        _with_diagonal(gram, precision), rhs + precision * prior.mean[:, :m], like(dictionary.bounded, data)
+    )
     every = xp.ones((data.shape[0], N_SHAPE), dtype=xp.bool, device=device(data))
     return xp.astype(x, xp.float32), xp.concat([free, every], axis=1)
 
@@ -188,64 +256,59 @@ def _with_diagonal(gram: Array, precision: Array) -> Array:
     return gram + diagonal[:, :, None] * xp.eye(gram.shape[1], dtype=xp.float64, device=device(gram))[None, :, :]
 
 
-def _linearise(
-    data: Array, dictionary: ShapedDictionary, whiten: Array, shape: Array, amplitudes: Array, scale: Array
-) -> _Linearised:
-    """Normal equations for amplitudes and change of the lineshape at one place.
-
-    The unknowns are the amplitudes themselves and the lineshape parameters themselves, not their changes, so that
-    bounds and priors need no shift.
-    """
-    xp = namespace(data)
-    coefficients = dictionary.expansion.coefficients(shape)
-    parts = _derivatives(dictionary, coefficients, amplitudes)
+def _linearise(batch: _Batch, dictionary: ShapedDictionary) -> _Linearised:
+    """Normal equations of the problem linearised in the lineshape at the batch's place."""
+    xp = namespace(batch.data)
+    coefficients = dictionary.expansion.coefficients(batch.shape)
+    parts = _derivatives(dictionary, coefficients, batch.amplitudes)
     columns = xp.concat([_columns_at(dictionary, coefficients), xp.matrix_transpose(parts[:, 1:, :])], axis=2)
-    columns = _whitened(columns, whiten)
-    residual = _whitened((data - parts[:, 0, :])[:, :, None], whiten)
+    columns = _whitened(columns, batch.whiten)
+    residual = _whitened((batch.data - parts[:, 0, :])[:, :, None], batch.whiten)
     gram, slope = _normal(columns, residual)
-    place = xp.astype(xp.concat([amplitudes, shape], axis=1), xp.float64)
-    precision = _prior_precision(dictionary, scale)
-    mean = xp.concat([xp.zeros_like(amplitudes[0, :]), like(dictionary.shape_prior[0], data, "float32")])
-    away = xp.astype(mean, xp.float64)[None, :] - place
-    cost = xp.sum(residual[:, :, 0] ** 2, axis=1) + xp.astype(xp.sum(precision * away**2, axis=1), xp.float32)
-    gram = _with_diagonal(gram, precision)
-    rhs = xp.matmul(gram, place[:, :, None])[:, :, 0] + slope + precision * away
+    place = xp.astype(xp.concat([batch.amplitudes, batch.shape], axis=1), xp.float64)
+    away = batch.mean - place
+    pull = batch.precision * away
+    cost = xp.sum(residual[:, :, 0] ** 2, axis=1) + xp.astype(xp.sum(pull * away, axis=1), xp.float32)
+    gram = _with_diagonal(gram, batch.precision)
+    rhs = xp.matmul(gram, place[:, :, None])[:, :, 0] + slope + pull
     return _Linearised(gram, rhs, parts[:, 0, :], cost)
 
 
-def _step(here: _Linearised, dictionary: ShapedDictionary, shape: Array, free: Array) -> tuple[Array, Array, Array]:
+def _step(
+    batch: _Batch, here: _Linearised, dictionary: ShapedDictionary
+) -> tuple[Array, Array, Array, Array]:
     """Solve the linearised problem with its bounds; keep the lineshape within what is allowed."""
-    xp = namespace(shape)
-    n_columns = dictionary.bounded.shape[0]
-    lower = dictionary.allowed.lower()
+    xp = namespace(batch.data)
+    m = dictionary.bounded.shape[0]
+    lower, upper = dictionary.allowed.lower(), dictionary.allowed.upper()
     has_bound = np.concatenate([dictionary.bounded, [False, False, True, True]])
-    offset = like(np.concatenate([np.zeros(n_columns), [0.0, 0.0, lower[2], lower[3]]]), here.rhs)
+    offset = like(np.concatenate([np.zeros(m), [0.0, 0.0, lower[2], lower[3]]]), here.rhs)
     rhs = here.rhs - xp.matmul(here.gram, offset[:, None])[:, :, 0]
-    x, free = solve_nonnegative(here.gram, rhs, like(has_bound, shape), free)
+    x, free = solve_nonnegative(here.gram, rhs, like(has_bound, batch.data), batch.free)
     x = x + offset[None, :]
-    new_shape = xp.astype(x[:, n_columns:], xp.float32)
-    new_shape = xp.clip(
-        new_shape, like(lower, shape, "float32")[None, :], like(dictionary.allowed.upper(), shape, "float32")[None, :]
-    )
+    change = x - xp.astype(xp.concat([batch.amplitudes, batch.shape], axis=1), xp.float64)
+    length = xp.sum(change * xp.matmul(here.gram, change[:, :, None])[:, :, 0], axis=1)
+    phase = x[:, m : m + 1]
     # a phase beyond half a turn is the same phase
-    turn = 2 * np.pi * xp.round(new_shape[:, :1] / (2 * np.pi))
-    return xp.concat([new_shape[:, :1] - turn, new_shape[:, 1:]], axis=1), xp.astype(x[:, :n_columns], xp.float32), free
+    phase = phase - 2 * np.pi * xp.round(phase / (2 * np.pi))
+    rest = x[:, m + 1 :]
+    rest = xp.minimum(xp.maximum(rest, like(lower[1:], rest)[None, :]), like(upper[1:], rest)[None, :])
+    shape = xp.astype(xp.concat([phase, rest], axis=1), xp.float32)
+    return shape, xp.astype(x[:, :m], xp.float32), free, length
 
 
-def _free_at(dictionary: ShapedDictionary, shape: Array, amplitudes: Array) -> Array:
-    """Which unknowns are away from their bounds."""
-    xp = namespace(shape)
-    bounded = like(dictionary.bounded, shape)[None, :]
-    lower = like(dictionary.allowed.lower(), shape, "float32")[None, :]
-    upper = like(dictionary.allowed.upper(), shape, "float32")[None, :]
-    return xp.concat([~bounded | (amplitudes > 0), (shape > lower) & (shape < upper)], axis=1)
-
-
-def covariance(fit: Fit) -> tuple[Array, Array]:
+def covariance(normal: Array, free: Array) -> tuple[Array, Array]:
     """Return the covariance of the unknowns that are free, and for each unknown its own variance.
 
     An unknown that lies at its bound has no covariance with others; its variance is the one it would have if it
     alone were released.
+
+    Parameters
+    ----------
+    normal
+        (voxel, unknown, unknown) float64 normal matrix.
+    free
+        (voxel, unknown) bool.
 
     Returns
     -------
@@ -254,15 +317,14 @@ def covariance(fit: Fit) -> tuple[Array, Array]:
     variance
         (voxel, unknown) float64.
     """
-    xp = namespace(fit.normal)
-    weight = xp.astype(fit.free, xp.float64)
-    diagonal = xp.linalg.diagonal(fit.normal)
-    scale = 1 / xp.sqrt(diagonal)
-    normal = fit.normal * scale[:, :, None] * scale[:, None, :]
+    xp = namespace(normal)
+    weight = xp.astype(free, xp.float64)
+    scale = 1 / xp.sqrt(xp.linalg.diagonal(normal))
+    normal = normal * scale[:, :, None] * scale[:, None, :]
     both = weight[:, :, None] * weight[:, None, :]
     eye = xp.eye(normal.shape[1], dtype=xp.float64, device=device(normal))[None, :, :]
     inverse = xp.linalg.inv(normal * both + eye * (1 - weight)[:, :, None]) * both
     explained = xp.sum(xp.matmul(normal, inverse) * normal, axis=2)
     released = 1 / xp.clip(1 - explained, 1e-9, 1.0)
-    variance = xp.where(fit.free, xp.linalg.diagonal(inverse), released)
+    variance = xp.where(free, xp.linalg.diagonal(inverse), released)
     return inverse * scale[:, :, None] * scale[:, None, :], variance * scale**2

@@ -17,6 +17,7 @@ import numpy as np
 from mrsi_gadgets.arrays import Array, is_numpy, like, n_threads, namespace, to_numpy
 from mrsi_gadgets.data import Maps, Protocol, SpectralImage
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.physics import brain_values
 from mrsi_gadgets.quantification.assembly import FitResult, assemble_maps
 from mrsi_gadgets.quantification.coordinates import (
     Coordinates,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _CHUNK = 192
 _NOISE_FLOOR = 1e-4
 _STEPS = (2, 4)
+_PROTON_MHZ_PER_T = 42.577
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,8 @@ class VarproModel:
     """(rank, t) temporal basis of the images this model fits; None: full FIDs."""
     bands: tuple[str, ...]
     """Names of the nuisance bands."""
+    singlet_rate: float
+    """1/T2* [1/s] of the first metabolite, the line whose width is reported."""
 
 
 def prepare_varpro(
@@ -106,7 +110,9 @@ def prepare_varpro(
         A basis does not fit the protocol.
     """
     allowed = lineshapes or LineshapeRange()
-    decay_rates, typical = _brain_defaults(protocol, basis, decay_rates, typical)
+    known_rates, known_amplitudes = brain_defaults(protocol, [*basis.names, *(macromolecules or basis).names])
+    decay_rates = known_rates if decay_rates is None else decay_rates
+    typical = known_amplitudes if typical is None else typical
     design = build_design(
         protocol,
         basis,
@@ -135,7 +141,7 @@ def prepare_varpro(
     positive = np.array([np.linalg.norm(composites[:, :, i]) for i in range(len(templates))])
     grid = build_grid(composites, expansion, allowed, positive / positive.sum())
     bands = tuple(b.name for b in nuisance)
-    return VarproModel(protocol, design, coordinates, dictionary, grid, templates, model_basis, bands)
+    return VarproModel(protocol, design, coordinates, dictionary, grid, templates, model_basis, bands, design.rates[0])
 
 
 def fit_varpro(
@@ -310,10 +316,19 @@ def _check(image: SpectralImage, model: VarproModel, water: np.ndarray | None) -
         raise DataError("the spectroscopic image holds NaN or infinity; the reconstruction before the fit failed")
 
 
-def _brain_defaults(
-    protocol: Protocol, basis: BasisSet, decay_rates: Mapping[str, float] | None, typical: Mapping[str, float] | None
-) -> tuple[Mapping[str, float], Mapping[str, float]]:
-    """Fill in decay rates and typical amplitudes from the brain's values."""
-    if decay_rates is not None and typical is not None:
-        return decay_rates, typical
-    raise DataError("no brain values")
+def brain_defaults(protocol: Protocol, names: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return 1/T2* [1/s] and typical amplitude [mM] of molecules in a mixture of grey and white matter.
+
+    Names without an entry in the table are left out; for other nuclei than 1H there are no entries.
+    """
+    if protocol.nucleus != "1H":
+        return {}, {}
+    field_t = protocol.field_strength_t or protocol.transmit_frequency_hz * 1e-6 / _PROTON_MHZ_PER_T
+    rates, typical = {}, {}
+    for name in names:
+        if name in brain_values.BRAIN:
+            rates[name] = float(np.mean([1 / brain_values.t2_star_s(name, tissue, field_t) for tissue in ("gm", "wm")]))
+            typical[name] = float(np.mean([brain_values.concentration_mm(name, tissue) for tissue in ("gm", "wm")]))
+        elif name in brain_values.MACROMOLECULE_MM:
+            typical[name] = float(np.mean(brain_values.MACROMOLECULE_MM[name]))
+    return rates, typical

@@ -100,11 +100,13 @@ def _filter_maps(values: np.ndarray, sigma: list[float]) -> np.ndarray:
     return np.asarray(ndimage.gaussian_filter(values, full, mode="nearest"))
 
 
-def compression_matrix(samples: Array, *, lost_energy: float = 1e-3, max_samples: int = 200_000) -> np.ndarray:
+def compression_matrix(
+    samples: Array, *, lost_energy: float = 1e-3, noise_sd: float = 1.0, max_samples: int = 200_000
+) -> np.ndarray:
     """Return the matrix (virtual, coil) complex64 that keeps whitened channels' signal in as few virtual channels as possible.
 
     The rows are the leading left singular vectors of the samples, so white noise stays white. As many are kept as needed to
-    lose less than `lost_energy` of the signal's energy (noise of real SD 1 per channel is taken off first).
+    lose less than `lost_energy` of the signal's energy (the noise's share is taken off first).
 
     Parameters
     ----------
@@ -112,6 +114,8 @@ def compression_matrix(samples: Array, *, lost_energy: float = 1e-3, max_samples
         (coil, ...) whitened samples, best those of the water reference.
     lost_energy
         Share of the signal energy that may be lost.
+    noise_sd
+        SD of the real part of the samples' noise: 1 for whitened readouts, 0 for maps without noise.
     max_samples
         At most this many samples, evenly spaced, are looked at.
 
@@ -128,7 +132,7 @@ def compression_matrix(samples: Array, *, lost_energy: float = 1e-3, max_samples
     few = to_numpy(flat[:, ::step]).astype(np.complex128)
     power, vectors = np.linalg.eigh(few @ few.conj().T / few.shape[1])
     power, vectors = power[::-1], vectors[:, ::-1]
-    signal = np.maximum(power - 2.0, 0.0)
+    signal = np.maximum(power - 2.0 * noise_sd**2, 0.0)
     if not signal.sum() > 0:
         raise DataError("the samples hold no signal above the noise, so channels cannot be compressed; switch compression off")
     kept = 1 + int(np.searchsorted(np.cumsum(signal), (1 - lost_energy) * signal.sum() * (1 - 1e-12)))

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, centred_fftn, fftn, ifftn, like, namespace
+from mrsi_gadgets.arrays import Array, centred_fftn, fftn, ifftn, like, namespace, to_numpy
 from mrsi_gadgets.data import KtData
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.operators.fourier import half_voxel_shift, shift_phase
@@ -22,6 +22,12 @@ from mrsi_gadgets.operators.nufft import nufft_for
 
 BATCH_BYTES = 64 << 20
 """Images made by one call of the NUFFT; more only costs memory."""
+EXTENSION = 12
+"""Predicted points on either side of an FID: the tails of the interpolation die away over them."""
+PREDICTION_ORDER = 16
+"""Samples a prediction looks back on; residual water, a few lines and their spread in the field need no more."""
+PREDICTION_RIDGE = 1e-6
+"""Of the samples' power: below it the prediction cannot tell lines from rounding."""
 
 
 def on_grid(kt: KtData) -> KtData:
@@ -173,10 +179,59 @@ def align_times(points: KtData) -> KtData:
         )
     if np.abs(late).max() < 1e-9:
         return points
-    frequency = np.fft.fftfreq(len(times), protocol.dwell_s)
+    xp = namespace(points.samples)
+    margin = min(EXTENSION, max(1, len(times) // 4))
+    extended = _continued(points.samples, margin)
+    frequency = np.fft.fftfreq(int(extended.shape[-1]), protocol.dwell_s)
     phase = np.exp(-2j * np.pi * frequency * late)
-    spectra = fftn(points.samples, (2,)) * like(phase[None], points.samples, points.samples.dtype)
-    return replace(points, samples=ifftn(spectra, (2,)), t=np.broadcast_to(times, points.t.shape))
+    spectra = fftn(extended, (2,)) * like(phase[None], extended, extended.dtype)
+    samples = ifftn(spectra, (2,))[..., margin : margin + len(times)]
+    # a copy frees the margins and gives later transforms contiguous memory
+    samples = xp.asarray(samples, copy=True)
+    return replace(points, samples=samples, t=np.broadcast_to(times, points.t.shape))
+
+
+def _continued(samples: Array, margin: int) -> Array:
+    """Return FIDs with `margin` predicted points before and after them, faded out to zero at both ends.
+
+    Without them the linear phase would wrap the end of a truncated FID around to its start. All FIDs share their lines,
+    so that one linear prediction (backward and forward) serves them all; its least-squares coefficients shrink with noise.
+    """
+    xp = namespace(samples)
+    n_times = int(samples.shape[-1])
+    order = min(PREDICTION_ORDER, n_times // 3)
+    if order < 1:
+        return samples
+    fade = 0.5 * (1 + np.cos(np.pi * (np.arange(margin) + 1) / (margin + 1)))
+    shape = (*(int(n) for n in samples.shape[:2]), n_times)
+    parts = [samples]
+    for backward in (False, True):
+        known = xp.flip(samples, axis=2) if backward else samples
+        coefficients = like(_prediction(known, order), samples, samples.dtype)
+        window = known[..., n_times - order :]
+        grown = []
+        for _ in range(margin):
+            following = xp.reshape(window, (-1, order)) @ coefficients
+            following = xp.reshape(following, (*shape[:2], 1))
+            grown.append(following)
+            window = xp.concat([window[..., 1:], following], axis=2)
+        tail = xp.concat(grown, axis=2) * like(fade, samples, samples.dtype)
+        parts = [xp.flip(tail, axis=2), *parts] if backward else [*parts, tail]
+    return xp.concat(parts, axis=2)
+
+
+def _prediction(samples: Array, order: int) -> np.ndarray:
+    """Return the coefficients (order,) that predict a sample from the ones before it, by least squares over all FIDs."""
+    n_times = int(samples.shape[-1])
+    n_fids = int(samples.shape[0] * samples.shape[1])
+    # some 100,000 equations determine a few coefficients as well as all of them would
+    step = max(1, n_fids * (n_times - order) // 100_000)
+    fids = to_numpy(namespace(samples).reshape(samples, (n_fids, n_times))[::step, ...]).astype(np.complex128)
+    windows = np.lib.stride_tricks.sliding_window_view(fids, order + 1, axis=1).reshape(-1, order + 1)
+    past, present = windows[:, :order], windows[:, order]
+    normal = past.conj().T @ past
+    ridge = PREDICTION_RIDGE * float(np.trace(normal).real) / order + np.finfo(np.float64).tiny
+    return np.linalg.solve(normal + ridge * np.eye(order), past.conj().T @ present)
 
 
 def _noise_power(points: KtData) -> float:

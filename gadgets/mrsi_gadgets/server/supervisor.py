@@ -138,6 +138,8 @@ class Server:
 
     def stop(self) -> None:
         """Stop accepting and let warm processes go; running sessions are given up with the process."""
+        if self._stopped.is_set():
+            return
         self._stopped.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)

@@ -102,18 +102,22 @@ class FileEndpoint:
     """A pair of binary file objects: pipes (nothing read from them yet), or files. Either may be absent."""
 
     def __init__(self, reader: Any | None, writer: Any | None) -> None:
-        if isinstance(reader, io.BufferedReader) and not reader.seekable():
-            reader = reader.raw  # bytes in Python's own buffer would be invisible to a wait for the pipe
         self._reader = reader
+        self._raw = reader
+        if isinstance(reader, io.BufferedReader) and not reader.seekable():
+            self._raw = reader.raw  # bytes in Python's own buffer would be invisible to a wait for the pipe
         self._writer = writer
 
     def read_into(self, space: memoryview) -> int:
         """Read at least one byte, waiting for it; 0 at the end of the stream."""
-        if self._reader is None:
+        if self._raw is None:
             return 0
         # readinto1 of a buffered reader gives what is there instead of waiting until the whole space is full.
-        read = getattr(self._reader, "readinto1", self._reader.readinto)
-        return read(space) or 0
+        read = getattr(self._raw, "readinto1", self._raw.readinto)
+        try:
+            return read(space) or 0
+        except ValueError as problem:  # what Python says of a closed file
+            raise OSError(str(problem)) from problem
 
     def readable(self, timeout_s: float) -> bool:
         """Wait at most `timeout_s` for bytes or the end of the stream; True where waiting is not possible."""

@@ -23,6 +23,8 @@ from mrsi_gadgets.stream.wire import Decoder
 
 LOG = logging.getLogger("mrsi.stream")
 CHUNK_BYTES = MEBIBYTE
+POLL_S = 0.1
+"""How soon the thread towards the worker notices that the worker is gone."""
 
 
 class PeerWatch:
@@ -123,7 +125,6 @@ class Relay:
     def __init__(
         self, client: socket.socket, worker: socket.socket, *, peer: Peer = Peer.AUTO, limits: Limits | None = None
     ) -> None:
-        self._client_socket = client
         self._client = SocketEndpoint(client)
         self._worker_socket = worker
         self._worker = SocketEndpoint(worker)
@@ -185,12 +186,13 @@ class Relay:
     def _pass_up(self) -> None:
         """Body of the thread towards the worker: forward, or only drain once the worker is gone."""
         space = memoryview(bytearray(CHUNK_BYTES))
+        quiet_s = 0.0
         with suppress(OSError):
-            while not (self._worker_gone.is_set() and self._up.closed):
-                if not self._client.readable(LINGER_S):
-                    if self._worker_gone.is_set() and self._up.framing_lost:
-                        break
+            while not (self._worker_gone.is_set() and (self._up.closed or quiet_s >= LINGER_S)):
+                if not self._client.readable(POLL_S):
+                    quiet_s = quiet_s + POLL_S if self._up.framing_lost else 0.0
                     continue
+                quiet_s = 0.0
                 count = self._client.read_into(space)
                 if not count:
                     break
@@ -220,8 +222,7 @@ class Relay:
     def close(self) -> None:
         """End a session that the worker has finished: let the client read everything, then close both sockets."""
         self._worker_gone.set()
-        with suppress(OSError):
-            self._client_socket.shutdown(socket.SHUT_WR)
-        self._upward.join()  # reads on until the client's end, or two seconds of silence
+        self._upward.join()
+        self._client.end_output()
         self._client.close()
         self._worker.close()

@@ -125,7 +125,7 @@ class Connection:
     # --- input -------------------------------------------------------------------------------------------------------
 
     def messages(self) -> Iterator[Message]:
-        """Yield what the peer sends, up to and without its CLOSE. Queries are answered on the way.
+        """Start receiving; yield what the peer sends, up to and without its CLOSE. Queries are answered on the way.
 
         Raises
         ------
@@ -135,6 +135,9 @@ class Connection:
             When the peer breaks the rules of the wire, likewise.
         """
         self._start(self._reader)
+        return self._received()
+
+    def _received(self) -> Iterator[Message]:
         while (batch := self._incoming.get()) is not None:
             yield from batch
         if self._input_error is not None:
@@ -159,6 +162,8 @@ class Connection:
         except OSError as problem:
             self._fail_input(PeerLost(f"The connection to the peer was lost ({problem}); the scan was aborted."))
         finally:
+            if not self._decoder.closed:  # whatever stopped us: input that did not end with CLOSE is never complete
+                self._fail_input(PeerLost("Receiving stopped before CLOSE came; the scan was aborted."), quiet=True)
             self._incoming.end()
             self._input_done.set()
 
@@ -237,11 +242,10 @@ class Connection:
         while self._endpoint.readable(LINGER_S) and self._endpoint.read_into(scratch):
             pass
 
-    def _fail_input(self, problem: MrsiError) -> None:
+    def _fail_input(self, problem: MrsiError, *, quiet: bool = False) -> None:
         """Keep the first thing that was wrong with the input."""
-        if self._closing:
-            return
-        LOG.error("%s", problem, extra={"session": self.name, "peer": self.peer.value})
+        if not quiet and not self._closing:
+            LOG.error("%s", problem, extra={"session": self.name, "peer": self.peer.value})
         if self._input_error is None:
             self._input_error = problem
 

@@ -1,0 +1,306 @@
+"""A whole simulated scan: the numerical brain measured by a preset, with its truth."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mrsi_gadgets import __version__
+from mrsi_gadgets.data import Geometry, Protocol
+from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.io.mrd_file import write_scan
+from mrsi_gadgets.phantom import signals
+from mrsi_gadgets.phantom.anatomy import Anatomy, fine_positions, make_anatomy
+from mrsi_gadgets.phantom.brain import Brain, make_brain, smooth_field
+from mrsi_gadgets.phantom.encode import FineBox, encode, encode_maps, image_from_kspace
+from mrsi_gadgets.phantom.field import b0_field
+from mrsi_gadgets.phantom.lesions import place_lesions
+from mrsi_gadgets.phantom.peak import naa_peak_snr, peak_heights
+from mrsi_gadgets.phantom.presets import Preset, find_preset
+from mrsi_gadgets.phantom.readouts import header_xml, readouts
+from mrsi_gadgets.phantom.receive import coil_sensitivities, correlated_noise, noise_correlation
+from mrsi_gadgets.phantom.truth import Truth
+from mrsi_gadgets.physics.basis import BRAIN_METABOLITES
+from mrsi_gadgets.stream.messages import Acquisition
+
+_BRAIN_MASK = 0.95
+_LESION_RADIUS_MM = 11.0
+_NAA_PROTONS = 3.0
+_HARDWARE_SEED = 20260
+
+
+@dataclass(frozen=True, eq=False)
+class SimulatedScan:
+    """Readouts and truth of one simulated measurement."""
+
+    header_xml: str
+    protocol: Protocol
+    truth: Truth
+    noise: np.ndarray
+    """(coil, readout, sample) complex64."""
+    water: np.ndarray
+    """(coil, kx, ky, kz, t) complex64: water reference."""
+    metabolites: np.ndarray
+    """(coil, kx, ky, kz, t) complex64."""
+
+    @property
+    def acquisitions(self) -> Iterator[Acquisition]:
+        """A fresh iterator over all readouts in the order a console sends them."""
+        return readouts(
+            self.protocol, noise=self.noise, noise_dwell_s=self.truth.preset.noise_dwell_s, water=self.water,
+            metabolites=self.metabolites,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Head:
+    """One head in the scanner: everything that signal comes from, on the fine grid."""
+
+    anatomy: Anatomy
+    lesions: Mapping[str, np.ndarray]
+    brain: Brain
+    box: FineBox
+    b0_hz: np.ndarray
+    field: signals.FieldPhase
+    excitation: signals.Excitation
+    suppression: np.ndarray
+
+
+def simulate(
+    preset: str | Preset,
+    *,
+    seed: int = 0,
+    noise_seed: int = 1,
+    snr: float | None = None,
+    nuisance: bool = True,
+    b0: bool = True,
+) -> SimulatedScan:
+    """Simulate a csi scan of the numerical brain.
+
+    Parameters
+    ----------
+    preset : name of a preset, or a preset of one's own.
+    seed : of the brain: pose, molecules, lesions, B0.
+    noise_seed : of the noise alone; the same brain can be measured again.
+    snr : median NAA peak SNR in the brain mask; None for the preset's, infinity for no noise at all.
+    nuisance : whether there are residual water and scalp lipids.
+    b0 : whether frequencies are off at all: B0, drift, eddy-current phase and water's own offset.
+
+    Raises
+    ------
+    ConfigError
+        The preset is unknown or the SNR is not positive.
+    MissingPackageError
+        The package with the anatomy is not installed.
+    DataError
+        The slab of a preset of one's own holds too little brain.
+    """
+    chosen = find_preset(preset) if isinstance(preset, str) else preset
+    chosen = chosen if snr is None else replace(chosen, snr=float(snr))
+    if not nuisance:
+        chosen = replace(chosen, residual_water=0.0, lipid=0.0)
+    if not b0:
+        chosen = replace(
+            chosen, b0_sd_hz=0.0, b0_sinus_hz=0.0, drift_hz_per_minute=0.0, water_offset_hz=0.0, eddy_phase_rad=(),
+            eddy_decay_s=(),
+        )  # fmt: skip
+    head = _make_head(chosen, np.random.SeedSequence(seed))
+    protocol = chosen.protocol
+    metabolites = signals.metabolite_components(head.brain, head.box, head.excitation, protocol)
+    water = signals.water_components(head.brain, head.box, head.excitation, protocol, chosen.water_offset_hz)
+    unwanted, strengths = _nuisance(chosen, head, water)
+    truth = _truth(chosen, head, metabolites, water)
+    covariance, naa_snr = _noise_level(truth, chosen)
+    maps = head.box.cut(np.moveaxis(coil_sensitivities(head.anatomy.positions_mm, chosen.n_coils), 0, -1)).T
+    maps = np.ascontiguousarray(maps) * np.complex64(chosen.receiver_gain)
+    n = protocol.n_times
+    measured = encode(head.box, lambda t: signals.total([metabolites, *unwanted], head.field, t), maps, n)
+    reference = encode(head.box, lambda t: signals.total([water], head.field, t), maps, n)
+    _imperfect(measured, chosen)
+    _imperfect(reference, chosen)
+    noise = _add_noise(measured, reference, covariance, chosen, noise_seed)
+    card: dict[str, Any] = {
+        "version": __version__, "seed": seed, "noise_seed": noise_seed, "snr": str(chosen.snr), "nuisance": nuisance,
+        "b0": b0, "median_naa_snr": str(round(float(np.median(naa_snr[truth.brain_mask])), 3)), **strengths,
+    }  # fmt: skip
+    truth = replace(truth, noise_covariance=covariance, naa_snr=naa_snr.astype(np.float32), card=card)
+    return SimulatedScan(header_xml(protocol, chosen.n_coils), protocol, truth, noise, reference, measured)
+
+
+def write_simulation(
+    preset: str | Preset,
+    path: str | os.PathLike[str],
+    *,
+    snr: float | None = None,
+    seed: int = 0,
+    noise_seed: int = 1,
+    nuisance: bool = True,
+    b0: bool = True,
+    progress: bool = False,
+) -> str:
+    """Simulate a scan, write it to `path` (MRD .h5) with its truth beside it, and return what was written as text."""
+    scan = simulate(preset, seed=seed, noise_seed=noise_seed, snr=snr, nuisance=nuisance, b0=b0)
+    count = scan.noise.shape[1] + 2 * int(np.prod(scan.protocol.geometry.matrix))
+    items = tqdm(scan.acquisitions, total=count, unit=" readouts", disable=not progress, file=sys.stderr, leave=False)
+    write_scan(path, scan.header_xml, items)
+    arrays, card = scan.truth.save(path)
+    return (
+        f"{count} readouts, {scan.metabolites.shape[0]} coils, median NAA peak SNR "
+        f"{scan.truth.card['median_naa_snr']} -> {os.fspath(path)}\ntruth -> {arrays.name}, {card.name}"
+    )
+
+
+def _make_head(preset: Preset, seeds: np.random.SeedSequence) -> _Head:
+    pose, lesion_rng, molecules, field, water = (np.random.default_rng(s) for s in seeds.spawn(5))
+    geometry = preset.geometry
+    anatomy = make_anatomy(geometry, preset.subvoxels, isocentre_mni_mm=preset.isocentre_mni_mm, rng=pose)
+    centres = fine_positions(geometry, (1, 1, 1))
+    if not np.any(anatomy.voxel_mean(anatomy.brain) > _BRAIN_MASK):
+        raise DataError(f"the slab of preset {preset.name} does not cut through the brain; correct isocentre_mni_mm")
+    radius = max(_LESION_RADIUS_MM, 0.95 * max(geometry.voxel_mm[:2]))
+    lesions = place_lesions(anatomy, radius, lesion_rng, voxel_centres_mm=centres)
+    brain = make_brain(anatomy, lesions, voxel_mm=geometry.voxel_mm, names=BRAIN_METABOLITES, rng=molecules)
+    box = FineBox.around(anatomy.brain + anatomy.scalp > 0, preset.matrix, preset.subvoxels)
+    b0_hz, spread = _field(preset, geometry, anatomy, field)
+    spacing = np.array(geometry.voxel_mm) / preset.subvoxels
+    whole = anatomy.brain / anatomy.brain.sum()
+    size, phase = (smooth_field(anatomy.brain.shape, 70.0, spacing, whole, water) for _ in range(2))
+    flip = _flip_angle(preset, anatomy)
+    return _Head(
+        anatomy, lesions, brain, box, b0_hz, signals.FieldPhase(box.cut(b0_hz), box.cut(spread), preset.protocol.times_s),
+        signals.Excitation(box.cut(flip), preset.repetition_time_s, preset.field_strength_t),
+        box.cut(np.exp(0.4 * size + 1j * phase)),
+    )  # fmt: skip
+
+
+def _field(
+    preset: Preset, geometry: Geometry, anatomy: Anatomy, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """B0 on the fine grid and its change across the thickness of a fine point [Hz]."""
+    half = 0.5 * geometry.voxel_mm[2] / preset.subvoxels[2] * np.array(geometry.slice_dir)
+    stacked = np.stack([anatomy.positions_mm + step * half for step in (-1.0, 0.0, 1.0)], axis=-2)
+    weights = np.stack([np.zeros_like(anatomy.brain), anatomy.brain, np.zeros_like(anatomy.brain)], axis=-1)
+    b0 = b0_field(stacked, weights, smooth_sd_hz=preset.b0_sd_hz, sinus_hz=preset.b0_sinus_hz, rng=rng)
+    return b0[..., 1], b0[..., 2] - b0[..., 0]
+
+
+def _flip_angle(preset: Preset, anatomy: Anatomy) -> np.ndarray:
+    """Flip angle [rad], largest in the middle of the head."""
+    radius = np.linalg.norm(anatomy.positions_mm / 90.0, axis=-1)
+    return np.asarray(np.deg2rad(preset.flip_angle_deg) * (1.0 - preset.transmit_variation * radius**2))
+
+
+def _nuisance(
+    preset: Preset, head: _Head, water: signals.Components
+) -> tuple[list[signals.Components], dict[str, float]]:
+    """Residual water and lipids, scaled to the NAA CH3 signal of normal brain at t = 0, and what was reached."""
+    protocol, box = preset.protocol, head.box
+    normal = (box.cut(head.anatomy.brain) > _BRAIN_MASK) & (box.cut(sum(head.lesions.values())) < 0.02)
+    row = head.brain.names.index("NAA")
+    naa_t1 = signals.t1_s("NAA", "gm", preset.field_strength_t)
+    amount = box.cut(head.brain.contents[row].sum(axis=0)) * head.excitation.weight(naa_t1)
+    naa = _NAA_PROTONS * float(np.mean(amount[normal])) if normal.any() else 1.0
+    whole_water = water.amplitudes.sum(axis=1) * box.points_per_voxel
+    strengths = {"unsuppressed_water_over_naa": float(np.mean(whole_water[normal])) / naa, "naa_ch3_signal": naa}
+    parts = []
+    if preset.residual_water > 0:
+        size = float(np.mean(np.abs(whole_water * head.suppression)[normal]))
+        scale = preset.residual_water * naa / size
+        parts.append(
+            signals.residual_water_components(water, head.suppression, scale, protocol, preset.water_offset_hz)
+        )
+    if preset.lipid > 0:
+        parts.append(signals.lipid_components(head.brain, box, head.excitation, protocol, preset.lipid * naa))
+    return parts, strengths
+
+
+def _truth(preset: Preset, head: _Head, metabolites: signals.Components, water: signals.Components) -> Truth:
+    """Everything that is known but for the noise."""
+    anatomy, box, protocol = head.anatomy, head.box, preset.protocol
+    uniform = np.ones((1, int(np.prod(box.shape))), np.complex64)
+    k = encode(box, lambda t: signals.total([metabolites], head.field, t), uniform, protocol.n_times)[0]
+    weight = np.zeros(anatomy.brain.shape)
+    # Proton density alone would do; the signal at t = 0 is what a field map is really weighted with.
+    weight[tuple(slice(s, s + n) for s, n in zip(box.start, box.shape, strict=True))] = water.amplitudes.sum(
+        axis=1
+    ).reshape(box.shape)
+    signal = anatomy.voxel_mean(weight)
+    b0_hz = np.where(signal > 0, anatomy.voxel_mean(weight * head.b0_hz) / np.where(signal > 0, signal, 1.0), 0.0)
+    b0_hz = np.where(signal > 0, b0_hz + preset.water_offset_hz, 0.0)
+    fids = image_from_kspace(k) * np.exp(-2j * np.pi * b0_hz[..., None] * protocol.times_s)
+    contents = head.brain.totals
+    tissues = np.stack([anatomy.grey, anatomy.white, anatomy.csf, anatomy.scalp])
+    coil_maps = coil_sensitivities(anatomy.positions_mm, preset.n_coils)
+    grid = preset.matrix
+    return Truth(
+        preset=preset,
+        names=head.brain.names,
+        contents=encode_maps(box, box.cut(np.moveaxis(contents, 0, -1)).T).astype(np.float32),
+        contents_voxel=np.stack([anatomy.voxel_mean(m) for m in contents]).astype(np.float32),
+        fractions=np.stack([anatomy.voxel_mean(f) for f in tissues]).astype(np.float32),
+        fractions_resolved=encode_maps(box, box.cut(np.moveaxis(tissues[:3], 0, -1)).T).astype(np.float32),
+        brain_mask=anatomy.voxel_mean(anatomy.brain) > _BRAIN_MASK,
+        b0_hz=b0_hz.astype(np.float32),
+        lesions={name: anatomy.voxel_mean(f).astype(np.float32) for name, f in head.lesions.items()},
+        fids=fids.astype(np.complex64),
+        water=(signal * box.points_per_voxel).astype(np.float32),
+        coil_maps=np.stack([anatomy.voxel_mean(m) for m in coil_maps]).astype(np.complex64),
+        noise_covariance=np.zeros((preset.n_coils, preset.n_coils), complex),
+        naa_snr=np.full(grid, np.nan, np.float32),
+        card={},
+    )
+
+
+def _noise_level(truth: Truth, preset: Preset) -> tuple[np.ndarray, np.ndarray]:
+    """Covariance E[n n^H] of one metabolite sample that gives the preset's median SNR, and the SNR map.
+
+    With the matched combination S^H W m / (S^H W S), W the inverse covariance of the real part, the noise SD of a
+    voxel's FID is 1 / sqrt(N S^H W S), N the number of k-space points.
+    """
+    shape = noise_correlation(preset.n_coils, np.random.default_rng(_HARDWARE_SEED))
+    mask = truth.brain_mask
+    maps = truth.coil_maps[:, mask] * preset.receiver_gain
+    power = np.einsum("cv,cd,dv->v", maps.conj(), np.linalg.inv(shape), maps).real * np.prod(preset.matrix)
+    unit = naa_peak_snr(truth.fids[mask], 1.0 / np.sqrt(power), truth.protocol)
+    naa_snr = np.full(mask.shape, np.nan)
+    if np.isinf(preset.snr):
+        naa_snr[mask] = np.inf
+        return np.zeros_like(shape), naa_snr
+    sd = float(np.median(unit)) / preset.snr
+    naa_snr[mask] = unit / sd
+    return 2.0 * sd**2 * shape, naa_snr
+
+
+def _imperfect(k: np.ndarray, preset: Preset) -> None:
+    """Turn k-space (coil, kx, ky, kz, t) in place by the eddy-current phase and the drift of each shot."""
+    nx, ny, nz = preset.matrix
+    shot = np.arange(nx * ny * nz).reshape(nz, ny, nx).T
+    minutes = (shot - (shot.size - 1) / 2) * preset.repetition_time_s / 60.0
+    times = preset.protocol.times_s
+    phase = 2.0 * np.pi * preset.drift_hz_per_minute * minutes[..., None] * times + preset.eddy_phase
+    k *= np.exp(1j * phase).astype(np.complex64)
+
+
+def _add_noise(
+    measured: np.ndarray, reference: np.ndarray, covariance: np.ndarray, preset: Preset, noise_seed: int
+) -> np.ndarray:
+    """Add noise to both scans in place and return the noise scan; zeros where there is none."""
+    shape = (preset.noise_readouts, preset.noise_samples)
+    if not np.any(covariance):
+        return np.zeros((preset.n_coils, *shape), np.complex64)
+    rng = np.random.default_rng(noise_seed)
+    real_part = covariance / 2.0
+    noise = correlated_noise(real_part * (preset.dwell_s / preset.noise_dwell_s), shape, rng)
+    for k in (measured, reference):
+        for kx in range(k.shape[1]):
+            k[:, kx] += correlated_noise(real_part, k.shape[2:], rng)
+    return noise
+
+
+__all__ = ["SimulatedScan", "peak_heights", "simulate", "write_simulation"]

@@ -1,0 +1,91 @@
+"""What a scan adds to a signal model that was learned before it: a shared shift, missing rows, principal axes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mrsi_gadgets.arrays import Array, to_numpy
+
+LARGEST_SHIFT_HZ = 15.0
+"""The shared shift is searched within this; water's offset from temperature is a few Hz."""
+
+
+def shared_shift(fids: Array, times_s: np.ndarray, basis: np.ndarray, noise_sd: float) -> float:
+    """Return the frequency [Hz] that, taken out of all FIDs, puts most of their energy into the subspace.
+
+    Energy(f) = sum over voxels of ||x exp(-i 2 pi f t) V^H||^2 depends on the data through their Gram matrix in time only, and on f
+    through its diagonals' sums. A shift is kept only where it captures more than the noise could.
+
+    Parameters
+    ----------
+    fids
+        (voxel, t) without B0.
+    times_s
+        (t,) [s].
+    basis
+        (rank, t) orthonormal rows.
+    noise_sd
+        SD of the real part of a sample's noise.
+    """
+    few = to_numpy(fids)
+    n_times = few.shape[1]
+    # energy(f) = sum_ab G[a, b] P[a, b] exp(-i 2 pi f (t_a - t_b)), G = X^T conj(X), P = V^H V
+    product = (few.T @ few.conj()) * (basis.conj().T @ basis)
+    lags = np.array([np.trace(product, offset=-lag) for lag in range(n_times)])
+    dwell = float(times_s[1] - times_s[0]) if n_times > 1 else 0.0
+    shifts = np.linspace(-LARGEST_SHIFT_HZ, LARGEST_SHIFT_HZ, 601)
+    phase = np.exp(-2j * np.pi * shifts[:, None] * dwell * np.arange(1, n_times))
+    energy = lags[0].real + 2 * (phase @ lags[1:]).real
+    best = int(np.argmax(energy))
+    # the captured noise energy has mean 2 s^2 n L and an SD of 2 s^2 sqrt(n L); neighbouring shifts share most of it
+    scatter = 2 * noise_sd**2 * np.sqrt(few.shape[0] * basis.shape[0])
+    gained = energy[best] - energy[len(shifts) // 2]
+    if not gained > scatter or best in (0, len(shifts) - 1):
+        return 0.0
+    left, top, right = energy[best - 1 : best + 2]
+    offset = 0.5 * (left - right) / (left - 2 * top + right) if left - 2 * top + right < 0 else 0.0
+    return float(shifts[best] + offset * (shifts[1] - shifts[0]))
+
+
+def unexplained_rows(fids: Array, basis: np.ndarray, noise_sd: float) -> np.ndarray:
+    """Return orthonormal rows (any, t) for signal outside the subspace that stands out of the noise.
+
+    They are right singular vectors of what the basis leaves of the FIDs, with singular values above the largest one of a
+    pure noise matrix, s sqrt(2) (sqrt(n) + sqrt(t - rank)), by more than its own scatter (Tracy-Widom scale).
+
+    Parameters
+    ----------
+    fids
+        (voxel, t).
+    basis
+        (rank, t) orthonormal rows.
+    noise_sd
+        SD of the real part of a sample's noise.
+    """
+    few = to_numpy(fids)
+    left = few - (few @ basis.conj().T) @ basis
+    power, vectors = np.linalg.eigh((left.conj().T @ left).astype(np.complex128))
+    n, free = few.shape[0], few.shape[1] - len(basis)
+    if free <= 0:
+        return np.empty((0, few.shape[1]), dtype=np.complex64)
+    edge = np.sqrt(n) + np.sqrt(free)
+    scatter = edge ** (1 / 3) * (n * free) ** (-1 / 12)
+    limit = 2 * noise_sd**2 * (edge + 3 * scatter) ** 2
+    rows = vectors[:, power > limit].conj().T[::-1]
+    rows = rows - (rows @ basis.conj().T) @ basis
+    return np.linalg.qr(rows.conj().T)[0].conj().T.astype(np.complex64) if len(rows) else rows.astype(np.complex64)
+
+
+def principal_rotation(coefficients: Array) -> tuple[np.ndarray, int]:
+    """Return the unitary matrix to the principal axes, strongest first, and how many of them stand out of the noise.
+
+    Parameters
+    ----------
+    coefficients
+        (voxel, component) with white noise of real SD 1.
+    """
+    few = to_numpy(coefficients).astype(np.complex128)
+    n, rank = few.shape
+    power, vectors = np.linalg.eigh(few.conj().T @ few / max(n, 1))
+    edge = 2 * (1 + np.sqrt(rank / max(n, 1))) ** 2
+    return np.ascontiguousarray(vectors[:, ::-1]), max(1, int(np.sum(power > edge)))

@@ -1,0 +1,186 @@
+"""How strongly to regularise: the weight of each component from the noise, by Stein's unbiased risk estimate (SURE).
+
+The smoother of one component is h(L) = (I + lambda L)^-1, L the Laplacian of the edge prior. For noise of known power its
+mean squared error is estimated without the truth (Stein 1981, doi:10.1214/aos/1176345632):
+
+    SURE(lambda) = ||z - h z||^2 - n s^2 + 2 s^2 trace h,   s^2 = E|noise|^2.
+
+Both terms are polynomial moments: z^H p(L) z and trace p(L). A Chebyshev recursion gives all moments at once, so every
+lambda costs a few multiplications, and one more recursion applies each component's own smoother. The trace and the
+smoother's noise are estimated with random signs (Hutchinson 1990, doi:10.1080/03610919008812866).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
+from mrsi_gadgets.reconstruction.edge_prior import EdgePrior
+
+WEIGHTS = np.concatenate([[0.0], np.geomspace(0.02, 40.0, 23)])
+"""The lambdas that are tried: 0 leaves the data as they are, the largest averages over about 20 voxels. The range bounds the
+search; SURE chooses within it."""
+MOMENT_DEGREE = 20
+"""Applications of the Laplacian for the moments (twice as many moments come out)."""
+FILTER_DEGREE = 40
+"""Degree of the polynomial that applies a smoother: the largest lambda is met to better than 1e-2, usual ones to 1e-5."""
+PROBES = 32
+
+
+@dataclass(frozen=True, eq=False)
+class WeightChoice:
+    """The weights SURE chose."""
+
+    index: np.ndarray
+    """(component,) index into `WEIGHTS`."""
+    risk: np.ndarray
+    """(component,) estimated squared error, summed over the voxels."""
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(component,) lambda."""
+        return WEIGHTS[self.index]
+
+
+def as_real(u: Array) -> Array:
+    """Return a complex array's real and imaginary parts side by side on the last axis (real smoothers treat both alike)."""
+    xp = namespace(u)
+    return xp.concat([xp.real(u), xp.imag(u)], axis=-1)
+
+
+def as_complex(u: Array) -> Array:
+    """Undo `as_real`."""
+    half = u.shape[-1] // 2
+    return u[..., :half] + 1j * u[..., half:]
+
+
+def choose_weights(
+    z: Array, noise_power: float, prior: EdgePrior, mask: np.ndarray, rng: np.random.Generator, *, pooled_from: int | None = None
+) -> WeightChoice:
+    """Return the lambda of smallest SURE for each component.
+
+    Parameters
+    ----------
+    z
+        (x, y, z, component) complex, zero outside the mask; white noise of equal power in all components.
+    noise_power
+        E|noise|^2 of a coefficient.
+    prior
+        The edges.
+    mask
+        (x, y, z) bool.
+    rng
+        Draws the random signs.
+    pooled_from
+        Components from here on hold no more than noise; they share one lambda, chosen from their sum, because the risk estimate of
+        one of them alone is itself mostly noise.
+    """
+    n_components = z.shape[-1]
+    signs = _signs(mask, z, 16, rng)
+    columns = namespace(z).concat([as_real(z), signs], axis=-1)
+    moments = chebyshev_moments(columns, prior)
+    of_data = moments[:, :n_components] + moments[:, n_components : 2 * n_components]
+    of_trace = moments[:, 2 * n_components :].mean(axis=1)
+    n_voxels = int(mask.sum())
+    risk = np.empty((len(WEIGHTS), n_components))
+    bound = prior.bound
+    for i, weight in enumerate(WEIGHTS):
+        lost, error = _polynomial(lambda x, w=weight: (w * x / (1 + w * x)) ** 2, bound, len(moments))
+        trace = _polynomial(lambda x, w=weight: 1 / (1 + w * x), bound, len(moments))[0] @ of_trace
+        risk[i] = lost @ of_data - n_voxels * noise_power + 2 * noise_power * trace
+        # strong components allow only weights whose polynomial is exact to well below their noise
+        risk[i, error * of_data[0] > 0.02 * n_voxels * noise_power] = np.inf
+    index = np.argmin(risk, axis=0)
+    if pooled_from is not None and pooled_from < n_components:
+        index[pooled_from:] = np.argmin(risk[:, pooled_from:].sum(axis=1))
+    return WeightChoice(index, risk[index, np.arange(n_components)])
+
+
+def smooth(z: Array, prior: EdgePrior, choice: WeightChoice) -> Array:
+    """Return (I + lambda_l L)^-1 z_l for each component l."""
+    coefficients = _filter_coefficients(prior.bound)[:, choice.index]
+    both = np.concatenate([coefficients, coefficients], axis=1)
+    columns = as_real(z)
+    total: Array | None = None
+    for degree, term in enumerate(_chebyshev(columns, prior, FILTER_DEGREE)):
+        gain = like(both[degree].astype(np.float32), columns)
+        total = term * gain if total is None else total + term * gain
+    return as_complex(total)
+
+
+def smoothed_noise(prior: EdgePrior, choice: WeightChoice, mask: np.ndarray, reference: Array, rng: np.random.Generator) -> np.ndarray:
+    """Return by which factor each smoother lowers the noise's SD, (x, y, z, component): the root of sum_m h_nm^2.
+
+    The expectation over random signs p of (h p)_n^2 is exactly that sum; 32 probes leave a scatter of about 12 %.
+    """
+    used = np.unique(choice.index)
+    coefficients = _filter_coefficients(prior.bound)[:, used]
+    signs = _signs(mask, reference, PROBES, rng)
+    xp = namespace(signs)
+    totals: list[Array] = [xp.zeros_like(signs) for _ in used]
+    for degree, term in enumerate(_chebyshev(signs, prior, FILTER_DEGREE)):
+        for i in range(len(used)):
+            totals[i] = totals[i] + float(coefficients[degree, i]) * term
+    gains = np.stack([np.sqrt(np.mean(to_numpy(t) ** 2, axis=-1)) for t in totals], axis=-1)
+    gains[~mask] = 1.0
+    return gains[..., np.searchsorted(used, choice.index)].astype(np.float32)
+
+
+def chebyshev_moments(columns: Array, prior: EdgePrior) -> np.ndarray:
+    """Return u^T T_k(L') u for k = 0 .. 2 MOMENT_DEGREE and every column u, (moment, column) float64.
+
+    L' is the Laplacian mapped to [-1, 1]. T_2k = 2 T_k T_k - 1 and T_2k+1 = 2 T_k+1 T_k - T_1 give two moments per step.
+    """
+    xp = namespace(columns)
+    moments = np.empty((2 * MOMENT_DEGREE + 1, columns.shape[-1]))
+    previous: Array | None = None
+    for k, term in enumerate(_chebyshev(columns, prior, MOMENT_DEGREE)):
+        even = to_numpy(xp.sum(term * term, axis=(0, 1, 2), dtype=xp.float64))
+        if k == 0:
+            moments[0] = even
+        else:
+            odd = to_numpy(xp.sum(term * previous, axis=(0, 1, 2), dtype=xp.float64))
+            moments[2 * k - 1] = odd if k == 1 else 2 * odd - moments[1]
+            moments[2 * k] = 2 * even - moments[0]
+        previous = term
+    return moments
+
+
+def _chebyshev(columns: Array, prior: EdgePrior, degree: int) -> Iterator[Array]:
+    """Yield T_k(L') u for k = 0 .. degree, L' = 2 L / bound - 1."""
+    scale = 2 / max(prior.bound, 1e-12)
+    older, old = columns, scale * prior.laplacian(columns) - columns
+    yield older
+    yield old
+    for _ in range(2, degree + 1):
+        new = prior.laplacian(old)
+        new *= 2 * scale
+        new -= 2 * old
+        new -= older
+        older, old = old, new
+        yield new
+
+
+def _polynomial(function: Callable[[np.ndarray], np.ndarray], bound: float, count: int) -> tuple[np.ndarray, float]:
+    """Return the Chebyshev coefficients of a function on [0, bound] and the largest error of the polynomial."""
+    n = max(4 * count, 128)
+    angles = np.pi * (np.arange(n) + 0.5) / n
+    values = function(0.5 * bound * (np.cos(angles) + 1))
+    terms = np.cos(np.arange(count)[:, None] * angles)
+    result = 2 / n * terms @ values
+    result[0] *= 0.5
+    return result, float(np.max(np.abs(result @ terms - values)))
+
+
+def _filter_coefficients(bound: float) -> np.ndarray:
+    """Return the coefficients of every smoother 1 / (1 + lambda x), (degree + 1, weight)."""
+    columns = [_polynomial(lambda x, w=w: 1 / (1 + w * x), bound, FILTER_DEGREE + 1)[0] for w in WEIGHTS]
+    return np.stack(columns, axis=1)
+
+
+def _signs(mask: np.ndarray, reference: Array, count: int, rng: np.random.Generator) -> Array:
+    signs = rng.integers(0, 2, (*mask.shape, count)).astype(np.float32) * 2 - 1
+    return like(signs * mask[..., None], reference, "float32")

@@ -1,0 +1,295 @@
+"""Reconstruction in a learned temporal subspace with an edge-weighted prior (eq. 6 and 7 of science.md).
+
+U^ = argmin || d - Omega{F B (U V)} ||^2 + sum_l lambda_l R(u_l). V comes from the signal model; the scan itself adds
+
+* one frequency shift that all voxels share (what the water reference could not know),
+* rows for signals that stand out of the noise and that no model has seen,
+* the rotation of the coefficients to their principal axes, so that each has its own signal-to-noise ratio,
+* the edges of its own coefficients, and
+* each component's lambda, by Stein's unbiased risk estimate from the known noise.
+
+Fully sampled data need no transform inside the iterations: with sum_c |S_c|^2 = 1 and orthonormal V, A^H A is the identity, and
+the data enter through the B0-demodulated, projected, matched-filter image alone. Everything else goes through the general
+operator and conjugate gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
+from mrsi_gadgets.data import KtData, SpectralImage
+from mrsi_gadgets.errors import ConfigError, DataError
+from mrsi_gadgets.operators.encoding import encoding_operator, grid_times
+from mrsi_gadgets.reconstruction.basis_adaptation import principal_rotation, shared_shift, unexplained_rows
+from mrsi_gadgets.reconstruction.edge_prior import EdgePrior, edge_distances, edge_prior
+from mrsi_gadgets.reconstruction.fourier import Progress, check_calibration, demodulate, image_noise_sd, matched_image
+from mrsi_gadgets.reconstruction.regularisation import WeightChoice, choose_weights, smooth, smoothed_noise
+from mrsi_gadgets.reconstruction.solvers import conjugate_gradient
+
+PRIORS = ("edges", "none")
+
+
+class TemporalBasis(Protocol):
+    """What is needed of a signal model: `models.subspace.Subspace` has it."""
+
+    @property
+    def basis(self) -> np.ndarray:
+        """(rank, t) orthonormal rows."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """One reconstruction: what is given, in the unit of the unitary operators (sqrt(N) rho)."""
+
+    kt: KtData
+    coil_maps: Array
+    b0_hz: np.ndarray
+    mask: np.ndarray
+    noise_sd: float
+    basis: np.ndarray
+    """(rank, t) complex64."""
+    direct: bool
+    """Whether A^H A is the identity."""
+    rng: np.random.Generator
+    rtol: float
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(shot,) roots of the averages: rows of equal noise."""
+        return np.sqrt(self.kt.count.astype(float))
+
+
+def reconstruct_subspace(
+    kt: KtData,
+    coil_maps: Array,
+    b0_hz: np.ndarray,
+    mask: np.ndarray,
+    noise_sd: float = 1.0,
+    *,
+    model: TemporalBasis,
+    water: np.ndarray | None = None,
+    prior: str = "edges",
+    adapt: bool = True,
+    use_operator: bool = False,
+    rtol: float = 1e-4,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> SpectralImage:
+    """Reconstruct coefficient images on a learned temporal basis.
+
+    Parameters
+    ----------
+    kt, coil_maps, b0_hz, mask, noise_sd
+        As for `reconstruct_fourier`; readouts may be missing here.
+    model
+        Signal model with an orthonormal `basis`.
+    water
+        (x, y, z) water image, whose edges are trusted where that lowers the risk estimate; None for the scan's own edges alone.
+    prior
+        ``edges`` or ``none`` (least squares on the basis).
+    adapt
+        Whether the scan may shift the frequency and add rows to the basis.
+    use_operator
+        Solve with the general operator although the data are complete (a check; the result is the same).
+    rtol
+        Relative tolerance of the conjugate gradients.
+    seed
+        Of the random probes of the risk estimate.
+    progress
+        Called with the share that is done.
+
+    Returns
+    -------
+    SpectralImage
+        Coefficients on an orthonormal basis (rotated to the scan's principal axes), `coefficient_sd` the noise that is left in
+        each after smoothing. Bias by smoothing is not in it.
+
+    Raises
+    ------
+    DataError
+        Data, calibration and model do not fit each other.
+    ConfigError
+        The prior is unknown.
+    NumericalError
+        The general solve did not converge.
+    """
+    if prior not in PRIORS:
+        raise ConfigError(f"prior '{prior}' is not known; use {' or '.join(PRIORS)}")
+    check_calibration(kt, coil_maps, b0_hz, mask, noise_sd)
+    times = grid_times(kt)
+    if model.basis.shape[1] != len(times):
+        raise DataError(f"the signal model has {model.basis.shape[1]} points and the data {len(times)}; learn one for this protocol")
+    direct = kt.fully_sampled and not use_operator
+    inside = np.asarray(mask, dtype=bool)
+    problem = _Problem(
+        kt, coil_maps, np.asarray(b0_hz, dtype=float), inside, noise_sd, np.asarray(model.basis), direct,
+        np.random.default_rng(seed), rtol,
+    )  # fmt: skip
+    provenance: dict[str, Any] = {"method": "subspace", "solver": "per voxel" if direct else "conjugate gradients", "prior": prior}
+    problem, image, noise = _least_squares(problem, times, model, adapt and inside.any(), provenance, progress)
+    regularised = prior == "edges" and inside.any()
+    gains: np.ndarray | None = None
+    if regularised:
+        problem, image, gains = _regularise(problem, image, noise, water, provenance)
+    scale = 1 / np.sqrt(inside.size)
+    sd = image_noise_sd(kt, coil_maps, noise_sd) if kt.fully_sampled else np.full(inside.shape, np.mean(noise) * scale)
+    relative = np.ones((1, len(problem.basis))) if kt.fully_sampled else (noise / np.mean(noise))[None]
+    coefficient_sd = sd[..., None] * relative * (1.0 if gains is None else gains)
+    if progress is not None:
+        progress(1.0, "subspace reconstruction")
+    provenance |= {"rank": len(problem.basis), "readouts_missing": int(np.sum(kt.count == 0))}
+    return SpectralImage(
+        coefficients=image * scale,
+        basis=like(problem.basis.astype(np.complex64), image, image.dtype),
+        protocol=kt.protocol,
+        mask=inside,
+        b0_hz=problem.b0_hz.astype(np.float32),
+        noise_sd=sd.astype(np.float32),
+        coefficient_sd=coefficient_sd.astype(np.float32),
+        frame=kt.frame,
+        provenance=provenance,
+    )
+
+
+def _least_squares(
+    problem: _Problem, times: np.ndarray, model: TemporalBasis, adapt: bool, provenance: dict[str, Any], progress: Progress | None
+) -> tuple[_Problem, Array, np.ndarray]:
+    """Return the problem (with shift and rows added), coefficients without a prior, and their noise SD (component,)."""
+    scale = np.sqrt(problem.mask.size)
+    if not problem.kt.fully_sampled:
+        image, noise = _solve_without_prior(problem)
+        return problem, image, noise
+    rho = demodulate(matched_image(problem.kt, problem.coil_maps, progress=_first_half(progress)), problem.b0_hz, times) * scale
+    sample_sd = float(np.median(image_noise_sd(problem.kt, problem.coil_maps, problem.noise_sd))) * scale
+    if adapt:
+        inside = _voxels(rho, problem.mask)
+        shift = shared_shift(inside, times, problem.basis, sample_sd)
+        if shift:
+            turn = like(np.exp(-2j * np.pi * shift * times), rho, rho.dtype)
+            rho, inside = rho * turn, inside * turn
+        rows = unexplained_rows(inside, problem.basis, sample_sd)
+        problem = replace(problem, b0_hz=problem.b0_hz + shift, basis=np.concatenate([problem.basis, rows]).astype(np.complex64))
+        provenance |= {"shared_shift_hz": shift, "rows_added": len(rows)}
+    noise = np.full(len(problem.basis), sample_sd)
+    if problem.direct:
+        return problem, rho @ like(np.ascontiguousarray(problem.basis.conj().T), rho, rho.dtype), noise
+    return problem, _solve(problem, None, None), noise
+
+
+def _regularise(
+    problem: _Problem, image: Array, noise: np.ndarray, water: np.ndarray | None, provenance: dict[str, Any]
+) -> tuple[_Problem, Array, np.ndarray]:
+    """Return the problem in rotated coefficients, the regularised image and how much each coefficient's noise fell."""
+    # noise of equal power in all coefficients first: the rotation then keeps it white
+    flat = like((1 / noise).astype(np.float32), image, image.dtype)
+    rotation, leading = principal_rotation(_voxels(image, problem.mask) * flat)
+    z = (image * flat) @ like(rotation, image, image.dtype)
+    inside = z * like(problem.mask[..., None].astype(np.float32), z, z.dtype)
+    edges, used_water = _choose_edges(inside[..., :leading], water, problem)
+    choice = choose_weights(inside, 2.0, edges, problem.mask, problem.rng, pooled_from=leading)
+    gains = smoothed_noise(edges, choice, problem.mask, inside, problem.rng)
+    provenance |= {
+        "weights_from": "Stein's unbiased risk estimate",
+        "weights": [float(w) for w in choice.weights[:leading]],
+        "weight_of_noise_components": float(choice.weights[-1]) if leading < len(rotation) else None,
+        "edges_from": "scan and water image" if used_water else "scan",
+    }
+    # u = z R^H / flat, so the rows of the basis turn the other way; equal noise keeps them orthonormal
+    unequal = not np.allclose(noise, noise[0], rtol=1e-6)
+    turned = problem.basis if unequal else (rotation.conj().T @ problem.basis).astype(np.complex64)
+    if problem.direct:
+        outside = like((~problem.mask[..., None]).astype(np.float32), z, z.dtype)
+        return replace(problem, basis=turned), (smooth(inside, edges, choice) + z * outside) * float(noise[0]), gains
+    if not unequal:
+        turned_problem = replace(problem, basis=turned)
+        return turned_problem, _solve(turned_problem, edges, choice), gains
+    return _regularise_unequal(problem, rotation, noise, edges, choice, gains)
+
+
+def _regularise_unequal(
+    problem: _Problem, rotation: np.ndarray, noise: np.ndarray, edges: EdgePrior, choice: WeightChoice, gains: np.ndarray
+) -> tuple[_Problem, Array, np.ndarray]:
+    """Solve with coefficients of unequal noise: the prior is diagonal only in the whitened, rotated ones.
+
+    The noise of the solution is estimated by the same smoothers in the whitened coefficients and carried back.
+    """
+    # R u = (D rotation) diag(lambda) (D rotation)^H L u with D = sd_data / sd_coefficient
+    mixing = (problem.noise_sd / noise)[:, None] * rotation
+    penalty = (mixing.conj() * choice.weights) @ mixing.T
+    image = _solve(problem, edges, choice, penalty=penalty)
+    carried = np.sqrt(np.maximum((gains**2) @ (np.abs(rotation.T) ** 2), 0))
+    return problem, image, carried
+
+
+def _choose_edges(z: Array, water: np.ndarray | None, problem: _Problem) -> tuple[EdgePrior, bool]:
+    """Return the edge weights: from the scan's smoothed leading components, with the water's where the risk falls."""
+    mask = problem.mask
+    reference = namespace(z).real(z)
+    edges = edge_prior(mask, reference)
+    for _ in range(2):
+        pilot = smooth(z, edges, choose_weights(z, 2.0, edges, mask, problem.rng))
+        own = edge_distances(pilot, 4.0)
+        edges = edge_prior(mask, reference, (own,))
+    if water is None:
+        return edges, False
+    image = like(np.where(mask, water, 0)[..., None].astype(np.float32), reference)
+    both = edge_prior(mask, reference, (own, edge_distances(image)))
+    risks = [float(choose_weights(z, 2.0, e, mask, np.random.default_rng(0)).risk.sum()) for e in (edges, both)]
+    return (both, True) if risks[1] < risks[0] else (edges, False)
+
+
+def _solve(
+    problem: _Problem, edges: EdgePrior | None, choice: WeightChoice | None, *, penalty: np.ndarray | None = None,
+    samples: Array | None = None, max_iterations: int = 200, strict: bool = True,
+) -> Array:  # fmt: skip
+    """Return (A^H A + R)^-1 A^H d by conjugate gradients in the general operator."""
+    kt = problem.kt if samples is None else problem.kt.with_samples(samples)
+    operator = encoding_operator(kt, problem.coil_maps, problem.b0_hz, problem.basis, weights=problem.weights)
+    weights = like(problem.weights[None, :, None].astype(np.float32), kt.samples)
+    rhs = operator.H(kt.samples * weights)
+    gram = operator.gram
+    lambdas = None if choice is None else like(choice.weights.astype(np.float32), rhs, rhs.dtype)
+    matrix = None if penalty is None else like(penalty.astype(np.complex64), rhs, rhs.dtype)
+
+    def normal(u: Array) -> Array:
+        image = gram(u)
+        if edges is None or lambdas is None:
+            return image
+        curved = edges.laplacian(u)
+        return image + (curved * lambdas if matrix is None else curved @ matrix)
+
+    solution = conjugate_gradient(normal, rhs, rtol=problem.rtol, max_iterations=max_iterations)
+    return solution.checked() if strict else solution.value
+
+
+def _solve_without_prior(problem: _Problem) -> tuple[Array, np.ndarray]:
+    """Return a short least-squares solve of undersampled data and the noise SD of its coefficients.
+
+    The iterations are few on purpose: without a prior, going on only amplifies noise. The same solve of pure noise says
+    how much noise is in each coefficient.
+    """
+    count = 12
+    image = _solve(problem, None, None, max_iterations=count, strict=False)
+    samples = problem.kt.samples
+    noise = problem.rng.standard_normal((*samples.shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
+    acquired = np.sqrt(1 / np.maximum(problem.kt.count, 1)) * (problem.kt.count > 0)
+    noise = noise * (problem.noise_sd * acquired[None, :, None]).astype(np.float32)
+    empty = _solve(problem, None, None, samples=like(noise, samples, samples.dtype), max_iterations=count, strict=False)
+    inside = problem.mask if problem.mask.any() else np.ones_like(problem.mask)
+    return image, np.sqrt(np.mean(np.abs(to_numpy(empty)[inside]) ** 2, axis=0) / 2)
+
+
+def _voxels(image: Array, mask: np.ndarray) -> Array:
+    """Return the voxels inside the mask, (voxel, any)."""
+    xp = namespace(image)
+    flat = xp.reshape(image, (-1, image.shape[-1]))
+    return xp.take(flat, like(np.flatnonzero(mask.ravel()), image), axis=0)
+
+
+def _first_half(progress: Progress | None) -> Progress | None:
+    return None if progress is None else lambda share, words: progress(0.5 * share, words)

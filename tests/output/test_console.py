@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import ismrmrd
+import numpy as np
+import pytest
+
+from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.output.console import maps_to_images
+from mrsi_gadgets.output.meta import from_xml, value_of, values_of
+from mrsi_gadgets.output.nifti import image_affine_lps, image_values
+from mrsi_gadgets.output.scaling import PIXEL_MAX, DisplayScales
+
+SHOWN = ("tNAA", "tCho")
+
+
+def by_title(images):
+    return {value_of(from_xml(image.attributes), "SeriesDescription"): image for image in images}
+
+
+def test_header_fields_follow_the_recipe(maps, reference_head):
+    image = by_title(maps_to_images(maps, reference_head=reference_head, shown=SHOWN))["tNAA"]
+    head, geometry = image.head, maps.protocol.geometry
+    assert head["version"] == 1
+    assert head["data_type"] == 1
+    assert head["image_type"] == 1
+    assert head["channels"] == 1
+    assert head["measurement_uid"] == 4711
+    assert head["acquisition_time_stamp"] == 123456
+    assert head["physiology_time_stamp"].tolist() == [7, 8, 9]
+    assert [int(head[n]) for n in ("average", "slice", "contrast", "phase", "repetition", "set")] == [1, 2, 3, 4, 5, 6]
+    assert head["matrix_size"].tolist() == [3, 4, 5]
+    np.testing.assert_allclose(head["field_of_view"], geometry.fov_mm)
+    np.testing.assert_allclose(head["patient_table_position"], [0, 0, -1234.5])
+    np.testing.assert_allclose(head["read_dir"], geometry.read_dir, rtol=1e-6)
+    assert head["attribute_string_len"] == len(image.attributes.encode())
+    assert image.data.shape == (1, 5, 4, 3)
+    assert image.data.flags["C_CONTIGUOUS"]
+
+
+def test_the_ismrmrd_package_sees_the_same_header_bytes(maps, reference_head):
+    image = maps_to_images(maps, reference_head=reference_head, shown=SHOWN)[0]
+    head = ismrmrd.ImageHeader.from_buffer_copy(image.head.tobytes())
+    assert list(head.matrix_size) == [3, 4, 5]
+    assert head.measurement_uid == 4711
+    assert head.image_series_index == 1
+    assert head.attribute_string_len == len(image.attributes.encode())
+
+
+@pytest.mark.parametrize("grid_center", ["voxel", "edge"])
+@pytest.mark.parametrize("matrix", [(3, 4, 5), (4, 3, 2), (5, 7, 1)])
+def test_position_is_the_centre_of_the_box_for_odd_and_even_sizes(matrix, grid_center, make_geometry, make_maps):
+    geometry = make_geometry(matrix, grid_center)
+    maps = dataclasses.replace(
+        make_maps(), maps={}, mask=np.ones(matrix, bool), b0_hz=np.zeros(matrix, "f4"), examples=()
+    )
+    maps = dataclasses.replace(maps, protocol=dataclasses.replace(maps.protocol, geometry=geometry))
+    image = maps_to_images(maps, reference_head=None, shown=())[0]
+    axes = np.array([geometry.read_dir, geometry.phase_dir, geometry.slice_dir])
+    half = np.array([0.5 if grid_center == "voxel" and n % 2 == 0 else 0.0 for n in matrix])
+    expected = np.array(geometry.position_mm) - (half * geometry.voxel_mm) @ axes
+    np.testing.assert_allclose(image.head["position"], expected, atol=1e-4)
+    np.testing.assert_allclose(image_affine_lps(image), geometry.affine_lps(), atol=1e-4)
+
+
+def test_one_series_per_map_and_numbers_that_do_not_change_between_frames(reference_head, make_maps):
+    first, second = (
+        maps_to_images(make_maps(frame=frame, seed=frame), reference_head=reference_head, shown=SHOWN)
+        for frame in (0, 1)
+    )
+    assert [int(image.head["image_series_index"]) for image in first] == list(range(1, len(first) + 1))
+    assert {int(image.head["image_index"]) for image in first} == {1}
+    assert {int(image.head["image_index"]) for image in second} == {2}
+    titles = [
+        [value_of(from_xml(image.attributes), "SeriesDescription") for image in frame] for frame in (first, second)
+    ]
+    assert titles[0] == titles[1]
+    assert len(set(titles[0])) == len(titles[0])
+
+
+def test_pixels_rescale_to_the_value_within_half_a_unit(maps, reference_head):
+    images = by_title(maps_to_images(maps, reference_head=reference_head, shown=("tNAA", "tCr", "tCho_per_tCr")))
+    for title, source, values in [
+        ("tNAA", "tNAA_per_water", maps.maps["tNAA_per_water"].value),
+        ("tNAA SD", "tNAA_per_water", maps.maps["tNAA_per_water"].sd),
+        ("tCho_per_tCr", "tCho_per_tCr", maps.maps["tCho_per_tCr"].value),
+        ("B0", "b0", maps.b0_hz),
+    ]:
+        image = images[title]
+        meta = from_xml(image.attributes)
+        assert image.data.dtype == np.uint16
+        assert value_of(meta, "mrsi_map") == source
+        step = float(value_of(meta, "RescaleSlope"))
+        error = np.abs(image_values(image) - values)
+        assert np.nanmax(error) <= step / 2 * (1 + 1e-6)
+    assert value_of(from_xml(images["tNAA"].attributes), "RescaleSlope") == "0.01"
+    assert value_of(from_xml(images["B0"].attributes), "RescaleIntercept") == "-204.8"
+
+
+def test_gadgetron_names_say_the_same_in_pixels(maps):
+    for image in maps_to_images(maps, reference_head=None, shown=SHOWN):
+        meta = from_xml(image.attributes)
+        assert value_of(meta, "GADGETRON_SeqDescription") == value_of(meta, "SeriesDescription")
+        assert value_of(meta, "GADGETRON_ImageComment") == value_of(meta, "ImageComments")
+        assert values_of(meta, "ImageProcessingHistory") == ["PYTHON", "MRSI"]
+        assert value_of(meta, "Keep_image_geometry") == "1"
+        assert value_of(meta, "EchoTime") == "1.3"
+        if "RescaleSlope" in meta:
+            slope, intercept, centre = (
+                float(value_of(meta, n)) for n in ("RescaleSlope", "RescaleIntercept", "WindowCenter")
+            )
+            ratio, offset = (
+                float(value_of(meta, "GADGETRON_ScaleRatio")),
+                float(value_of(meta, "GADGETRON_ScaleOffset")),
+            )
+            np.testing.assert_allclose((100 - offset) / ratio, slope * 100 + intercept)
+            assert abs(float(value_of(meta, "GADGETRON_WindowCenter")) - (centre * ratio + offset)) <= 0.5
+
+
+def test_directions_are_written_with_eighteen_digits(maps):
+    meta = from_xml(maps_to_images(maps, reference_head=None, shown=SHOWN)[0].attributes)
+    row = values_of(meta, "ImageRowDir")
+    assert len(row) == 3
+    assert all(len(text.partition(".")[2]) == 18 for text in row)
+    np.testing.assert_allclose([float(v) for v in values_of(meta, "ImageColumnDir")], maps.protocol.geometry.phase_dir)
+
+
+def test_nan_is_zero_on_the_display_and_the_mask_says_where(maps):
+    images = by_title(maps_to_images(maps, reference_head=None, shown=SHOWN))
+    assert images["tNAA"].data[0, 0, 0, 0] == 0
+    np.testing.assert_array_equal(images["mask"].data[0].transpose(2, 1, 0), maps.mask)
+
+
+def test_quantitative_images_hold_the_exact_values(maps):
+    images = by_title(maps_to_images(maps, reference_head=None, shown=SHOWN))
+    for name, item in maps.maps.items():
+        image = images[f"{name} values"]
+        assert value_of(from_xml(image.attributes), "DataRole") == "Quantitative"
+        assert image.head["data_type"] == 5
+        np.testing.assert_array_equal(image.data[0].transpose(2, 1, 0), item.value)
+    np.testing.assert_array_equal(images["B0 values"].data[0].transpose(2, 1, 0), maps.b0_hz)
+
+
+def test_quantitative_can_be_limited_or_left_out(maps):
+    shown = by_title(maps_to_images(maps, reference_head=None, shown=("tNAA",), quantitative="shown"))
+    assert {t for t in shown if t.endswith(" values")} == {
+        "tNAA values", "tNAA SD values", "tNAA_per_water values", "tNAA_per_water SD values", "tNAA_per_tCr values",
+        "B0 values",
+    }  # fmt: skip
+    without = by_title(maps_to_images(maps, reference_head=None, shown=SHOWN, quantitative="none", spectra=False))
+    assert list(without) == ["tNAA", "tNAA SD", "tCho", "tCho SD", "B0", "mask"]
+    plain = by_title(maps_to_images(maps, reference_head=None, shown=SHOWN, uncertainty=False, quantitative="none"))
+    assert list(plain) == ["tNAA", "tCho", "B0", "mask", "spectra"]
+
+
+def test_spectra_travel_with_everything_a_reader_needs(maps):
+    image = by_title(maps_to_images(maps, reference_head=None, shown=SHOWN))["spectra"]
+    meta = from_xml(image.attributes)
+    assert image.head["data_type"] == 7
+    assert image.head["image_type"] == 5
+    assert image.head["matrix_size"].tolist() == [128, 3, 2]
+    assert values_of(meta, "mrsi_voxels") == ["1 2 3", "2 1 0"]
+    assert value_of(meta, "DataRole") == "Spectroscopy"
+    assert float(value_of(meta, "mrsi_acquisition_delay_s")) == 1.3e-3
+    np.testing.assert_array_equal(image.data[0, 1, 0], maps.examples[1].data)
+    np.testing.assert_array_equal(image.data[0, 0, 2], maps.examples[0].nuisance)
+
+
+def test_warnings_reach_the_console_in_every_comment(maps):
+    warning = "no water reference: amounts are on an arbitrary scale"
+    for image in maps_to_images(maps, reference_head=None, shown=SHOWN, warnings=[warning], comments=["scan 12"]):
+        meta = from_xml(image.attributes)
+        assert warning in value_of(meta, "ImageComments")
+        assert "scan 12" in value_of(meta, "ImageComment")
+        assert values_of(meta, "mrsi_warnings") == [warning]
+
+
+def test_provenance_is_json_in_a_fixed_order(maps):
+    image = maps_to_images(maps, reference_head=None, shown=SHOWN, provenance={"a_seed": 3})[0]
+    text = value_of(from_xml(image.attributes), "mrsi_provenance")
+    assert json.loads(text) == {"a_seed": 3, "method": "test", "rank": 16}
+    assert text.index("a_seed") < text.index("method")
+
+
+def test_equal_maps_give_equal_bytes(maps, reference_head):
+    pairs = zip(
+        maps_to_images(maps, reference_head=reference_head, shown=SHOWN),
+        maps_to_images(maps, reference_head=reference_head, shown=SHOWN),
+        strict=True,
+    )
+    for one, two in pairs:
+        assert one.head.tobytes() == two.head.tobytes()
+        assert one.attributes == two.attributes
+        assert one.data.tobytes() == two.data.tobytes()
+
+
+def test_without_water_amounts_share_one_power_of_ten_for_the_whole_session(make_maps):
+    scales = DisplayScales()
+    first = make_maps(water=False)
+    brighter = dataclasses.replace(
+        first, frame=1, maps={n: dataclasses.replace(m, value=m.value * 1.8) for n, m in first.maps.items()}
+    )
+    slopes = []
+    for maps in (first, brighter):
+        images = by_title(maps_to_images(maps, reference_head=None, shown=("tNAA", "tCho"), scales=scales))
+        slopes += [value_of(from_xml(images[n].attributes), "RescaleSlope") for n in ("tNAA", "tCho")]
+        assert images["tNAA"].data.max() < PIXEL_MAX
+    assert len(set(slopes)) == 1
+    assert np.log10(float(slopes[0])) == round(np.log10(float(slopes[0])))
+    assert 400 < by_title(maps_to_images(first, reference_head=None, shown=["tNAA"]))["tNAA"].data.max() < PIXEL_MAX
+
+
+def test_values_beyond_the_pixel_range_are_clipped_and_counted(maps):
+    value = maps.maps["tNAA_per_water"].value.copy()
+    value[1, 1, 1:3] = 55.0, -3.0
+    changed = dict(maps.maps) | {"tNAA_per_water": dataclasses.replace(maps.maps["tNAA_per_water"], value=value)}
+    image = by_title(maps_to_images(dataclasses.replace(maps, maps=changed), reference_head=None, shown=SHOWN))["tNAA"]
+    assert image.data[0, 1:3, 1, 1].tolist() == [PIXEL_MAX, 0]
+    assert "2 voxels lie beyond the pixel range" in value_of(from_xml(image.attributes), "ImageComments")
+
+
+def test_a_map_of_nothing_but_nan_or_zero_is_black(maps):
+    empty = {
+        "tNAA": dataclasses.replace(maps.maps["tNAA"], value=np.full((3, 4, 5), np.nan, "f4"), sd=None),
+        "tCho": dataclasses.replace(maps.maps["tCho"], value=np.zeros((3, 4, 5), "f4"), sd=None),
+    }
+    images = by_title(maps_to_images(dataclasses.replace(maps, maps=empty), reference_head=None, shown=SHOWN))
+    assert not images["tNAA"].data.any()
+    assert not images["tCho"].data.any()
+
+
+def test_an_unknown_map_is_refused_by_name(maps):
+    with pytest.raises(ConfigError, match=r"shows map 'tNA', which was not quantified; choose from tNAA, .*tCho"):
+        maps_to_images(maps, reference_head=None, shown=("tNA",))
+
+
+def test_an_unknown_choice_of_quantitative_images_is_refused(maps):
+    with pytest.raises(ConfigError, match="use all, shown or none"):
+        maps_to_images(maps, reference_head=None, shown=SHOWN, quantitative="some")

@@ -1,4 +1,4 @@
-"""A ring measurement of a few point sources, each sample taken exactly at its own time: the slow truth for the tests."""
+"""A ring measurement of a few point sources, each sample taken at its own time: the slow truth for the tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REFERENCE_PPM = 4.65
 class Source:
     """One line at one place."""
 
-    voxel: tuple[int, int]
+    voxel: tuple[float, float]
     ppm: float
     amplitude: complex = 1.0
     decay_hz: float = 8.0
@@ -61,6 +61,8 @@ class RingScan:
         facts = ScanFacts("m", "rings", "HFS", "us", "", 6.98, 1, F0_HZ, [600.0], [1.3], [40.0], "ChemicalShiftImaging")
         limits = {"kspace_encode_step_1": (0, len(self.laps) - 1, 0)}
         space = EncodingSpace(self.matrix, self.fov_mm, limits, "other")
+        if self.chunk >= max(lap * self.n_times // t for lap, t in zip(self.laps, self.interleaves, strict=True)):
+            limits["segment"] = (0, 0, 0)
         return header_xml(facts, [space], {k: v for k, v in profile.items() if v is not None})
 
     def signal(self, k: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -88,7 +90,11 @@ class RingScan:
                 samples = self.signal(k, (self.delay_us + since_first) * 1e-6)
                 for number, first in enumerate(range(0, length, self.chunk)):
                     part = slice(first, min(first + self.chunk, length))
-                    out.append(self._readout(ring, interleaf, number, own, k[part], own * np.arange(length)[part], samples[part]))
+                    out.append(
+                        self._readout(
+                            ring, interleaf, number, own, k[part], own * np.arange(length)[part], samples[part]
+                        )
+                    )
         for number, readout in enumerate(out):
             readout.head["scan_counter"] = number
         return out

@@ -34,6 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except BrokenPipeError:
         return EXIT_FAILED
+    except Exception as error:  # noqa: BLE001  outermost: a user sees a sentence, --debug the traceback
+        if given.debug:
+            raise
+        _say(
+            f"mrsi {given.command}: internal error ({type(error).__name__}: {error}); run again with --debug and report "
+            "what it shows",
+            sys.stderr,
+        )
+        return EXIT_FAILED
     except KeyboardInterrupt:
         _say("interrupted", sys.stderr)
         return EXIT_INTERRUPTED

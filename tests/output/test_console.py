@@ -7,10 +7,12 @@ import ismrmrd
 import numpy as np
 import pytest
 
+from mrsi_gadgets.data import Map
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.output.console import maps_to_images
 from mrsi_gadgets.output.meta import from_xml, value_of, values_of
 from mrsi_gadgets.output.nifti import image_affine_lps, image_values
+from mrsi_gadgets.output.results import gather
 from mrsi_gadgets.output.scaling import PIXEL_MAX, DisplayScales
 
 SHOWN = ("tNAA", "tCho")
@@ -65,14 +67,27 @@ def test_position_is_the_centre_of_the_box_for_odd_and_even_sizes(matrix, grid_c
     np.testing.assert_allclose(image_affine_lps(image), geometry.affine_lps(), atol=1e-4)
 
 
+def title_of(image):
+    return value_of(from_xml(image.attributes), "SeriesDescription")
+
+
 def test_one_series_per_map_and_numbers_that_do_not_change_between_frames(reference_head, make_maps):
     first, second = (
         maps_to_images(make_maps(frame=frame, seed=frame), reference_head=reference_head, shown=SHOWN)
         for frame in (0, 1)
     )
-    assert [int(image.head["image_series_index"]) for image in first] == list(range(1, len(first) + 1))
-    assert {int(image.head["image_index"]) for image in first} == {1}
-    assert {int(image.head["image_index"]) for image in second} == {2}
+    values = [i for i, image in enumerate(first) if title_of(image) == "MRSI values"]
+    assert len(values) > len(SHOWN)
+    alone = [i for i in range(len(first)) if i not in values]
+    series = [int(image.head["image_series_index"]) for image in first]
+    assert len({series[i] for i in alone}) == len(alone)
+    assert len({series[i] for i in values}) == 1
+    assert series == sorted(series)
+    assert {int(first[i].head["image_index"]) for i in alone} == {1}
+    assert {int(second[i].head["image_index"]) for i in alone} == {2}
+    assert [int(frame[i].head["image_index"]) for frame in (first, second) for i in values] == list(
+        range(1, 2 * len(values) + 1)
+    )
     titles = [
         [value_of(from_xml(image.attributes), "SeriesDescription") for image in frame] for frame in (first, second)
     ]
@@ -210,6 +225,28 @@ def test_without_water_amounts_share_one_power_of_ten_for_the_whole_session(make
     assert len(set(slopes)) == 1
     assert np.log10(float(slopes[0])) == round(np.log10(float(slopes[0])))
     assert 400 < by_title(maps_to_images(first, reference_head=None, shown=["tNAA"]))["tNAA"].data.max() < PIXEL_MAX
+
+
+def test_a_ratio_to_water_is_shown_as_millimoles_per_kilogram_of_water(maps):
+    ratio = maps.maps["tNAA_per_water"].value / 55508.0
+    item = Map(ratio, "1 (molecules per water molecule, not corrected for relaxation)", ratio / 10)
+    changed = dataclasses.replace(maps, maps={"tNAA": maps.maps["tNAA"], "tNAA_per_water": item})
+    images = maps_to_images(changed, reference_head=None, shown=("tNAA",), quantitative="none")
+    meta = from_xml(images[0].attributes)
+    assert value_of(meta, "mrsi_unit") == "mmol/kg water"
+    assert value_of(meta, "RescaleSlope") == "0.01"
+    assert "molecules per water molecule, not corrected for relaxation" in value_of(meta, "ImageComments")
+    assert np.nanmax(np.abs(image_values(images[0]) - maps.maps["tNAA_per_water"].value)) < 0.00501
+    result = gather(images).maps["tNAA_per_water"]
+    assert result.unit == item.unit
+    np.testing.assert_allclose(result.value, ratio, atol=0.00501 / 55508)
+
+
+def test_values_of_both_signs_have_their_zero_in_the_middle(maps):
+    phase = np.linspace(-3.2, 3.2, 60, dtype=np.float32).reshape(3, 4, 5)
+    changed = dataclasses.replace(maps, maps={"phase": Map(phase, "rad")})
+    image = maps_to_images(changed, reference_head=None, shown=("phase",))[0]
+    np.testing.assert_allclose(image_values(image), phase, atol=0.00101)
 
 
 def test_values_beyond_the_pixel_range_are_clipped_and_counted(maps):

@@ -12,15 +12,19 @@ from mrsi_gadgets.output.console import maps_to_images
 from mrsi_gadgets.output.folder import check_target, write_results
 
 SHOWN = ("tNAA", "tCr", "tCho")
+SUMMARY = {"seconds": {"total": np.float32(1.5)}, "warnings": ["late"], "provenance": {"host": "console"}}
 WARNING = "no water reference: amounts are on an arbitrary scale"
 
 
 @pytest.fixture
 def images(maps, reference_head):
-    return maps_to_images(maps, reference_head=reference_head, shown=SHOWN, warnings=[WARNING])
+    return maps_to_images(
+        maps, reference_head=reference_head, shown=("tNAA",), quantitative="shown", spectra=False, warnings=[WARNING]
+    )
 
 
-def test_a_folder_holds_every_map_and_the_images_as_they_came(tmp_path, maps, images):
+def test_a_folder_holds_every_map_and_the_images_as_they_came(tmp_path, maps, reference_head):
+    images = maps_to_images(maps, reference_head=reference_head, shown=SHOWN, warnings=[WARNING])
     write_results(tmp_path / "out", iter(images), summary={"seconds": {"total": 1.5}})
     names = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     expected = ["b0.nii.gz", "contact.png", "images.h5", "mask.nii.gz", "summary.json"]
@@ -40,11 +44,11 @@ def test_a_folder_holds_every_map_and_the_images_as_they_came(tmp_path, maps, im
 
 
 def test_the_summary_tells_times_warnings_provenance_and_medians(tmp_path, maps, images):
-    write_results(tmp_path / "out", images, summary={"seconds": {"total": np.float32(1.5)}, "warnings": ["late"]})
+    write_results(tmp_path / "out", images, summary=SUMMARY)
     summary = json.loads((tmp_path / "out/summary.json").read_text())
     assert summary["seconds"] == {"total": 1.5}
     assert summary["warnings"] == [WARNING, "late"]
-    assert summary["provenance"] == {"method": "test", "rank": 16}
+    assert summary["provenance"] == {"method": "test", "rank": 16, "host": "console"}
     assert summary["maps"]["tNAA_per_water"]["unit"] == "mM"
     median = float(np.nanmedian(maps.maps["tNAA_per_water"].value))
     assert summary["maps"]["tNAA_per_water"]["median"] == pytest.approx(median)
@@ -105,9 +109,10 @@ def test_a_failure_leaves_the_earlier_result_as_it_was(tmp_path, images):
 
 def test_an_earlier_result_is_replaced_whole(tmp_path, maps, images):
     write_results(tmp_path / "out", images, summary={"run": 1})
-    fewer = maps_to_images(maps, reference_head=None, shown=("tNAA",), quantitative="shown")
-    write_results(tmp_path / "out", fewer, summary={"run": 2})
-    assert not (tmp_path / "out/maps/tCho.nii.gz").exists()
+    other = maps_to_images(maps, reference_head=None, shown=("tCho",), quantitative="shown", spectra=False)
+    write_results(tmp_path / "out", other, summary={"run": 2})
+    assert not (tmp_path / "out/maps/tNAA.nii.gz").exists()
+    assert (tmp_path / "out/maps/tCho.nii.gz").exists()
     assert json.loads((tmp_path / "out/summary.json").read_text())["run"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -69,7 +69,7 @@ def test_a_known_peak_stands_at_its_ppm_in_phase_and_ppm_falls(delay_s):
 
 
 def test_colour_ends_are_round_and_hold_nearly_everything():
-    assert nice_top(np.array([0.0, 11.3, np.nan])) == 15.0
+    assert nice_top(np.array([0.0, 11.3, np.nan])) == 12.0
     assert nice_top(np.array([0.29])) == pytest.approx(0.3)
     assert nice_top(np.array([np.nan])) == 1.0
 

@@ -27,7 +27,7 @@ from mrsi_gadgets.stream.messages import (
     Image,
     Text,
 )
-from mrsi_gadgets.stream.wire import DIRECT_BYTES, Decoder, encode
+from mrsi_gadgets.stream.wire import BUFFER_BYTES, DIRECT_BYTES, Decoder, encode
 from peers import image, one_of_each, readout, short_session
 
 SESSION = [encode(message) for message in one_of_each()]
@@ -248,12 +248,12 @@ def test_a_large_message_that_is_cut_is_lost():
 
 
 def test_a_text_larger_than_the_buffer_is_read_and_the_buffer_shrinks_again():
-    text = "x" * 5_000_000
+    text = "x" * (3 * BUFFER_BYTES)
     decoder = Decoder()
     (message,) = decoder.feed(encode(ConfigText(text)))
     assert message.text == text
     list(decoder.feed(encode(Close())))
-    assert len(decoder.buffer()) <= 2**20
+    assert len(decoder.buffer()) <= BUFFER_BYTES
 
 
 def test_the_layouts_are_those_of_the_ismrmrd_package():
@@ -325,6 +325,18 @@ def test_the_scanner_finds_the_same_boundaries_in_any_portions(cuts):
         assert scanner.at_boundary == (stop in ends)
     assert scanner.closed
     assert scanner.offset == len(STREAM)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, len(STREAM) - 1), st.binary(min_size=1, max_size=12))
+def test_damaged_bytes_only_ever_raise_errors_of_the_wire(position, damage):
+    stream = STREAM[:position] + damage + STREAM[position + len(damage) :]
+    decoder = Decoder(Limits(array_bytes=2**20, text_bytes=2**20, attribute_bytes=2**20))
+    try:
+        list(decoder.feed(stream))
+        decoder.finish()
+    except (ProtocolError, DataError) as problem:
+        assert str(problem).endswith(".")  # noqa: PT017 - most damage hits samples and raises nothing
 
 
 def test_the_scanner_remembers_that_framing_is_lost():

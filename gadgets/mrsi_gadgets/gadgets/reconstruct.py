@@ -31,10 +31,8 @@ class Reconstruct(Gadget):
     """fourier, low_rank or subspace."""
     rank: int | None = None
     """Rank of the temporal basis (low_rank, subspace); auto: from the noise level, or the model's own error."""
-    edges: bool = True
-    """Weigh differences of neighbours by the edges of the water image (subspace)."""
-    prior: bool = True
-    """Use the spatial prior at all (subspace)."""
+    prior: str = "edges"
+    """Spatial prior of method subspace: edges (differences of neighbours, weighed by the water image) or none."""
 
     def __post_init__(self) -> None:
         choice("method", self.method, METHODS)
@@ -42,8 +40,9 @@ class Reconstruct(Gadget):
             raise ConfigError(f"rank is {self.rank}; it must be at least 1, or auto")
         if self.method == "fourier" and self.rank is not None:
             raise ConfigError("method fourier has no rank; leave the attribute out")
-        if self.method != "subspace" and not (self.edges and self.prior):
-            raise ConfigError(f"method {self.method} has no spatial prior; leave edges and prior out")
+        choice("prior", self.prior, ("edges", "none"))
+        if self.method != "subspace" and self.prior != "edges":
+            raise ConfigError(f"method {self.method} has no spatial prior; leave the attribute out")
 
     def prepare(self, context: Context) -> Subspace | None:
         """Learn the temporal basis of this protocol before its data are there."""
@@ -81,5 +80,5 @@ class Reconstruct(Gadget):
             return reconstruct_low_rank(*known, rank=self.rank)
         model = context.prepared[self].result()
         return reconstruct_subspace(
-            *known, model=model, water=calibration.water if self.edges else None, prior=self.prior
+            *known, model=model, water=calibration.water, prior=self.prior, seed=context.seed
         )

@@ -1,0 +1,1 @@
+"""Files: MRD .h5, raw files of scanners, sequence descriptions."""

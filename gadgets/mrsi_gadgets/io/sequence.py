@@ -1,7 +1,8 @@
 """Sequence descriptions: a small TOML file says what a vendor's counters, flags and header fields mean.
 
 A value is written as it is, or as the place where the raw file has it: ``{ header = "MeasYaps.alTE.0", times = 0.001 }``
-or, per readout, ``{ ice_param = 5, times = 2 }``. Shipped descriptions are found by name or by the sequence they match.
+in the file's header, ``{ ice_param = 5, times = 2 }`` in each readout. Shipped descriptions are found by name or by the
+sequence they match.
 """
 
 from __future__ import annotations
@@ -142,15 +143,17 @@ def find_sequence(wanted: str | None, sequence_file: str) -> SequenceDescription
     if wanted is not None:
         path = shipped.get(wanted, Path(wanted))
         if path.suffix != ".toml":
-            raise ConfigError(f"there is no sequence description '{wanted}'; shipped are {', '.join(shipped)}, or give a .toml file")
+            raise ConfigError(
+                f"there is no sequence description '{wanted}'; shipped are {', '.join(shipped)}, or give a .toml file"
+            )
         return read_sequence(path)
     known = [read_sequence(path) for path in shipped.values()]
     fitting = [s for s in known if any(fnmatch.fnmatch(sequence_file, pattern) for pattern in s.matches)]
     if len(fitting) != 1:
         raise ConfigError(
-            f"{'no' if not fitting else 'more than one'} shipped sequence description knows '{sequence_file}'; give one "
-            f"with --sequence, by name ({', '.join(shipped)}) or as a .toml file that states {', '.join(REQUIRED_KEYS)}, "
-            "the geometry and the counters"
+            f"{'no' if not fitting else 'more than one'} shipped sequence description knows '{sequence_file}'; give "
+            f"one with --sequence, by name ({', '.join(shipped)}) or as a .toml file that states "
+            f"{', '.join(REQUIRED_KEYS)}, the geometry and the counters"
         )
     return fitting[0]
 
@@ -199,7 +202,9 @@ class _Reader:
             raise ConfigError(f"{self.path.name} lacks {', '.join(missing)}; add them")
         rings = self._rings() if "rings" in self.text else None
         if (profile["mrsi_encoding"] == "rings") != (rings is not None):
-            raise ConfigError(f"{self.path.name}: mrsi_encoding 'rings' and the table [rings] go together; correct one of them")
+            raise ConfigError(
+                f"{self.path.name}: mrsi_encoding 'rings' and the table [rings] go together; correct one of them"
+            )
         return SequenceDescription(
             name=str(self.text.get("name", self.path.stem)),
             matches=tuple(self.text.get("matches", ())),
@@ -220,7 +225,7 @@ class _Reader:
             return FromHeader(entry["header"], entry.get("times"))
         if isinstance(entry, (int, float, str)):
             return entry
-        raise ConfigError(f"{self.path.name}: {name} must be a value or {{ header = \"...\", times = ... }}")
+        raise ConfigError(f'{self.path.name}: {name} must be a value or {{ header = "...", times = ... }}')
 
     def _per_readout(self, name: str) -> int | FromReadout:
         entry = self.text["rings"].get(name)
@@ -228,7 +233,9 @@ class _Reader:
             return FromReadout(entry["ice_param"], entry.get("times", 1))
         if isinstance(entry, int):
             return entry
-        raise ConfigError(f"{self.path.name}: [rings] {name} must be a whole number or {{ ice_param = ..., times = ... }}")
+        raise ConfigError(
+            f"{self.path.name}: [rings] {name} must be a whole number or {{ ice_param = ..., times = ... }}"
+        )
 
     def _optional(self, section: str, name: str) -> Value | FromHeader | None:
         entry = self.text.get(section, {}).get(name)
@@ -250,7 +257,9 @@ class _Reader:
         counters = {str(mrd): str(twix) for mrd, twix in self.text["counters"].items()}
         for mrd in counters:
             if mrd not in MRD_COUNTERS:
-                raise ConfigError(f"{self.path.name}: [counters] {mrd} is no MRD counter; known are {', '.join(MRD_COUNTERS)}")
+                raise ConfigError(
+                    f"{self.path.name}: [counters] {mrd} is no MRD counter; known are {', '.join(MRD_COUNTERS)}"
+                )
         return counters
 
     def _rings(self) -> Rings:

@@ -7,19 +7,17 @@ the field of view (``origin = "isocentre"``), the phase exp(i 2 pi k.position) d
 
 from __future__ import annotations
 
-import contextlib
-import io
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mrsi_gadgets.errors import DataError, MissingPackageError
+from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.io.mrd_file import write_scan
 from mrsi_gadgets.io.sequence import SequenceDescription, find_sequence, resolve, scaled
+from mrsi_gadgets.io.twix_file import Measurement, read_measurement
 from mrsi_gadgets.io.twix_header import EncodingSpace, ScanFacts, header_xml
 from mrsi_gadgets.io.twix_rings import RingPlan, Walks, kept_samples, ring_plan, walks_of
 from mrsi_gadgets.stream.messages import ACQUISITION_HEADER, Acquisition, Flag
@@ -38,30 +36,6 @@ _FLAGS = {
     "LASTSCANINMEAS": Flag.LAST_IN_MEASUREMENT,
 }
 """Evaluation bits -> MRD flags (protocol 2.2)."""
-_NO_READOUT = ("ACQEND", "SYNCDATA")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One measurement of a twix file: its header, and its readouts as twixtools gives them."""
-
-    header: Mapping[str, Any]
-    blocks: Sequence[Any]
-
-    def value(self, path: str, default: Any = None) -> Any:
-        """Return a header field by its path (``MeasYaps.alTE.0``), or the default."""
-        found: Any = self.header
-        for part in path.split("."):
-            try:
-                found = found[int(part)] if isinstance(found, (list, tuple)) else found[part]
-            except (KeyError, IndexError, ValueError, TypeError):
-                return default
-        return default if found == "" else found
-
-    @property
-    def sequence_file(self) -> str:
-        """Name of the sequence that measured."""
-        return str(self.value("MeasYaps.tSequenceFileName", ""))
 
 
 def convert_twix(source: Path, destination: Path, *, sequence: str | None = None) -> str:
@@ -94,66 +68,6 @@ def convert_twix(source: Path, destination: Path, *, sequence: str | None = None
     conversion = Conversion(measurement, description)
     write_scan(destination, conversion.header_xml(), conversion.acquisitions())
     return "\n".join([f"{destination}: {conversion.counts()}", *conversion.notes])
-
-
-def read_measurement(path: Path) -> Measurement:
-    """Read the last measurement of a twix file (earlier ones are the adjustments before it).
-
-    Raises
-    ------
-    DataError
-        The file cannot be read, is no twix file, is cut off, or holds no readouts.
-    MissingPackageError
-        The package twixtools is not installed.
-    """
-    try:
-        import twixtools
-    except ImportError as problem:
-        raise MissingPackageError(
-            "reading Siemens raw files needs the package twixtools; install it with pip install 'mrsi-gadgets[twix]'"
-        ) from problem
-    _check_file(path)
-    try:
-        # the library reports on stdout, which belongs to the command's own result
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            scans = twixtools.read_twix(str(path), include_scans=[-1], parse_pmu=False, verbose=False)
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, RuntimeError, OSError, UnicodeError, struct.error) as problem:
-        raise DataError(f"{path} cannot be read as a Siemens twix file ({problem}); export it again") from problem
-    if "encountered an error" in said.getvalue():
-        raise DataError(f"{path} is damaged: a readout header in it cannot be read; export it again")
-    scan = scans[-1]
-    blocks = [block for block in scan["mdb"] if not any(block.is_flag_set(flag) for flag in _NO_READOUT)]
-    if not blocks:
-        raise DataError(f"the last measurement of {path} holds no readouts; export the raw data again")
-    return Measurement(scan["hdr"], blocks)
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what is no twix file or is shorter than its own table of contents says."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(16)
-            if len(start) < 16:
-                raise DataError(f"{path} is no Siemens twix file: it has {size} bytes")
-            first, count = struct.unpack("<II", start[:8])
-            if first < 10000 and 1 <= count <= 64:
-                for entry in range(count):
-                    file.seek(8 + entry * 152 + 8)
-                    offset, length = struct.unpack("<QQ", file.read(16))
-                    if offset + length > size:
-                        raise DataError(
-                            f"{path} is cut off: measurement {entry} needs {offset + length} bytes but the file has {size}; "
-                            "copy it again"
-                        )
-                return
-    except OSError as problem:
-        raise DataError(f"{path} cannot be read ({problem.strerror}); check the name and the rights") from problem
-    except struct.error:
-        raise DataError(f"{path} is cut off inside its table of contents; copy it again") from None
-    # before VD a file starts with the length of its header, which holds a few named protocols
-    if not (count < 32 and 10000 <= first < size):
-        raise DataError(f"{path} is no Siemens twix file; give the .dat file that the raw data export (twix) wrote")
 
 
 @dataclass
@@ -192,8 +106,8 @@ class Conversion:
             raise DataError("the measurement has no imaging readouts; export the raw data of a finished scan")
         if roles[NOISE] and self.description.noise_sample_time_us is None:
             self.notes.append(
-                f"left out: {len(roles[NOISE])} noise readouts, whose dwell is not known; state sample_time_us in [noise] "
-                "of the sequence description"
+                f"left out: {len(roles[NOISE])} noise readouts, whose dwell is not known; state sample_time_us in "
+                "[noise] of the sequence description"
             )
             roles[NOISE] = []
         if self.description.water_flag is not None and not roles[WATER]:
@@ -213,7 +127,9 @@ class Conversion:
         assert rings is not None
         needed = {"kspace_encode_step_1", "segment", "user_0"} - set(self.description.counters)
         if needed:
-            raise DataError(f"[counters] of {self.description.name} lacks {', '.join(sorted(needed))}, which rings need; add them")
+            raise DataError(
+                f"[counters] of {self.description.name} lacks {', '.join(sorted(needed))}, which rings need; add them"
+            )
         counters = self.description.counters
         self.plan = ring_plan(
             self.roles[IMAGING], counters, rings,
@@ -232,18 +148,20 @@ class Conversion:
             f"rings: {len(self.plan.samples_per_lap)} of radius {radii} /FOV; samples per lap "
             f"{self.profile['mrsi_samples_per_lap']}; temporal interleaves {self.profile['mrsi_temporal_interleaves']}"
         )
-        lengths = [f"{role} {self.profile[key]}" for role, key in (
-            (IMAGING, "mrsi_spectral_points"), (WATER, "mrsi_spectral_points_enc1")) if key in self.profile]  # fmt: skip
+        keys = {IMAGING: "mrsi_spectral_points", WATER: "mrsi_spectral_points_enc1"}
+        lengths = [f"{role} {self.profile[key]}" for role, key in keys.items() if key in self.profile]
         self.notes.append(f"spectral points: {', '.join(lengths)} at a dwell of {self.plan.dwell_us:g} us")
 
     def _read_directions(self) -> None:
-        """Read position and directions from the first imaging readout: the quaternion's columns are phase, read, slice."""
+        """Read the geometry of the first imaging readout: the quaternion's columns are phase, read, slice."""
         data = self.roles[IMAGING][0].mdh.SliceData
         self.position = np.array([data.SlicePos.Sag, data.SlicePos.Cor, data.SlicePos.Tra], dtype=float)
         w, x, y, z = (float(q) for q in data.Quaternion)
         norm = np.sqrt(w * w + x * x + y * y + z * z)
         if not 0.99 < norm < 1.01:
-            raise DataError(f"the orientation of the imaging readouts is no unit quaternion ({w:g}, {x:g}, {y:g}, {z:g})")
+            raise DataError(
+                f"the orientation of the imaging readouts is no unit quaternion ({w:g}, {x:g}, {y:g}, {z:g})"
+            )
         w, x, y, z = w / norm, x / norm, y / norm, z / norm
         self.phase_dir = np.array([1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w)])
         self.read_dir = np.array([2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w)])
@@ -323,7 +241,9 @@ class Conversion:
         head["available_channels"] = head["active_channels"] = samples.shape[0]
         head["number_of_samples"] = samples.shape[1]
         head["discard_pre"], head["discard_post"] = int(mdh.CutOff.Pre), int(mdh.CutOff.Post)
-        head["center_sample"] = min(int(mdh.CenterCol), samples.shape[1] - 1) if self.plan is None and role != NOISE else 0
+        head["center_sample"] = (
+            min(int(mdh.CenterCol), samples.shape[1] - 1) if self.plan is None and role != NOISE else 0
+        )
         head["position"] = self.position
         head["read_dir"], head["phase_dir"], head["slice_dir"] = self.read_dir, self.phase_dir, self.slice_dir
         head["patient_table_position"] = (int(mdh.PTABPosX), int(mdh.PTABPosY), int(mdh.PTABPosZ))
@@ -344,7 +264,7 @@ class Conversion:
                 head["trajectory_dimensions"] = trajectory.shape[1]
                 if self.description.origin == "isocentre":
                     samples *= self._origin_phase(trajectory)
-        return Acquisition(head[()], samples, trajectory)
+        return Acquisition(head[()], samples, trajectory)  # type: ignore[arg-type]
 
     @staticmethod
     def _count(head: np.ndarray, counter: str, value: int) -> None:
@@ -394,7 +314,7 @@ def _numbers(values: Any) -> list[Any]:
 
 
 def _typed(key: str, value: int | float | str) -> int | float | str:
-    """Return a profile value as the type its userParameter has: physical quantities are Double even where they are whole."""
+    """Return a value as the type of its userParameter: physical quantities are Double even where they are whole."""
     if key.endswith(("_Hz", "_us", "_ms", "_ppm", "_oversampling")):
         return scaled(value, 1.0, key)
     return int(value) if isinstance(value, float) and value == int(value) else value

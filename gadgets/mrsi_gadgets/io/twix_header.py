@@ -70,8 +70,8 @@ def header_xml(facts: ScanFacts, spaces: Sequence[EncodingSpace], profile: Mappi
         _encoding(_section(root, "encoding"), space)
     sequence = _section(root, "sequenceParameters")
     for name, values in (("TR", facts.tr_ms), ("TE", facts.te_ms), ("flipAngle_deg", facts.flip_deg)):
-        for value in values:
-            _leaf(sequence, name, value)
+        for number in values:
+            _leaf(sequence, name, number)
     _leaf(sequence, "sequence_type", facts.sequence_type)
     parameters = _section(root, "userParameters")
     for kind, tag in _ORDER.items():

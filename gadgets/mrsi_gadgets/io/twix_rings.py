@@ -71,11 +71,15 @@ class RingPlan:
         step = int(np.lcm.reduce(self.temporal_interleaves))
         common -= common % step
         if common < 1:
-            raise DataError(f"the {what} is shorter than one lap of ring {int(np.argmin(lengths))}; the scan is incomplete")
+            raise DataError(
+                f"the {what} is shorter than one lap of ring {int(np.argmin(lengths))}; the scan is incomplete"
+            )
         return common
 
 
-def ring_plan(blocks: Iterable[Any], counters: Mapping[str, str], rings: Rings, *, dwell_us: float, nucleus: str) -> RingPlan:
+def ring_plan(
+    blocks: Iterable[Any], counters: Mapping[str, str], rings: Rings, *, dwell_us: float, nucleus: str
+) -> RingPlan:
     """Read the plan from the imaging readouts.
 
     Parameters
@@ -108,15 +112,15 @@ def ring_plan(blocks: Iterable[Any], counters: Mapping[str, str], rings: Rings, 
         if found.setdefault(ring, entry) != entry:
             raise DataError(
                 f"readout {block.mdh.ScanCounter} of ring {ring} states {_words(entry)} but an earlier one "
-                f"{_words(found[ring])}; the file is damaged, or the ICE parameters of the sequence description are wrong"
+                f"{_words(found[ring])}; the file is damaged, or the ICE parameters of the description are wrong"
             )
     if not found or sorted(found) != list(range(len(found))):
         raise DataError(f"the rings found are {sorted(found)}; rings must be numbered from 0 without gaps")
     for ring, (lap, interleaves, point) in found.items():
         if lap < 2 or interleaves < 1 or abs(point) == 0:
             raise DataError(
-                f"ring {ring} states {_words((lap, interleaves, point))}, which is no ring; correct the ICE parameters of "
-                "the sequence description"
+                f"ring {ring} states {_words((lap, interleaves, point))}, which is no ring; correct the ICE parameters "
+                "of the sequence description"
             )
     laps, interleaved, points = zip(*(found[ring] for ring in sorted(found)), strict=True)
     return RingPlan(laps, interleaved, points, rings.clockwise, dwell_us)
@@ -159,7 +163,10 @@ def walks_of(blocks: Iterable[Any], counters: Mapping[str, str], plan: RingPlan,
         walk.sort(key=lambda block: int(getattr(block.mdh.Counter, counters["segment"])))
         order = [int(getattr(block.mdh.Counter, counters["segment"])) for block in walk]
         if order != list(range(len(walk))):
-            raise DataError(f"the chunks of ring {ring}, interleaf {interleaf} of the {what} are {order}; one is missing or came twice")
+            raise DataError(
+                f"the chunks of ring {ring}, interleaf {interleaf} of the {what} are {order}; "
+                "one is missing or came twice"
+            )
         start = 0
         for block in walk:
             first_samples[int(block.mdh.ScanCounter)] = start
@@ -180,7 +187,7 @@ def _check_clock(walk: list[Any], plan: RingPlan, ring: int, what: str) -> None:
     expected = sum(kept_samples(block) for block in walk[:-1]) * plan.sample_time_us(ring) * 1e-6
     if abs(elapsed - expected) > 2 * TICK_S + 0.05 * expected:
         raise DataError(
-            f"by its time stamps the walk of ring {ring} of the {what} takes {elapsed * 1e3:.1f} ms, but its samples at "
-            f"{plan.sample_time_us(ring):g} us take {expected * 1e3:.1f} ms; correct mrsi_dwell_us, samples_per_lap or "
-            "temporal_interleaves of the sequence description"
+            f"by its time stamps the walk of ring {ring} of the {what} takes {elapsed * 1e3:.1f} ms, but its samples "
+            f"at {plan.sample_time_us(ring):g} us take {expected * 1e3:.1f} ms; correct mrsi_dwell_us, "
+            "samples_per_lap or temporal_interleaves of the sequence description"
         )

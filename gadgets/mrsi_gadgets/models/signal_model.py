@@ -11,8 +11,8 @@ from mrsi_gadgets.arrays import Array
 class SignalModel(Protocol):
     """A set of plausible FIDs and the way onto it.
 
-    Subspaces (eq. 6), denoising autoencoders (eq. 8) and RAIISE projectors (eq. 9, 10) are interchangeable wherever only
-    this is used. A model belongs to one protocol: its FIDs are sampled at that protocol's times.
+    Subspaces (eq. 6), denoising autoencoders (eq. 8) and RAIISE projectors (eq. 9, 10) are interchangeable wherever
+    only this is used. A model belongs to one protocol: its FIDs are sampled at that protocol's times.
     """
 
     @property

@@ -112,8 +112,8 @@ def _cost(a: Array, whitener: np.ndarray) -> Array:
 def _likely_scale(subspace: Subspace, a: np.ndarray, noise_sd: float) -> float:
     """Return the scale of maximum likelihood by multiplicative updates over strided voxels.
 
-    s^2 <- s^2 sqrt( sum z^H C z / sum tr(T^-1 C) ), z = T^-1 a and C = metabolites plus nuisance at the chosen
-    strengths (which s multiplies too): the minorise-maximise step for a variance component, which stays positive.
+    s^2 <- s^2 sqrt( sum z^H C_m z / sum tr(T^-1 C_m) ), z = T^-1 a: the minorise-maximise step for the variance of the
+    metabolites at given nuisance, which stays positive; the nuisance strengths are then chosen anew.
     """
     a = a[:: -(-len(a) // _SCALE_VOXELS)].astype(np.complex128)
     models = _covariances(subspace, step=2)

@@ -31,8 +31,8 @@ class Subspace:
     metabolite_covariance: np.ndarray
     """complex128 (rank, rank): mean of a a^H over the ensemble, a = coefficients of the wanted signal."""
     water_covariance: np.ndarray
-    """complex128 (rank, rank): the same of residual water scaled to unit energy; zero without nuisance rows. Its part in
-    the metabolite rows is what water would fake there."""
+    """complex128 (rank, rank): the same of residual water scaled to unit energy; zero without nuisance rows. Its part
+    in the metabolite rows is what water would fake there."""
     lipid_covariance: np.ndarray
     """complex128 (rank, rank): the same of lipids scaled to unit energy."""
     nuisance_energy: tuple[float, float]
@@ -122,8 +122,8 @@ class Subspace:
     def project(self, fids: Array, noise_sd: float | None = None) -> Array:
         """Return the orthogonal projection of FIDs (..., t) onto the subspace.
 
-        With `noise_sd` (of the real part of a sample) each coefficient is then shrunk by its variance over that plus the
-        noise variance (Wiener). The scale of the data is estimated from all `fids` together, so that the result
+        With `noise_sd` (of the real part of a sample) each coefficient is then shrunk by its variance over that plus
+        the noise variance (Wiener). The scale of the data is estimated from all `fids` together, so that the result
         follows theirs.
         """
         coefficients = self.coefficients(fids)

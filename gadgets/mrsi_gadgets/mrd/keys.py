@@ -169,6 +169,12 @@ class KeyReader:
             near = difflib.get_close_matches(base_key(unknown[0]), PROFILE_KEYS, n=1)
             hint = f"did you mean {near[0]}" if near else f"known keys are {', '.join(PROFILE_KEYS)}"
             raise ConfigError(f"the setting '{unknown[0]}' is no key of the MRSI profile; {hint}")
+        # values that this encoding does not use are refused too: a key that is there should mean something
+        for name, value in self.settings.items():
+            self._read(base_key(name), name, value, "setting", ConfigError)
+        for name, given in self.header.user.items():
+            if base_key(name) in PROFILE_KEYS:
+                self._read(base_key(name), name, given, "header", DataError)
 
     def find(self, key: str) -> tuple[Any, str] | None:
         """Return a key's value and its source, or None where nobody gives it.

@@ -1,8 +1,8 @@
 """Concentric rings: where the samples of ring readouts lie in k-space and time.
 
 A ring is walked around lap after lap while the FID decays. Temporal interleaves b = 0 ... T-1 walk the same ring again,
-each one spectral dwell later, so that the points of a ring are sampled T times more often than one walk allows. Long walks
-arrive in chunks (counter `segment`). Counters as in the profile: ring = kspace_encode_step_1, partition =
+each one spectral dwell later, so that the points of a ring are sampled T times more often than one walk allows. Long
+walks arrive in chunks (counter `segment`). Counters as in the profile: ring = kspace_encode_step_1, partition =
 kspace_encode_step_2, interleaf = user_0; how many laps, interleaves and chunks there are may differ from ring to ring.
 
 One shot of the data is one ring of one partition: the interleaves one after another, each in the order of acquisition.
@@ -32,7 +32,8 @@ class RingLayout:
     header
         Its encodingLimits say how many rings there are where the protocol holds no list.
     first
-        First readout of the role: its length is that of all chunks but the last of a walk.
+        First readout of the role: its length is that of all chunks but the last of a walk (where encodingLimits.segment
+        is 0 to 0 there are no chunks, and walks may differ in length).
 
     Raises
     ------
@@ -54,9 +55,7 @@ class RingLayout:
                 "mrsi_trajectory_units say what they are)"
             )
         _check_columns(protocol, int(first.trajectory.shape[1]))
-        self._chunk = _kept(first.head).stop - _kept(first.head).start
-        if self._chunk < 1:
-            raise DataError("the first ring readout has no samples left after discard_pre and discard_post")
+        self._chunk = self._chunk_length(header, first)
         self._slots = [
             (partition, ring, interleaf, chunk)
             for partition in range(self.n_partitions)
@@ -72,6 +71,18 @@ class RingLayout:
         self._k = np.zeros((*self.shape, 3))
         self._t = np.full(self.shape, protocol.acquisition_delay_s)
         self._seen = np.zeros(self.n_slots, dtype=bool)
+
+    def _chunk_length(self, header: MrdHeader | None, first: Acquisition) -> int:
+        """Return how many samples a chunk has: those of the first readout, or whole walks where the header says so."""
+        space = int(first.head["encoding_space_ref"])
+        encodings = header.encodings if header is not None else ()
+        limit = encodings[space].limits.get(CHUNK) if space < len(encodings) else None
+        if limit is not None and limit.maximum == 0:
+            return max(self._walk(lap, interleaves) for lap, interleaves in self.laps_of_ring)
+        kept = _kept(first.head)
+        if kept.stop <= kept.start:
+            raise DataError("the first ring readout has no samples left after discard_pre and discard_post")
+        return kept.stop - kept.start
 
     def _walk(self, lap: int, interleaves: int) -> int:
         """Return the samples of one interleaf's walk that are needed."""
@@ -111,12 +122,19 @@ class RingLayout:
 
     def prepare(self, slot: int, head: ReadoutHead, readout: Acquisition) -> np.ndarray:
         """Return the slot's samples and remember where they lie; see `ReadoutLayout`."""
-        shot, first, last = self.target(slot)
+        _, first, last = self.target(slot)
         kept = _kept(readout.head)
-        if kept.stop - kept.start < last - first:
+        length = kept.stop - kept.start
+        if length < last - first:
             raise DataError(
-                f"readout {head.scan_counter} has {kept.stop - kept.start} samples but {last - first} are needed; "
-                "correct mrsi_spectral_points or send the whole readout"
+                f"readout {head.scan_counter} has {length} samples but {last - first} are needed; correct "
+                "mrsi_spectral_points or send the whole readout"
+            )
+        # only a walk's last chunk may be longer than what is needed: the rest of another would be missing in between
+        if length > last - first and (slot + 1 < self.n_slots and self._slots[slot + 1][:3] == self._slots[slot][:3]):
+            raise DataError(
+                f"readout {head.scan_counter} has {length} samples but the first chunk that came has {self._chunk}; "
+                "send chunks of one length (or walks in one readout, with encodingLimits.segment 0 to 0)"
             )
         self._check_dwell(slot, head)
         if not self._seen[slot]:
@@ -132,9 +150,9 @@ class RingLayout:
         if abs(head.sample_time_us - expected) > 1e-3 * expected:
             raise DataError(
                 f"readout {head.scan_counter} of ring {ring} has sample_time_us {head.sample_time_us:g}, but "
-                f"{lap} samples per lap and {interleaves} temporal interleaves give {expected:g} us at a spectral dwell "
-                f"of {self.protocol.dwell_s * 1e6:g} us; correct mrsi_samples_per_lap, mrsi_temporal_interleaves or "
-                "mrsi_dwell_us"
+                f"{lap} samples per lap and {interleaves} temporal interleaves give {expected:g} us at a spectral "
+                f"dwell of {self.protocol.dwell_s * 1e6:g} us; correct mrsi_samples_per_lap, "
+                "mrsi_temporal_interleaves or mrsi_dwell_us"
             )
 
     def _place(self, slot: int, head: ReadoutHead, readout: Acquisition, kept: slice) -> None:
@@ -143,7 +161,9 @@ class RingLayout:
         shot, first, last = self.target(slot)
         lap, interleaves = self.laps_of_ring[ring]
         if readout.trajectory is None:
-            raise DataError(f"readout {head.scan_counter} came without a trajectory although others have one; send kx,ky")
+            raise DataError(
+                f"readout {head.scan_counter} came without a trajectory although others have one; send kx,ky"
+            )
         path = np.asarray(readout.trajectory, dtype=float)[kept.start : kept.start + last - first]
         if not np.isfinite(path).all():
             raise DataError(f"the trajectory of readout {head.scan_counter} holds values that are not finite")
@@ -180,7 +200,7 @@ class RingLayout:
         return self._k, self._t, density * float(np.prod(fov))
 
     def _radius(self, row: int) -> float:
-        """Return the mean distance of a ring's first lap from the axis kx = ky = 0 [1/m], 0 where it was not acquired."""
+        """Return the mean radius of a ring's first lap [1/m], 0 where it was not acquired."""
         lap, interleaves = self.laps_of_ring[row % self.n_rings]
         if not any(self._seen[n] and self.target(n)[0] == row for n in range(self.n_slots)):
             return 0.0
@@ -198,7 +218,7 @@ def ring_areas(radii: np.ndarray) -> np.ndarray:
     """Return the area of k-space that belongs to each ring, (ring,), in the square of the unit of `radii`.
 
     Borders lie half-way between neighbouring rings; the innermost ring reaches to the centre, the outermost as far
-    beyond itself as its inner border lies within. Rings of radius r and spacing d have 2 pi r d, as their density wants.
+    beyond itself as its inner border lies within. Rings of radius r and spacing d get 2 pi r d each.
 
     Raises
     ------
@@ -237,8 +257,9 @@ def _per_ring(protocol: Protocol, header: MrdHeader | None) -> list[tuple[int, i
             "value or one per ring"
         )
     count = lists.pop() if lists else _rings_of_header(header)
-    pairs = list(zip(laps * count if len(laps) == 1 else laps, interleaves * count if len(interleaves) == 1 else interleaves,
-                     strict=True))  # fmt: skip
+    laps = laps * count if len(laps) == 1 else laps
+    interleaves = interleaves * count if len(interleaves) == 1 else interleaves
+    pairs = list(zip(laps, interleaves, strict=True))
     for ring, (lap, t) in enumerate(pairs):
         if lap < 1 or t < 1 or protocol.n_times % t:
             raise DataError(
@@ -266,8 +287,8 @@ def _check_columns(protocol: Protocol, dimensions: int) -> None:
     columns = protocol.trajectory_columns
     if len(columns) != dimensions or not {"kx", "ky"} <= set(columns) <= {"kx", "ky", "kz", "t_us"}:
         raise DataError(
-            f"mrsi_trajectory_columns is '{','.join(columns)}' but the readouts send {dimensions} columns; name each of "
-            "them: kx, ky, and where they are sent kz, t_us"
+            f"mrsi_trajectory_columns is '{','.join(columns)}' but the readouts send {dimensions} columns; name each "
+            "of them: kx, ky, and where they are sent kz, t_us"
         )
 
 

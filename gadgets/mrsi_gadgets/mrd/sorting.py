@@ -269,6 +269,11 @@ class _Sorter:
             self._check_water(head)
         if not head.sample_time_us:
             self.report.warn("readouts have sample_time_us 0; the dwell was taken from mrsi_dwell_us")
+        if head.center_sample >= head.n_samples:
+            self.report.warn(
+                f"center_sample {head.center_sample} lies beyond the {head.n_samples} samples of the readouts and was "
+                "ignored"
+            )
 
     def _check_channels(self) -> None:
         announced = self.header.receiver_channels if self.header is not None else None
@@ -289,9 +294,11 @@ class _Sorter:
             )
 
     def _check_finite(self, head: ReadoutHead, readout: Acquisition) -> None:
-        flat = readout.data.reshape(-1).view(np.float32) if readout.data.flags.c_contiguous else None
         # the sum of squares is the quickest pass that meets every value; it can overflow, so look again before refusing
-        if (flat is None or not isfinite(float(np.dot(flat, flat)))) and not np.isfinite(readout.data).all():
+        flat = readout.data.reshape(-1).view(np.float32)
+        with np.errstate(over="ignore"):
+            finite = isfinite(float(np.dot(flat, flat)))
+        if not finite and not np.isfinite(readout.data).all():
             channel = int(np.flatnonzero(~np.isfinite(readout.data).all(axis=1))[0])
             raise DataError(
                 f"readout {head.scan_counter} holds values that are not finite (NaN or infinite) in channel {channel}; "
@@ -313,8 +320,8 @@ class _Sorter:
                 self.protocols[Role.WATER_REFERENCE] = self.protocols[Role.METABOLITE]
         elif head.encoding_space != self.water_space:
             raise DataError(
-                f"water reference readout {head.scan_counter} is of encoding space {head.encoding_space}, the ones before "
-                f"it of {self.water_space}; send one water reference"
+                f"water reference readout {head.scan_counter} is of encoding space {head.encoding_space}, the ones "
+                f"before it of {self.water_space}; send one water reference"
             )
         elif flagged != self.water_flagged:
             raise DataError(

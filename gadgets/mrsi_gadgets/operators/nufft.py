@@ -21,6 +21,8 @@ from mrsi_gadgets.operators.fourier import half_voxel_shift
 
 TOLERANCE = {"complex64": 1e-6, "complex128": 1e-12}
 """Relative error asked of the library, just above what the precision allows."""
+PARALLEL_FROM = 100_000
+"""Samples of a batch from which several threads pay."""
 
 
 def cycles_per_voxel(k: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -136,7 +138,9 @@ class Nufft(LinearOperator):
         dtype = np.dtype(data.dtype).name
         options: dict[str, Any] = {"n_trans": self.batch, "eps": TOLERANCE[dtype], "isign": sign, "dtype": dtype}
         if kind != "cupy":
-            options |= {"nthreads": n_threads(), "showwarn": 0}  # its warnings go past our log
+            # threads cost more than they bring for little work; the library's warnings would go past our log
+            work = self.batch * self.points.shape[0]
+            options |= {"nthreads": n_threads() if work > PARALLEL_FROM else 1, "showwarn": 0}
         plan = _library(kind).Plan(transform, self._modes(), **options)
         real = np.float32 if dtype == "complex64" else np.float64
         wrapped = self.points - np.round(self.points)

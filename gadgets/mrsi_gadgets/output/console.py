@@ -18,7 +18,7 @@ from mrsi_gadgets import __version__
 from mrsi_gadgets.data import FitExample, Geometry, Map, Maps
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.output.meta import to_xml
-from mrsi_gadgets.output.scaling import DisplayScales, Scale, display_unit, field_scale, mask_scale
+from mrsi_gadgets.output.scaling import DisplayScales, Scale, display_unit, mask_scale, signed_scale
 from mrsi_gadgets.stream.messages import IMAGE_HEADER, Image
 
 DISPLAY, VALUE, SD, B0, MASK, SPECTRA = "display", "value", "sd", "b0", "mask", "spectra"
@@ -39,11 +39,26 @@ class _Series:
     comments: Sequence[str]
     provenance: str
     images: list[Image] = field(default_factory=list)
+    count: int = 0
+    """Series so far."""
 
-    def add(self, pixels: np.ndarray, title: str, unit: str, meta: dict[str, Any], notes: Sequence[str] = ()) -> None:
-        """Append an image; `pixels` are (x, y, z), `meta` its own keys."""
-        number = len(self.images) + 1
-        head = _head(self.maps, self.reference_head, pixels, number)
+    def add(
+        self,
+        pixels: np.ndarray,
+        title: str,
+        unit: str,
+        meta: dict[str, Any],
+        notes: Sequence[str] = (),
+        *,
+        place: tuple[int, int] = (0, 1),
+    ) -> None:
+        """Append an image; `pixels` are (x, y, z), `meta` its own keys.
+
+        `place` is the image's place (i, n) in a series of n images a frame; a series begins with i = 0.
+        """
+        self.count += place[0] == 0
+        head = _head(self.maps, self.reference_head, pixels, self.count)
+        head["image_index"] = self.maps.frame * place[1] + place[0] + 1
         parts = [f"{title} [{unit}]", *notes, f"mrsi-gadgets {__version__}", *self.comments, *self.warnings]
         comment = "; ".join(parts)
         attributes = to_xml(self._common(title, comment) | meta | {"mrsi_unit": unit})
@@ -93,7 +108,7 @@ def maps_to_images(
     provenance: Mapping[str, Any] | None = None,
     scales: DisplayScales | None = None,
 ) -> list[Image]:
-    """Return the images of one frame, one series per map, in the order a console shows them.
+    """Return the images of one frame, one series per shown map, then all exact values as one series.
 
     Parameters
     ----------
@@ -165,7 +180,7 @@ def _add_displays(series: _Series, sources: Mapping[str, str], scales: DisplaySc
         _add_display(series, item.value, name, source, item.unit, scale, VALUE)
         if uncertainty and item.sd is not None:
             _add_display(series, item.sd, f"{name} SD", source, item.unit, scale.for_sd(), SD)
-    _add_display(series, maps.b0_hz, "B0", "b0", "Hz", field_scale(), B0)
+    _add_display(series, maps.b0_hz, "B0", "b0", "Hz", signed_scale("Hz"), B0)
     mask = mask_scale().pixels(maps.mask)
     meta = _roles("Quantitative", MASK, "mask") | _rescale(mask_scale())
     series.add(mask, "mask", "1", meta, ["1 where the spectrum was fitted"])
@@ -187,12 +202,17 @@ def _add_display(
 
 
 def _add_quantitative(series: _Series, names: Sequence[str]) -> None:
+    """Append every exact map as one image of a single series: a console lists one entry, not a hundred."""
+    values: list[tuple[np.ndarray, str, str, str, str]] = []
     for name in names:
         item = series.maps.maps[name]
-        series.add(_float(item.value), f"{name} values", item.unit, _roles("Quantitative", VALUE, name))
+        values.append((item.value, f"{name} values", item.unit, VALUE, name))
         if item.sd is not None:
-            series.add(_float(item.sd), f"{name} SD values", item.unit, _roles("Quantitative", SD, name))
-    series.add(_float(series.maps.b0_hz), "B0 values", "Hz", _roles("Quantitative", B0, "b0"))
+            values.append((item.sd, f"{name} SD values", item.unit, SD, name))
+    values.append((series.maps.b0_hz, "B0 values", "Hz", B0, "b0"))
+    for i, (pixels, title, unit, kind, name) in enumerate(values):
+        meta = _roles("Quantitative", kind, name) | {"SeriesDescription": "MRSI values"}
+        series.add(_float(pixels), title, unit, meta, place=(i, len(values)))
 
 
 def _add_spectra(series: _Series, examples: Sequence[FitExample]) -> None:
@@ -228,7 +248,6 @@ def _head(maps: Maps, reference: np.void | None, pixels: np.ndarray, series_inde
     head["position"] = geometry.box_centre_mm
     head["read_dir"], head["phase_dir"], head["slice_dir"] = geometry.read_dir, geometry.phase_dir, geometry.slice_dir
     head["image_type"] = _COMPLEX if pixels.dtype.kind == "c" else _MAGNITUDE
-    head["image_index"] = maps.frame + 1
     head["image_series_index"] = series_index
     return head
 
@@ -270,5 +289,5 @@ def _direction(vector: Sequence[float]) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """Shortest text that reads back as the same number to 12 digits (0.1 * 3 stays 0.3)."""
-    return f"{float(value):.12g}"
+    """Shortest text that reads back as the same number to 12 digits (0.1 * 3 stays 0.3, -0 becomes 0)."""
+    return f"{float(value) + 0.0:.12g}"

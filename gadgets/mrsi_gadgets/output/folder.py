@@ -69,7 +69,7 @@ def write_results(folder: str | Path, images: Iterable[Image], *, summary: Mappi
     images
         May be a running stream; each image is stored as it comes.
     summary
-        Added to ``summary.json`` (times, file names); its ``warnings`` join those of the images.
+        Added to ``summary.json`` (times, file names); its ``warnings`` and ``provenance`` join those of the images.
 
     Raises
     ------
@@ -136,9 +136,9 @@ def _write_summary(path: Path, results: Results, summary: Mapping[str, Any]) -> 
         "warnings": warnings,
         "images": results.n_images,
         "maps": {name: _describe(item) for name, item in results.maps.items()},
-        "provenance": results.provenance,
+        "provenance": results.provenance | dict(summary.get("provenance", {})),
     }
-    content |= {key: value for key, value in summary.items() if key != "warnings"}
+    content |= {key: value for key, value in summary.items() if key not in ("warnings", "provenance")}
     path.write_text(json.dumps(_plain(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -28,6 +28,7 @@ _SCREEN = {
 }
 """Main direction of the slice's normal -> LPS directions that point right and down on the screen (radiological)."""
 _OBLIQUE = 0.35
+_ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
 _LEGEND = (("residual", FAINT, 0), ("fit", FIT_COLOUR, 46), ("data", DATA_COLOUR, 64))
 """Word, colour, distance from the right edge [points]."""
 _PPM_RANGE_1H = (0.6, 4.2)
@@ -90,13 +91,13 @@ def direction_letters(lps: np.ndarray) -> str:
 
 
 def nice_top(values: np.ndarray, quantile: float = 0.995) -> float:
-    """Return a round number (1, 1.5, 2, 3, 4, 5, 6, 8 times a power of ten) above nearly all finite values."""
+    """Return a round number (a step of `_ROUND` times a power of ten) above nearly all finite values."""
     finite = values[np.isfinite(values)]
     wanted = float(np.quantile(finite, quantile)) if finite.size else 0.0
     if wanted <= 0:
         return 1.0
     power = 10.0 ** np.floor(np.log10(wanted))
-    return float(next(m * power for m in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if m * power >= wanted * (1 - 1e-9)))
+    return float(next(m * power for m in _ROUND if m * power >= wanted * (1 - 1e-9)))
 
 
 def busiest_slice(mask: np.ndarray) -> int:

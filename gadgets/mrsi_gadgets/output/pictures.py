@@ -22,6 +22,8 @@ _MOST_SPECTRA = 3
 _DPI = 150
 _ROW = 1.75
 _MARGIN = 2
+_SD_QUANTILE = 0.97
+"""The rim of the mask has large standard deviations; the colours are for the rest."""
 _ERROR_SHARE = 0.4
 """Ends of the error colours, as a share of the top of the value colours."""
 
@@ -203,7 +205,7 @@ def _draw_map_column(
         return
     sd = sd * factor
     axes = figure.add_subplot(grid[2, column])
-    artist = view.draw(axes, sd, panels.DEVIATION, 0.0, panels.nice_top(sd[view.mask]), labels=False)
+    artist = view.draw(axes, sd, panels.DEVIATION, 0.0, panels.nice_top(sd[view.mask], _SD_QUANTILE), labels=False)
     panels.draw_colour_bar(figure, artist, figure.add_subplot(grid[3, column]))
     if first:
         _row_name(axes, "standard deviation")
@@ -296,6 +298,7 @@ def _sheet_title(results: Results, view: _View, frame: int) -> str:
     method = results.provenance.get("reconstruct") or results.provenance.get("method")
     if isinstance(method, str):
         parts.append(method)
+    parts.append(f"{' x '.join(str(n) for n in view.mask.shape)}, {int(view.mask.sum())} voxels fitted")
     if view.mask.shape[2] > 1:
         parts.append(f"slice {view.index + 1} of {view.mask.shape[2]}")
     if len(results.mask) > 1:

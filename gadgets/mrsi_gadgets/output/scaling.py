@@ -1,9 +1,9 @@
 """Fixed display units: how a value becomes a 12-bit pixel that means the same in every frame and every scan.
 
-A pixel is worth a fixed step of a fixed unit (0.01 mmol/kg, 0.001 of tCr, 0.1 Hz), never a share of the brightest voxel.
-A ratio of molecules to water molecules is shown as millimoles per kilogram of water.
-Only quantities on an arbitrary scale have no such step: theirs is the power of ten that fits the first frame, shared by
-all maps of that unit and kept for the rest of the session in `DisplayScales`.
+A pixel is worth a fixed step of a fixed unit (0.01 mmol/kg, 0.001 of tCr, 0.1 Hz), never a share of the brightest
+voxel. A ratio of molecules to water molecules is shown as millimoles per kilogram of water. Only quantities on an
+arbitrary scale have no such step: theirs is the power of ten that fits the first frame, shared by all maps of that unit
+and kept for the rest of the session in `DisplayScales`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _CONCENTRATION_STEP = 0.01
 _STEPS = dict.fromkeys(("mM", "mmol/l", "mmol/L", "mmol/kg", PER_KG_WATER), _CONCENTRATION_STEP) | {
     "%": 0.1, "ppm": 0.001, "ms": 0.1, "1/s": 0.1,
 }  # fmt: skip
-_FIELD_STEP_HZ = 0.1
-_FIELD_ZERO = 2048
-_FIELD_WINDOW_HZ = 60.0
+_SIGNED = {"Hz": (0.1, 60.0), "rad": (0.002, 6.4)}
+"""Unit of maps of both signs -> step and width of the window around zero."""
+_ZERO_PIXEL = 2048
 _PER_TCR_STEP = 0.001
 _TCR_MM = 8.0
 
@@ -37,7 +37,10 @@ _TOP_MM = {
     "Ins": 12.0, "sIns": 2.0, "Glx": 20.0, "Glu": 16.0, "Gln": 8.0, "GABA": 4.0, "GSH": 4.0, "Asp": 4.0, "Tau": 4.0,
     "Gly": 4.0, "Ala": 3.0, "Asc": 3.0, "PE": 4.0, "Lac": 6.0, "Glc": 6.0,
 }  # fmt: skip
-"""Upper end of the window [mM or mmol/kg]: just above normal brain, so that normal tissue is neither black nor white."""
+"""Upper end of the window [mM or mmol/kg]: just above normal brain, so that normal tissue is neither black nor white.
+
+Set by hand from the concentrations of the field's reviews; it changes what is seen first, never a value.
+"""
 _TOP_OTHER_MM = 10.0
 
 
@@ -94,10 +97,10 @@ class DisplayScales:
                 self.steps.setdefault(key, float(10.0 ** np.ceil(np.log10(2 * value / PIXEL_MAX))))
 
     def of(self, name: str, unit: str) -> Scale:
-        """Return the scale of a map in its display unit (a map of zeros, of which `learn` knows nothing, counts in ones)."""
+        """Return the scale of a map in its display unit (a map of zeros teaches `learn` nothing and counts in ones)."""
         unit = display_unit(name, unit)[1]
-        if unit == "Hz":
-            return field_scale()
+        if unit in _SIGNED:
+            return signed_scale(unit)
         step = fixed_step(name, unit)
         if step is None:
             step, top = self.steps.get(family(name, unit), 1.0), self.tops.get(name, 1.0)
@@ -110,9 +113,10 @@ class DisplayScales:
         return Scale(step, 0.0, top / 2, top)
 
 
-def field_scale() -> Scale:
-    """Return the scale of frequency maps: 0.1 Hz a pixel, pixel 2048 is 0 Hz, window -30 to 30 Hz."""
-    return Scale(_FIELD_STEP_HZ, -_FIELD_STEP_HZ * _FIELD_ZERO, 0.0, _FIELD_WINDOW_HZ)
+def signed_scale(unit: str) -> Scale:
+    """Return the scale of a map of both signs in Hz or rad: pixel 2048 is zero."""
+    step, width = _SIGNED[unit]
+    return Scale(step, -step * _ZERO_PIXEL, 0.0, width)
 
 
 def mask_scale() -> Scale:
@@ -130,8 +134,8 @@ def display_unit(name: str, unit: str) -> tuple[float, str]:
 
 def fixed_step(name: str, unit: str) -> float | None:
     """Return what one pixel is worth by rule, or None for a quantity on an arbitrary scale."""
-    if unit == "Hz":
-        return _FIELD_STEP_HZ
+    if unit in _SIGNED:
+        return _SIGNED[unit][0]
     if name.endswith("_per_tCr"):
         return _PER_TCR_STEP
     return _STEPS.get(unit)

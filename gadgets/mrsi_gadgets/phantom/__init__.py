@@ -1,0 +1,1 @@
+"""The numerical brain: anatomy, molecules, physics of one acquisition, truth and scores."""

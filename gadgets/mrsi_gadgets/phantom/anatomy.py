@@ -11,6 +11,7 @@ import importlib.util
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -79,17 +80,18 @@ def load_mni() -> MniVolumes:
     if found is None or found.origin is None or importlib.util.find_spec("nibabel") is None:
         raise MissingPackageError(f"the numerical brain needs the packages nilearn and nibabel; {remedy}")
     folder = Path(found.origin).parent / "datasets" / "data"
-    maps: dict[str, np.ndarray] = {}
     import nibabel
+
+    maps: dict[str, np.ndarray] = {}
 
     affine = np.eye(4)
     for name in ("gm", "wm", "t1"):
         path = folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
         if not path.is_file():
             raise MissingPackageError(f"the installed nilearn has no file {path.name}; {remedy}")
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         maps[name] = np.asarray(image.dataobj, dtype=np.float32) / 255.0
-        affine = np.asarray(image.affine, dtype=float)
+        affine = np.asarray(image.affine, dtype=np.float64)
     inside = maps["t1"] > 0
     return MniVolumes(maps["gm"], maps["wm"], np.clip(inside - maps["gm"] - maps["wm"], 0.0, 1.0), affine)
 

@@ -85,7 +85,7 @@ def encode_maps(box: FineBox, maps: np.ndarray) -> np.ndarray:
 
 
 def image_from_kspace(k: np.ndarray) -> np.ndarray:
-    """rho = (1/N) sum_k d exp(+i 2 pi k r) along the first three axes (origins at n // 2)."""
+    """Return rho = (1/N) sum_k d exp(+i 2 pi k r) along the first three axes (origins at n // 2)."""
     axes = (0, 1, 2)
     return np.asarray(np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(k, axes=axes), axes=axes), axes=axes))
 

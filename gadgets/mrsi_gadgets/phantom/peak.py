@@ -18,8 +18,8 @@ _RATES_HZ = np.geomspace(3.0, 120.0, 24)
 def peak_heights(fids: np.ndarray, protocol: Protocol) -> np.ndarray:
     """Height of the NAA CH3 peak of each FID (..., t), real (...), in the unit of an unnormalised discrete spectrum.
 
-    The spectrum (3 s^-1 exponential filter, no zero filling) is fitted between 1.84 and 2.18 ppm with one Lorentzian line
-    of free amplitude, phase, shift and width on a complex linear baseline; the height is that of the line in phase.
+    The spectrum (3 s^-1 exponential filter, no zero filling) is fitted between 1.84 and 2.18 ppm with one Lorentzian
+    line of free amplitude, phase, shift and width on a complex linear baseline; the height is that of the phased line.
     """
     flat = np.asarray(fids).reshape(-1, fids.shape[-1])
     damping = np.exp(-FILTER_HZ * protocol.dwell_s * np.arange(protocol.n_times))

@@ -20,7 +20,7 @@ class Preset:
     """Voxels along x, y, z."""
     fov_mm: tuple[float, float, float] = (220.0, 220.0, 10.0)
     subvoxels: tuple[int, int, int] = (4, 4, 1)
-    """Points of the fine grid per voxel; the object is a set of points on it, so dephasing within a voxel is physical."""
+    """Points of the fine grid per voxel; the object is made of them, so dephasing within a voxel is physical."""
     isocentre_mni_mm: tuple[float, float, float] = (0.0, -18.0, 20.0)
     """MNI place (RAS) that lies at patient position (0, 0, 0)."""
     transmit_frequency_hz: float = 123.25e6
@@ -30,11 +30,11 @@ class Preset:
     dwell_s: float = 1.0 / 1500.0
     """Spectral dwell [s]; 1500 Hz holds 4.65 +- 6.1 ppm at 3 T."""
     acquisition_delay_s: float = 1.3e-3
-    repetition_time_s: float = 0.6
+    repetition_time_s: float = 0.3
     flip_angle_deg: float = 35.0
     n_coils: int = 8
     snr: float = 20.0
-    """Median NAA peak SNR in the brain mask; infinity means no noise."""
+    """Median NAA peak SNR in the brain mask; infinity means no noise in the data."""
     noise_readouts: int = 16
     noise_samples: int = 1024
     noise_dwell_s: float = 1.0 / 6000.0
@@ -112,8 +112,10 @@ class Preset:
     def eddy_phase(self) -> np.ndarray:
         """Eddy-current phase at each spectral point [rad]."""
         times = self.protocol.times_s
-        terms = zip(self.eddy_phase_rad, self.eddy_decay_s, strict=True)
-        return np.sum([a * np.exp(-times / tau) for a, tau in terms], axis=0)
+        phase = np.zeros_like(times)
+        for amplitude, decay in zip(self.eddy_phase_rad, self.eddy_decay_s, strict=True):
+            phase += amplitude * np.exp(-times / decay)
+        return phase
 
 
 _CSI48 = Preset("csi48", "2D 48 x 48 at 3 T, 384 points, 8 coils: the brain the measures are stated for")
@@ -130,7 +132,7 @@ PRESETS: dict[str, Preset] = {
         replace(_CSI48, name="csi48_7t", description="2D 48 x 48 at 7 T, 512 points, 16 coils", snr=30.0,
                 transmit_frequency_hz=297.2e6, field_strength_t=6.9803, n_times=512, dwell_s=1.0 / 3000.0,
                 noise_dwell_s=1.0 / 12000.0, n_coils=16, b0_sd_hz=17.0, b0_sinus_hz=110.0, water_offset_hz=1.9,
-                transmit_variation=0.3, repetition_time_s=0.45),
+                transmit_variation=0.3),
     )
 }  # fmt: skip
 """Name -> preset, as `mrsi simulate PRESET` takes them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -31,7 +32,7 @@ def header_xml(protocol: Protocol, n_coils: int) -> str:
         f"<{name}><minimum>0</minimum><maximum>{top}</maximum><center>{centre}</center></{name}>"
         for name, (top, centre) in limits.items()
     )
-    times = f"<TR>{_ms(protocol.repetition_time_s)}</TR>" + "".join(f"<TE>{_ms(te)}</TE>" for te in protocol.echo_times_s)
+    echoes = "".join(f"<TE>{_ms(te)}</TE>" for te in protocol.echo_times_s)
     users = _users("Long", {"mrsi_spectral_points": protocol.n_times, "mrsi_water_suppressed": 1, "mrsi_freq_sign": 1})
     users += _users("Double", {
         "mrsi_dwell_us": protocol.dwell_s * 1e6, "mrsi_acq_delay_us": protocol.acquisition_delay_s * 1e6,
@@ -54,7 +55,7 @@ def header_xml(protocol: Protocol, n_coils: int) -> str:
         "</H1resonanceFrequency_Hz></experimentalConditions>"
         f"<encoding><encodedSpace>{space}</encodedSpace><reconSpace>{space}</reconSpace>"
         f"<encodingLimits>{limit_text}</encodingLimits><trajectory>cartesian</trajectory></encoding>"
-        f"<sequenceParameters>{times}<flipAngle_deg>{protocol.flip_angle_deg}</flipAngle_deg>"
+        f"<sequenceParameters><TR>{_ms(protocol.repetition_time_s)}</TR>{echoes}<flipAngle_deg>{protocol.flip_angle_deg}</flipAngle_deg>"
         "<sequence_type>ChemicalShiftImaging</sequence_type></sequenceParameters>"
         f"<userParameters>{users}</userParameters></ismrmrdHeader>"
     )
@@ -126,7 +127,7 @@ class _Clock:
         )  # fmt: skip
         self._template = head
 
-    def head(self, n_samples: int, dwell_s: float) -> np.ndarray:
+    def head(self, n_samples: int, dwell_s: float) -> Any:
         """Return the next header, a 0-d array to fill."""
         head = self._template.copy()
         head["scan_counter"] = self._count

@@ -15,7 +15,8 @@ def coil_sensitivities(positions_mm: np.ndarray, n_coils: int) -> np.ndarray:
 
     The loops stand upright on an ellipse around the head in one row (two staggered rows from 12 loops on). The
     sensitivity is the transverse field Bx - i By of unit current (principle of reciprocity; Hoult 2000,
-    doi:10.1002/1099-0534(2000)12:4<173::AID-CMR1>3.0.CO;2-Q), scaled so that its root sum of squares is 1 at the centre.
+    doi:10.1002/1099-0534(2000)12:4<173::AID-CMR1>3.0.CO;2-Q), scaled so that its root sum of squares is 1 at
+    the centre.
     """
     flat = positions_mm.reshape(-1, 3).astype(np.float32)
     maps = np.stack([_loop_field(flat, centre, normal) for centre, normal in _loops(n_coils)])
@@ -37,10 +38,8 @@ def noise_correlation(n_coils: int, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(covariance * (n_coils / np.trace(covariance).real))
 
 
-def correlated_noise(
-    covariance: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator
-) -> np.ndarray:
-    """Complex Gaussian noise (coil, *shape), complex64; its real part has the real part of `covariance` as covariance."""
+def correlated_noise(covariance: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Complex Gaussian noise n (coil, *shape), complex64, with E[n n^H] = 2 `covariance`: that of its real part."""
     root = np.linalg.cholesky(covariance).astype(np.complex64)
     count = int(np.prod(shape))
     white = rng.standard_normal((covariance.shape[0], count, 2), dtype=np.float32).view(np.complex64)[..., 0]

@@ -14,7 +14,7 @@ from itertools import product
 import numpy as np
 
 from mrsi_gadgets.errors import DataError
-from mrsi_gadgets.phantom.lesions import UNKNOWN_PPM
+from mrsi_gadgets.phantom.lesions import LESION_KINDS, UNKNOWN_PPM
 from mrsi_gadgets.phantom.truth import Truth
 from mrsi_gadgets.physics.brain_values import REPORTED_SUMS
 
@@ -136,9 +136,7 @@ def score(
     )
 
 
-def fit_shading(
-    estimates: Mapping[str, np.ndarray], truths: Mapping[str, np.ndarray], mask: np.ndarray
-) -> np.ndarray:
+def fit_shading(estimates: Mapping[str, np.ndarray], truths: Mapping[str, np.ndarray], mask: np.ndarray) -> np.ndarray:
     """Cubic polynomial g over the grid with g * truth ~ estimate, each map weighted by its truth's norm."""
     terms = _polynomial(mask.shape)
     rows, values = [], []
@@ -175,8 +173,11 @@ def b0_rms(b0_hz: np.ndarray, truth: Truth) -> float:
 
 
 def unknown_recovery(fids: np.ndarray, truth: Truth, *, b0_hz: np.ndarray | None = None) -> float:
-    """Contrast of the unseen resonance in FIDs over its truth: mean FID of the lesion minus that of lesion-free brain,
-    at the frequency of the resonance under a 20 s^-1 filter; NaN where no voxel is filled by the lesion."""
+    """Contrast of the unseen resonance in FIDs over its truth; NaN where no voxel is filled by the lesion.
+
+    The contrast is the mean FID of the lesion minus that of lesion-free brain, at the frequency of the resonance under
+    a 20 s^-1 filter.
+    """
     estimate, wanted = _comparable_fids(fids, truth, b0_hz)
     core, free = (region[truth.brain_mask] for region in _regions(truth, "unseen"))
     if not core.any() or not free.any():
@@ -245,8 +246,6 @@ def _score_lesions(even: Mapping[str, np.ndarray], truth: Truth) -> dict[str, di
 
 def _untouched(truth: Truth, lesion: str) -> bool:
     """Whether a lesion changes no molecule: what contrast there is then comes from tissue."""
-    from mrsi_gadgets.phantom.lesions import LESION_KINDS
-
     return any(kind.name == lesion and not kind.factors and not kind.added_mm for kind in LESION_KINDS)
 
 
@@ -257,7 +256,7 @@ def _regions(truth: Truth, lesion: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _off_atlas(wanted: np.ndarray, tissues: list[np.ndarray], mask: np.ndarray) -> np.ndarray:
-    """What a regression on the tissue fractions cannot explain of `wanted`, within the mask."""
+    """Return what a regression on the tissue fractions cannot explain of `wanted`, within the mask."""
     design = np.stack([tissue[mask] for tissue in tissues], axis=1)
     return np.asarray(wanted[mask] - design @ np.linalg.lstsq(design, wanted[mask], rcond=None)[0])
 
@@ -281,7 +280,5 @@ def _polynomial(grid: tuple[int, ...]) -> np.ndarray:
     """Monomials of degree 0 to 3 along the axes longer than 1, (x, y, z, term), coordinates from -1 to 1."""
     axes = [np.linspace(-1.0, 1.0, n) if n > 1 else np.zeros(1) for n in grid]
     x = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    powers = [
-        p for p in product(range(4), repeat=3) if sum(p) <= 3 and all(p[a] == 0 or grid[a] > 1 for a in range(3))
-    ]
+    powers = [p for p in product(range(4), repeat=3) if sum(p) <= 3 and all(p[a] == 0 or grid[a] > 1 for a in range(3))]
     return np.stack([np.prod(x ** np.array(p), axis=-1) for p in powers], axis=-1)

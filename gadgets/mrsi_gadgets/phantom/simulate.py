@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,17 +21,19 @@ from mrsi_gadgets.phantom.brain import Brain, make_brain, smooth_field
 from mrsi_gadgets.phantom.encode import FineBox, encode, encode_maps, image_from_kspace
 from mrsi_gadgets.phantom.field import b0_field
 from mrsi_gadgets.phantom.lesions import place_lesions
-from mrsi_gadgets.phantom.peak import naa_peak_snr, peak_heights
+from mrsi_gadgets.phantom.peak import naa_peak_snr
 from mrsi_gadgets.phantom.presets import Preset, find_preset
 from mrsi_gadgets.phantom.readouts import header_xml, readouts
 from mrsi_gadgets.phantom.receive import coil_sensitivities, correlated_noise, noise_correlation
 from mrsi_gadgets.phantom.truth import Truth
 from mrsi_gadgets.physics.basis import BRAIN_METABOLITES
+from mrsi_gadgets.physics.brain_values import t1_s
 from mrsi_gadgets.stream.messages import Acquisition
 
 _BRAIN_MASK = 0.95
 _LESION_RADIUS_MM = 11.0
 _NAA_PROTONS = 3.0
+_SNR_OF_NOISE_SCAN = 1e6
 _HARDWARE_SEED = 20260
 
 
@@ -66,6 +68,7 @@ class _Head:
     lesions: Mapping[str, np.ndarray]
     brain: Brain
     box: FineBox
+    coil_maps: np.ndarray
     b0_hz: np.ndarray
     field: signals.FieldPhase
     excitation: signals.Excitation
@@ -88,7 +91,8 @@ def simulate(
     preset : name of a preset, or a preset of one's own.
     seed : of the brain: pose, molecules, lesions, B0.
     noise_seed : of the noise alone; the same brain can be measured again.
-    snr : median NAA peak SNR in the brain mask; None for the preset's, infinity for no noise at all.
+    snr : median NAA peak SNR in the brain mask; None for the preset's. Infinity: no noise in the data, and a noise scan of
+        a millionth of the NAA peak, so that it can still be whitened.
     nuisance : whether there are residual water and scalp lipids.
     b0 : whether frequencies are off at all: B0, drift, eddy-current phase and water's own offset.
 
@@ -101,15 +105,7 @@ def simulate(
     DataError
         The slab of a preset of one's own holds too little brain.
     """
-    chosen = find_preset(preset) if isinstance(preset, str) else preset
-    chosen = chosen if snr is None else replace(chosen, snr=float(snr))
-    if not nuisance:
-        chosen = replace(chosen, residual_water=0.0, lipid=0.0)
-    if not b0:
-        chosen = replace(
-            chosen, b0_sd_hz=0.0, b0_sinus_hz=0.0, drift_hz_per_minute=0.0, water_offset_hz=0.0, eddy_phase_rad=(),
-            eddy_decay_s=(),
-        )  # fmt: skip
+    chosen = _with_options(find_preset(preset) if isinstance(preset, str) else preset, snr, nuisance=nuisance, b0=b0)
     head = _make_head(chosen, np.random.SeedSequence(seed))
     protocol = chosen.protocol
     metabolites = signals.metabolite_components(head.brain, head.box, head.excitation, protocol)
@@ -117,13 +113,8 @@ def simulate(
     unwanted, strengths = _nuisance(chosen, head, water)
     truth = _truth(chosen, head, metabolites, water)
     covariance, naa_snr = _noise_level(truth, chosen)
-    maps = head.box.cut(np.moveaxis(coil_sensitivities(head.anatomy.positions_mm, chosen.n_coils), 0, -1)).T
-    maps = np.ascontiguousarray(maps) * np.complex64(chosen.receiver_gain)
-    n = protocol.n_times
-    measured = encode(head.box, lambda t: signals.total([metabolites, *unwanted], head.field, t), maps, n)
-    reference = encode(head.box, lambda t: signals.total([water], head.field, t), maps, n)
-    _imperfect(measured, chosen)
-    _imperfect(reference, chosen)
+    measured = _measure(chosen, head, [metabolites, *unwanted])
+    reference = _measure(chosen, head, [water])
     noise = _add_noise(measured, reference, covariance, chosen, noise_seed)
     card: dict[str, Any] = {
         "version": __version__, "seed": seed, "noise_seed": noise_seed, "snr": str(chosen.snr), "nuisance": nuisance,
@@ -156,6 +147,28 @@ def write_simulation(
     )
 
 
+def _with_options(preset: Preset, snr: float | None, *, nuisance: bool, b0: bool) -> Preset:
+    if snr is not None:
+        preset = replace(preset, snr=float(snr))
+    if not nuisance:
+        preset = replace(preset, residual_water=0.0, lipid=0.0)
+    if not b0:
+        preset = replace(
+            preset, b0_sd_hz=0.0, b0_sinus_hz=0.0, drift_hz_per_minute=0.0, water_offset_hz=0.0, eddy_phase_rad=(),
+            eddy_decay_s=(),
+        )  # fmt: skip
+    return preset
+
+
+def _measure(preset: Preset, head: _Head, parts: Sequence[signals.Components]) -> np.ndarray:
+    """k-space (coil, kx, ky, kz, t) of signals as every coil sees them, with the imperfections of the hardware."""
+    maps = head.box.cut(np.moveaxis(head.coil_maps, 0, -1)).T
+    maps = np.ascontiguousarray(maps) * np.complex64(preset.receiver_gain)
+    k = encode(head.box, lambda times: signals.total(parts, head.field, times), maps, preset.n_times)
+    _imperfect(k, preset)
+    return k
+
+
 def _make_head(preset: Preset, seeds: np.random.SeedSequence) -> _Head:
     pose, lesion_rng, molecules, field, water = (np.random.default_rng(s) for s in seeds.spawn(5))
     geometry = preset.geometry
@@ -172,8 +185,9 @@ def _make_head(preset: Preset, seeds: np.random.SeedSequence) -> _Head:
     whole = anatomy.brain / anatomy.brain.sum()
     size, phase = (smooth_field(anatomy.brain.shape, 70.0, spacing, whole, water) for _ in range(2))
     flip = _flip_angle(preset, anatomy)
+    phase_of_field = signals.FieldPhase(box.cut(b0_hz), box.cut(spread), preset.protocol.times_s)
     return _Head(
-        anatomy, lesions, brain, box, b0_hz, signals.FieldPhase(box.cut(b0_hz), box.cut(spread), preset.protocol.times_s),
+        anatomy, lesions, brain, box, coil_sensitivities(anatomy.positions_mm, preset.n_coils), b0_hz, phase_of_field,
         signals.Excitation(box.cut(flip), preset.repetition_time_s, preset.field_strength_t),
         box.cut(np.exp(0.4 * size + 1j * phase)),
     )  # fmt: skip
@@ -201,9 +215,9 @@ def _nuisance(
 ) -> tuple[list[signals.Components], dict[str, float]]:
     """Residual water and lipids, scaled to the NAA CH3 signal of normal brain at t = 0, and what was reached."""
     protocol, box = preset.protocol, head.box
-    normal = (box.cut(head.anatomy.brain) > _BRAIN_MASK) & (box.cut(sum(head.lesions.values())) < 0.02)
+    normal = (box.cut(head.anatomy.brain) > _BRAIN_MASK) & (box.cut(np.sum(list(head.lesions.values()), axis=0)) < 0.02)
     row = head.brain.names.index("NAA")
-    naa_t1 = signals.t1_s("NAA", "gm", preset.field_strength_t)
+    naa_t1 = t1_s("NAA", "gm", preset.field_strength_t)
     amount = box.cut(head.brain.contents[row].sum(axis=0)) * head.excitation.weight(naa_t1)
     naa = _NAA_PROTONS * float(np.mean(amount[normal])) if normal.any() else 1.0
     whole_water = water.amplitudes.sum(axis=1) * box.points_per_voxel
@@ -236,8 +250,6 @@ def _truth(preset: Preset, head: _Head, metabolites: signals.Components, water: 
     fids = image_from_kspace(k) * np.exp(-2j * np.pi * b0_hz[..., None] * protocol.times_s)
     contents = head.brain.totals
     tissues = np.stack([anatomy.grey, anatomy.white, anatomy.csf, anatomy.scalp])
-    coil_maps = coil_sensitivities(anatomy.positions_mm, preset.n_coils)
-    grid = preset.matrix
     return Truth(
         preset=preset,
         names=head.brain.names,
@@ -250,9 +262,9 @@ def _truth(preset: Preset, head: _Head, metabolites: signals.Components, water: 
         lesions={name: anatomy.voxel_mean(f).astype(np.float32) for name, f in head.lesions.items()},
         fids=fids.astype(np.complex64),
         water=(signal * box.points_per_voxel).astype(np.float32),
-        coil_maps=np.stack([anatomy.voxel_mean(m) for m in coil_maps]).astype(np.complex64),
+        coil_maps=np.stack([anatomy.voxel_mean(m) for m in head.coil_maps]).astype(np.complex64),
         noise_covariance=np.zeros((preset.n_coils, preset.n_coils), complex),
-        naa_snr=np.full(grid, np.nan, np.float32),
+        naa_snr=np.full(preset.matrix, np.nan, np.float32),
         card={},
     )
 
@@ -269,11 +281,8 @@ def _noise_level(truth: Truth, preset: Preset) -> tuple[np.ndarray, np.ndarray]:
     power = np.einsum("cv,cd,dv->v", maps.conj(), np.linalg.inv(shape), maps).real * np.prod(preset.matrix)
     unit = naa_peak_snr(truth.fids[mask], 1.0 / np.sqrt(power), truth.protocol)
     naa_snr = np.full(mask.shape, np.nan)
-    if np.isinf(preset.snr):
-        naa_snr[mask] = np.inf
-        return np.zeros_like(shape), naa_snr
-    sd = float(np.median(unit)) / preset.snr
-    naa_snr[mask] = unit / sd
+    sd = float(np.median(unit)) / min(preset.snr, _SNR_OF_NOISE_SCAN)
+    naa_snr[mask] = np.inf if np.isinf(preset.snr) else unit / sd
     return 2.0 * sd**2 * shape, naa_snr
 
 
@@ -290,17 +299,14 @@ def _imperfect(k: np.ndarray, preset: Preset) -> None:
 def _add_noise(
     measured: np.ndarray, reference: np.ndarray, covariance: np.ndarray, preset: Preset, noise_seed: int
 ) -> np.ndarray:
-    """Add noise to both scans in place and return the noise scan; zeros where there is none."""
+    """Add noise to both scans in place (none at infinite SNR) and return the noise scan."""
     shape = (preset.noise_readouts, preset.noise_samples)
-    if not np.any(covariance):
-        return np.zeros((preset.n_coils, *shape), np.complex64)
     rng = np.random.default_rng(noise_seed)
     real_part = covariance / 2.0
     noise = correlated_noise(real_part * (preset.dwell_s / preset.noise_dwell_s), shape, rng)
+    if np.isinf(preset.snr):
+        return noise
     for k in (measured, reference):
         for kx in range(k.shape[1]):
             k[:, kx] += correlated_noise(real_part, k.shape[2:], rng)
     return noise
-
-
-__all__ = ["SimulatedScan", "peak_heights", "simulate", "write_simulation"]

@@ -93,7 +93,12 @@ class Truth:
         arrays_path, card_path = truth_paths(path)
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), np.ndarray)}
         arrays |= {f"lesion_{name}": fraction for name, fraction in self.lesions.items()}
-        card = {"format": _FORMAT, "preset": asdict(self.preset), "names": self.names, **self.card}
+        card = {
+            "format": _FORMAT,
+            "preset": asdict(self.preset) | {"snr": str(self.preset.snr)},
+            "names": self.names,
+            **self.card,
+        }
         partial = arrays_path.with_name(arrays_path.name + ".part")
         try:
             with partial.open("wb") as file:
@@ -126,7 +131,9 @@ class Truth:
         if card.get("format") != _FORMAT:
             raise DataError(f"{card_path.name} is not a '{_FORMAT}' card; simulate the scan again")
         lesions = {n.removeprefix("lesion_"): arrays.pop(n) for n in list(arrays) if n.startswith("lesion_")}
-        preset = Preset(**{k: tuple(v) if isinstance(v, list) else v for k, v in card.pop("preset").items()})
+        numbers: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in card.pop("preset").items()}
+        numbers["snr"] = float(numbers["snr"])  # kept as text: JSON has no infinity
+        preset = Preset(**numbers)
         names = tuple(card.pop("names"))
         card.pop("format")
         return cls(preset=preset, names=names, lesions=lesions, card=card, **arrays)

@@ -116,6 +116,9 @@ MACROMOLECULE_MM: Mapping[str, tuple[float, float]] = {
 Magn Reson Med 2017;77:34-43. Scale: 5 to 20 mmol of protons per kg and peak, regions not significantly different, in
 Snoussi et al., Magn Reson Med 2015;74, doi:10.1002/mrm.25468; that white matter has a sixth less is our choice."""
 
+MACROMOLECULE_T1_S = 0.30
+"""T1 of macromolecules [s], much shorter than that of metabolites (Cudalbu et al. 2021, doi:10.1002/nbm.4393)."""
+
 
 @dataclass(frozen=True)
 class WaterValues:

@@ -5,7 +5,9 @@
 with h the lineshape common to all molecules (field over the voxel), and residual water and lipids apart from it. FIDs
 are as the reconstruction sees them: the voxel's mean B0 taken out up to a small error, in phase with the water
 reference, sampled at the protocol's own times (so that the frequency-dependent phase of the acquisition delay is in
-them). The approach is that of Lam et al., Magn Reson Med 2020;83:377-390, doi:10.1002/mrm.27980.
+them). Where the protocol names repetition time and flip angle, molecules are weighed by their T1 relative to NAA
+(short T1 makes macromolecules stand out). The approach is that of Lam et al., Magn Reson Med 2020;83:377-390,
+doi:10.1002/mrm.27980.
 """
 
 from __future__ import annotations
@@ -131,11 +133,12 @@ def sample(protocol: Protocol, n: int, seed: int, *, ensemble: Ensemble | None =
         raise ConfigError(f"an ensemble of {n} voxels was asked for; ask for at least 1")
     ensemble = ensemble or Ensemble()
     rng = np.random.default_rng(seed)
-    field_t = protocol.field_strength_t or protocol.transmit_frequency_hz * 1e-6 / PROTON_GYROMAGNETIC_MHZ
+    field_t = field_strength_t(protocol)
     tissue = _tissue_fractions(rng, n, ensemble.csf_share)
     concentrations = _concentrations(rng, ensemble, tissue)
     t2_star = _t2_star(rng, ensemble, tissue, field_t)
-    metabolites = _metabolite_signal(rng, protocol, ensemble, concentrations, t2_star)
+    weights = np.array([saturation(protocol, brain_values.t1_s(name, "gm", field_t)) for name in ensemble.names])
+    metabolites = _metabolite_signal(rng, protocol, ensemble, concentrations * weights, t2_star)
     macromolecules = _macromolecule_signal(rng, protocol, ensemble, tissue)
     common = _common_lineshape(rng, protocol, ensemble, n)
     metabolites += macromolecules
@@ -171,6 +174,26 @@ def noise_sd_at_snr(protocol: Protocol, snr: float) -> float:
     return float(height / np.linalg.norm(filter_) / snr)
 
 
+def saturation(protocol: Protocol, t1_s: float) -> float:
+    """Return the steady-state signal of a spin of a given T1 over that of NAA in grey matter (Ernst and Anderson 1966).
+
+    sin(a) (1 - E1) / (1 - cos(a) E1), E1 = exp(-TR / T1), for both; 1 where the protocol lacks repetition time or flip
+    angle.
+    """
+    if not protocol.repetition_time_s or not protocol.flip_angle_deg:
+        return 1.0
+    cos = np.cos(np.deg2rad(protocol.flip_angle_deg))
+    naa_t1_s = brain_values.t1_s("NAA", "gm", field_strength_t(protocol))
+    e1 = np.exp(-protocol.repetition_time_s / np.array([t1_s, naa_t1_s]))
+    steady = (1 - e1) / (1 - cos * e1)
+    return float(steady[0] / steady[1])
+
+
+def field_strength_t(protocol: Protocol) -> float:
+    """Return the protocol's field strength, or the one its 1H frequency implies [T]."""
+    return protocol.field_strength_t or protocol.transmit_frequency_hz * 1e-6 / PROTON_GYROMAGNETIC_MHZ
+
+
 def _tissue_fractions(rng: np.random.Generator, n: int, csf_share: float) -> np.ndarray:
     """Return (n, 3) fractions of grey matter, white matter and CSF."""
     csf = csf_share * rng.random(n) ** 2
@@ -180,7 +203,9 @@ def _tissue_fractions(rng: np.random.Generator, n: int, csf_share: float) -> np.
 
 def _concentrations(rng: np.random.Generator, ensemble: Ensemble, tissue: np.ndarray) -> np.ndarray:
     n, m = len(tissue), len(ensemble.names)
-    typical = np.array([[brain_values.concentration_mm(name, t) for name in ensemble.names] for t in brain_values.TISSUES])
+    typical = np.array(
+        [[brain_values.concentration_mm(name, t) for name in ensemble.names] for t in brain_values.TISSUES]
+    )
     healthy = (tissue @ typical) * np.exp(ensemble.concentration_sd * rng.standard_normal((n, m)))
     low, high = np.array([brain_values.values(name).range_mm for name in ensemble.names]).T
     anything = low + (high - low) * rng.random((n, m))
@@ -188,9 +213,7 @@ def _concentrations(rng: np.random.Generator, ensemble: Ensemble, tissue: np.nda
 
 
 def _t2_star(rng: np.random.Generator, ensemble: Ensemble, tissue: np.ndarray, field_t: float) -> np.ndarray:
-    rates = np.array(
-        [[1 / brain_values.t2_star_s(name, t, field_t) for name in ensemble.names] for t in ("gm", "wm")]
-    )
+    rates = np.array([[1 / brain_values.t2_star_s(name, t, field_t) for name in ensemble.names] for t in ("gm", "wm")])
     solid = tissue[:, :2] / tissue[:, :2].sum(axis=1, keepdims=True)
     spread = np.exp(ensemble.t2_star_sd * rng.standard_normal((len(tissue), len(ensemble.names))))
     return spread / (solid @ rates)
@@ -217,6 +240,7 @@ def _macromolecule_signal(
 ) -> np.ndarray:
     n = len(tissue)
     common = np.exp(ensemble.macromolecule_sd * rng.standard_normal(n))
+    common *= saturation(protocol, brain_values.MACROMOLECULE_T1_S)
     signal = np.zeros((n, protocol.n_times), dtype=np.complex64)
     for peak in MACROMOLECULES:
         amplitude = common * (tissue[:, :2] @ np.array(brain_values.MACROMOLECULE_MM[peak.name]))

@@ -137,9 +137,7 @@ def _partner_states(system: SpinSystem) -> Iterator[tuple[np.ndarray, float]]:
 
 def _irreducible_spins(protons: tuple[int, ...]) -> Iterator[tuple[tuple[float, ...], int]]:
     """Yield the total spins of the groups and how often each combination occurs (Clebsch-Gordan series)."""
-    choices = [
-        [(n / 2 - k, comb(n, k) - (comb(n, k - 1) if k else 0)) for k in range(n // 2 + 1)] for n in protons
-    ]
+    choices = [[(n / 2 - k, comb(n, k) - (comb(n, k - 1) if k else 0)) for k in range(n // 2 + 1)] for n in protons]
     for combination in product(*choices):
         yield tuple(spin for spin, _ in combination), prod(times for _, times in combination)
 

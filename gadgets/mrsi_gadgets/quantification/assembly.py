@@ -13,7 +13,7 @@ from mrsi_gadgets.data import FitExample, Map, Maps, SpectralImage
 from mrsi_gadgets.quantification.design import PROFILE, group_weights
 
 if TYPE_CHECKING:
-    from mrsi_gadgets.quantification.varpro import VarproModel
+    from mrsi_gadgets.quantification.varpro import PreparedFit
 
 AMOUNT = "a.u. (amount per voxel, one scale for all)"
 PER_WATER = "1 (molecules per water molecule, not corrected for relaxation)"
@@ -82,7 +82,7 @@ def assemble_maps(
     image: SpectralImage,
     inside: np.ndarray,
     result: FitResult,
-    model: VarproModel,
+    model: PreparedFit,
     signal: Array,
     water: np.ndarray | None,
     *,
@@ -133,13 +133,13 @@ def assemble_maps(
         **image.provenance,
         "quantification": "varpro",
         "columns": list(model.design.names),
-        "nuisance": list(model.bands),
+        "nuisance": list(model.coordinates.bands),
         "voxels": len(inside),
     }
     return Maps(maps, image.mask, image.b0_hz, image.protocol, examples, image.frame, provenance)
 
 
-def _quantities(model: VarproModel) -> dict[str, np.ndarray]:
+def _quantities(model: PreparedFit) -> dict[str, np.ndarray]:
     """Name -> weights over the columns: sums first, then single molecules, then macromolecules."""
     names = model.design.names
     found = group_weights(names[: model.design.n_metabolites])
@@ -164,10 +164,10 @@ def _ratio(result: FitResult, weights: np.ndarray, reference: np.ndarray) -> tup
     return ratio, np.maximum(spread, 0.0)
 
 
-def _shape_maps(result: FitResult, model: VarproModel) -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
+def _shape_maps(result: FitResult, model: PreparedFit) -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
     """Shift and width of the fitted line; the width is that of the strongest molecule's own decay and the lineshape."""
     n = len(model.design.names)
-    own = model.singlet_rate
+    own = model.design.rates[0]
     lorentz = np.maximum(result.shape[:, 2] + own, 0.0) / np.pi
     gauss = np.sqrt(4 * np.log(2) * np.maximum(result.shape[:, 3], 0.0)) / np.pi
     # width of a Voigt line (Olivero and Longbothum 1977, DOI 10.1016/0022-4073(77)90161-3)
@@ -201,10 +201,10 @@ def _example_voxels(image: SpectralImage, inside: np.ndarray, result: FitResult)
 
 
 def _example(
-    image: SpectralImage, inside: np.ndarray, row: int, result: FitResult, model: VarproModel, signal: Array
+    image: SpectralImage, inside: np.ndarray, row: int, result: FitResult, model: PreparedFit, signal: Array
 ) -> FitExample:
     """Resynthesise one voxel in the time domain, with the fitted phase taken out of data and fit."""
-    times = model.protocol.times_s
+    times = image.protocol.times_s
     phase, shift, lorentz, gauss = result.shape[row].astype(float)
     shape = np.exp((2j * np.pi * shift - lorentz) * times - gauss * times**2)
     molecules = (model.design.columns @ result.amplitudes[row]) * shape

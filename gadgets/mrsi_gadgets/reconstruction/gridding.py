@@ -4,8 +4,9 @@ The samples become one FID per k-space point; each FID is moved to the common sp
 point of a lap has its own time); the adjoint NUFFT, weighted by the area of k-space of each point, makes images; their
 Fourier transform is k-space on a grid, as fully sampled csi would give it within the circle that the rings cover.
 
-The linear phase is exact for lines on the grid of frequencies 1/(n dwell) and rings at the ends of truncated FIDs
-otherwise: an approximation of the exact model (each sample at its own t), which the general encoding operator has.
+The linear phase interpolates between samples. Across the ends of an FID there is nothing to interpolate with, so each
+is continued by linear prediction first; in the test's phantom the error is then 0.3 % of the signal over all times and
+1.4 % in the first point (7 % and 45 % without). It approximates the exact model, in which each sample has its own t.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PREDICTION_RIDGE = 1e-6
 
 
 def on_grid(kt: KtData) -> KtData:
-    """Return Cartesian data for any encoding: the data themselves where they are on a grid, else `grid_noncartesian`."""
+    """Return Cartesian data for any encoding: data that are on a grid as they are, others gridded."""
     return kt if kt.grid is not None else grid_noncartesian(kt)
 
 
@@ -51,7 +52,7 @@ def grid_noncartesian(kt: KtData) -> KtData:
     grid = tuple(int(n) for n in images.shape[1:4])
     axes = tuple(1 + a for a in range(3) if grid[a] > 1)
     n_voxels = int(np.prod(grid))
-    k_space = (centred_fftn(images, axes) if axes else images) * np.sqrt(n_voxels)
+    k_space = (centred_fftn(images, axes) if axes else images) * float(np.sqrt(n_voxels))
     geometry = kt.protocol.geometry
     ramp = shift_phase(grid, half_voxel_shift(geometry))
     if ramp is not None:
@@ -72,21 +73,20 @@ def grid_noncartesian(kt: KtData) -> KtData:
 
 
 def coil_images(points: KtData) -> Array:
-    """Return the density-weighted adjoint NUFFT of data with one k per shot, (coil, x, y, z, t), in the unit of one voxel.
+    """Return the density-weighted adjoint NUFFT, (coil, x, y, z, t) in the unit of one voxel, of one k per shot.
 
     Raises
     ------
     DataError
         k changes along the samples of a shot, or there is no density.
     """
-    if points.density is None:
-        raise DataError("these samples have no k-space density; the layout of this encoding must give one")
+    density = _density(points)
     if not np.array_equal(points.k[:, :1], points.k[:, -1:]):
         raise DataError("k changes along the samples of a shot; bring the data to one FID per k-space point first")
     xp = namespace(points.samples)
     geometry = points.protocol.geometry
     n_voxels = int(np.prod(geometry.matrix))
-    weights = like((points.density[:, 0] / np.sqrt(n_voxels))[None, None, :], points.samples, points.samples.dtype)
+    weights = like((density[:, 0] / np.sqrt(n_voxels))[None, :], points.samples, points.samples.dtype)
     k = np.ascontiguousarray(points.k[:, 0])
     n_times = int(points.samples.shape[-1])
     step = max(1, min(n_times, BATCH_BYTES // (8 * n_voxels)))
@@ -96,7 +96,7 @@ def coil_images(points: KtData) -> Array:
         blocks = []
         for start in range(0, n_times, step):
             stop = min(start + step, n_times)
-            block = xp.permute_dims(points.samples[coil, :, start:stop], (1, 0)) * weights[0]
+            block = xp.permute_dims(points.samples[coil, :, start:stop], (1, 0)) * weights
             blocks.append(operators[stop - start].H(block))
         image = blocks[0] if len(blocks) == 1 else xp.concat(blocks, axis=0)
         channels.append(xp.permute_dims(image, (1, 2, 3, 0)))
@@ -106,8 +106,8 @@ def coil_images(points: KtData) -> Array:
 def by_k_point(kt: KtData) -> KtData:
     """Return the data with one shot per k-space point, whose samples are its FID; t keeps each sample's own time.
 
-    A ring's row holds its temporal interleaves one after another; point p of the lap was sampled at t(p, lap, interleaf)
-    and its FID index is lap * interleaves + interleaf. Points of a slower ADC have less noise: `count` says by how much.
+    A ring's row holds its temporal interleaves one after another; the sample of a lap and interleaf has the FID index
+    lap * interleaves + interleaf. Points of a slower ADC have less noise: `count` says by how much.
 
     Raises
     ------
@@ -116,10 +116,16 @@ def by_k_point(kt: KtData) -> KtData:
     """
     if np.array_equal(kt.k[:, :1], kt.k[:, -1:]):
         return kt
+    if not (kt.count > 0).all():
+        raise DataError(
+            f"{int(np.sum(kt.count == 0))} of {kt.count.size} shots of the {kt.role.value} data were never acquired "
+            "completely; acquire the whole frame"
+        )
     laps, interleaves = kt.protocol.samples_per_lap, kt.protocol.temporal_interleaves or (1,)
     if not laps or kt.density is None:
         raise DataError(
-            f"{kt.protocol.encoding} readouts need mrsi_samples_per_lap and a k-space density to be gridded; supply them"
+            f"{kt.protocol.encoding} readouts need mrsi_samples_per_lap and a k-space density to be gridded; "
+            "supply them"
         )
     n_times = kt.protocol.n_times
     parts = []
@@ -153,10 +159,9 @@ def _rows_to_points(
     samples = xp.reshape(xp.permute_dims(block, (0, 3, 2, 1)), (kt.n_coils, lap, n_times))
     times = fids(kt.t[row])
     k = np.broadcast_to(kt.k[row, :lap][:, None, :], (lap, n_times, 3))
-    assert kt.density is not None
     own_dwell = kt.protocol.dwell_s * interleaves / lap
     share = own_dwell / kt.sample_time_s if kt.sample_time_s > 0 else 1.0
-    return samples, k, times, fids(kt.density[row]), np.full(lap, kt.count[row] * share)
+    return samples, k, times, fids(_density(kt)[row]), np.full(lap, kt.count[row] * share)
 
 
 def align_times(points: KtData) -> KtData:
@@ -174,8 +179,8 @@ def align_times(points: KtData) -> KtData:
     late = points.t[:, :1] - times[0]
     if np.abs(points.t - late - times).max() > 1e-3 * protocol.dwell_s:
         raise DataError(
-            f"samples of one k-space point do not follow each other at the spectral dwell of {protocol.dwell_s * 1e6:g} "
-            "us; correct mrsi_dwell_us, mrsi_samples_per_lap or mrsi_temporal_interleaves"
+            f"samples of one k-space point do not follow each other at the spectral dwell of "
+            f"{protocol.dwell_s * 1e6:g} us; correct mrsi_dwell_us, mrsi_samples_per_lap or mrsi_temporal_interleaves"
         )
     if np.abs(late).max() < 1e-9:
         return points
@@ -195,7 +200,7 @@ def _continued(samples: Array, margin: int) -> Array:
     """Return FIDs with `margin` predicted points before and after them, faded out to zero at both ends.
 
     Without them the linear phase would wrap the end of a truncated FID around to its start. All FIDs share their lines,
-    so that one linear prediction (backward and forward) serves them all; its least-squares coefficients shrink with noise.
+    so that one linear prediction (backward and forward) serves them all; its coefficients shrink with noise.
     """
     xp = namespace(samples)
     n_times = int(samples.shape[-1])
@@ -221,7 +226,7 @@ def _continued(samples: Array, margin: int) -> Array:
 
 
 def _prediction(samples: Array, order: int) -> np.ndarray:
-    """Return the coefficients (order,) that predict a sample from the ones before it, by least squares over all FIDs."""
+    """Return the coefficients (order,) that predict a sample from those before it, least squares over all FIDs."""
     n_times = int(samples.shape[-1])
     n_fids = int(samples.shape[0] * samples.shape[1])
     # some 100,000 equations determine a few coefficients as well as all of them would
@@ -236,11 +241,14 @@ def _prediction(samples: Array, order: int) -> np.ndarray:
 
 def _noise_power(points: KtData) -> float:
     """Return the variance of N times a voxel's noise over that of one sample: sum of density^2 / count."""
-    assert points.density is not None
-    acquired = points.count > 0
-    if not acquired.all():
-        raise DataError(f"{int(np.sum(~acquired))} k-space points were never acquired; acquire the frame completely")
-    return float(np.sum(points.density[:, 0] ** 2 / points.count))
+    weights = _density(points)
+    return float(np.sum(weights[:, 0] ** 2 / points.count))
+
+
+def _density(points: KtData) -> np.ndarray:
+    if points.density is None:
+        raise DataError("these samples have no k-space density; the layout of this encoding must give one")
+    return points.density
 
 
 def _grid_points(kt: KtData) -> np.ndarray:

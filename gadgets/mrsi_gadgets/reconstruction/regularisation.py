@@ -85,14 +85,13 @@ def choose_weights(
     of_data = moments[:, :n_components] + moments[:, n_components : 2 * n_components]
     of_trace = moments[:, 2 * n_components :].mean(axis=1)
     n_voxels = int(mask.sum())
-    risk = np.empty((len(WEIGHTS), n_components))
-    bound = prior.bound
-    for i, weight in enumerate(WEIGHTS):
-        lost, error = _polynomial(lambda x, w=weight: (w * x / (1 + w * x)) ** 2, bound, len(moments))
-        trace = _polynomial(lambda x, w=weight: 1 / (1 + w * x), bound, len(moments))[0] @ of_trace
-        risk[i] = lost @ of_data - n_voxels * noise_power + 2 * noise_power * trace
-        # strong components allow only weights whose polynomial is exact to well below their noise
-        risk[i, error * of_data[0] > 0.02 * n_voxels * noise_power] = np.inf
+    bound, count = prior.bound, len(moments)
+    lost, error = _polynomials([lambda x, w=w: (w * x / (1 + w * x)) ** 2 for w in WEIGHTS], bound, count)
+    kept, _ = _polynomials([lambda x, w=w: 1 / (1 + w * x) for w in WEIGHTS], bound, count)
+    trace = of_trace @ kept
+    risk = lost.T @ of_data - n_voxels * noise_power + 2 * noise_power * trace[:, None]
+    # strong components allow only weights whose polynomial is exact to well below their noise
+    risk[error[:, None] * of_data[0] > 0.02 * n_voxels * noise_power] = np.inf
     index = np.argmin(risk, axis=0)
     if pooled_from is not None and pooled_from < n_components:
         index[pooled_from:] = np.argmin(risk[:, pooled_from:].sum(axis=1))
@@ -164,21 +163,21 @@ def _chebyshev(columns: Array, prior: EdgePrior, degree: int) -> Iterator[Array]
         yield new
 
 
-def _polynomial(function: Callable[[np.ndarray], np.ndarray], bound: float, count: int) -> tuple[np.ndarray, float]:
-    """Return the Chebyshev coefficients of a function on [0, bound] and the largest error of the polynomial."""
+def _polynomials(functions: list[Callable[[np.ndarray], np.ndarray]], bound: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return Chebyshev coefficients (count, function) on [0, bound], and the largest error of each polynomial."""
     n = max(4 * count, 128)
     angles = np.pi * (np.arange(n) + 0.5) / n
-    values = function(0.5 * bound * (np.cos(angles) + 1))
+    place = 0.5 * bound * (np.cos(angles) + 1)
+    values = np.stack([function(place) for function in functions], axis=1)
     terms = np.cos(np.arange(count)[:, None] * angles)
-    result = 2 / n * terms @ values
+    result = 2 / n * (terms @ values)
     result[0] *= 0.5
-    return result, float(np.max(np.abs(result @ terms - values)))
+    return result, np.max(np.abs(terms.T @ result - values), axis=0)
 
 
 def _filter_coefficients(bound: float) -> np.ndarray:
     """Return the coefficients of every smoother 1 / (1 + lambda x), (degree + 1, weight)."""
-    columns = [_polynomial(lambda x, w=w: 1 / (1 + w * x), bound, FILTER_DEGREE + 1)[0] for w in WEIGHTS]
-    return np.stack(columns, axis=1)
+    return _polynomials([lambda x, w=w: 1 / (1 + w * x) for w in WEIGHTS], bound, FILTER_DEGREE + 1)[0]
 
 
 def _signs(mask: np.ndarray, reference: Array, count: int, rng: np.random.Generator) -> Array:

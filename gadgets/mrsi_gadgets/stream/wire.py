@@ -46,7 +46,8 @@ from mrsi_gadgets.stream.serialisation import encode
 
 __all__ = ["Decoder", "encode"]
 
-BUFFER_BYTES = MEBIBYTE
+BUFFER_BYTES = 4 * MEBIBYTE
+"""Large, so that a reader thread that has waited for the interpreter finds much at once."""
 DIRECT_BYTES = MEBIBYTE // 4
 """Arrays from this size on are received into their own memory instead of through the buffer."""
 

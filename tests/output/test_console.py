@@ -18,8 +18,12 @@ from mrsi_gadgets.output.scaling import PIXEL_MAX, DisplayScales
 SHOWN = ("tNAA", "tCho")
 
 
+def image_title(image):
+    return value_of(from_xml(image.attributes), "ImageComments").partition(" [")[0]
+
+
 def by_title(images):
-    return {value_of(from_xml(image.attributes), "SeriesDescription"): image for image in images}
+    return {image_title(image): image for image in images}
 
 
 def test_header_fields_follow_the_recipe(maps, reference_head):
@@ -89,7 +93,7 @@ def test_one_series_per_map_and_numbers_that_do_not_change_between_frames(refere
         range(1, 2 * len(values) + 1)
     )
     titles = [
-        [value_of(from_xml(image.attributes), "SeriesDescription") for image in frame] for frame in (first, second)
+        [image_title(image) for image in frame] for frame in (first, second)
     ]
     assert titles[0] == titles[1]
     assert len(set(titles[0])) == len(titles[0])

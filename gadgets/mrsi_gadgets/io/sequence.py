@@ -1,6 +1,6 @@
 """Sequence descriptions: a small TOML file says what a vendor's counters, flags and header fields mean.
 
-A value is written as it is, or as the place where the raw file has it: ``{ header = "MeasYaps.alTE.0", times = 0.001 }``
+A value is written as it is, or as the place where the raw file has it: ``{ header = "MeasYaps.alTE.0", times = 0.1 }``
 in the file's header, ``{ ice_param = 5, times = 2 }`` in each readout. Shipped descriptions are found by name or by the
 sequence they match.
 """

@@ -24,6 +24,9 @@ from mrsi_gadgets.stream.messages import IMAGE_HEADER, Image
 DISPLAY, VALUE, SD, B0, MASK, SPECTRA = "display", "value", "sd", "b0", "mask", "spectra"
 """What meta key ``mrsi_kind`` says of an image."""
 
+_VALUES = "MRSI values"
+"""Description of the series that holds the exact values."""
+
 _QUANTITATIVE_CHOICES = ("all", "shown", "none")
 _DATA_TYPE = {"uint16": 1, "float32": 5, "complex64": 7}
 _MAGNITUDE, _COMPLEX = 1, 5
@@ -211,7 +214,7 @@ def _add_quantitative(series: _Series, names: Sequence[str]) -> None:
             values.append((item.sd, f"{name} SD values", item.unit, SD, name))
     values.append((series.maps.b0_hz, "B0 values", "Hz", B0, "b0"))
     for i, (pixels, title, unit, kind, name) in enumerate(values):
-        meta = _roles("Quantitative", kind, name) | {"SeriesDescription": "MRSI values"}
+        meta = _roles("Quantitative", kind, name) | {"SeriesDescription": _VALUES, "GADGETRON_SeqDescription": _VALUES}
         series.add(_float(pixels), title, unit, meta, place=(i, len(values)))
 
 

@@ -91,7 +91,7 @@ def run_scan(
     try:
         clock = _Clock()
         readouts = _readouts(following, messages, context, clock)
-        sorted_data = sort_readouts(readouts, context.protocol, report, header)
+        sorted_data = sort_readouts(readouts, context.protocol, report, header, settings=settings)
         if observe is not None:
             sorted_data = observed(sorted_data, observe)
         for item in chain.run(sorted_data, context):

@@ -229,8 +229,8 @@ def _prediction(samples: Array, order: int) -> np.ndarray:
     """Return the coefficients (order,) that predict a sample from those before it, least squares over all FIDs."""
     n_times = int(samples.shape[-1])
     n_fids = int(samples.shape[0] * samples.shape[1])
-    # some 100,000 equations determine a few coefficients as well as all of them would
-    step = max(1, n_fids * (n_times - order) // 100_000)
+    # some thousand equations per coefficient determine them as well as all would
+    step = max(1, n_fids * (n_times - order) // 20_000)
     fids = to_numpy(namespace(samples).reshape(samples, (n_fids, n_times))[::step, ...]).astype(np.complex128)
     windows = np.lib.stride_tricks.sliding_window_view(fids, order + 1, axis=1).reshape(-1, order + 1)
     past, present = windows[:, :order], windows[:, order]

@@ -91,8 +91,8 @@ def simulate(
     preset : name of a preset, or a preset of one's own.
     seed : of the brain: pose, molecules, lesions, B0.
     noise_seed : of the noise alone; the same brain can be measured again.
-    snr : median NAA peak SNR in the brain mask; None for the preset's. Infinity: no noise in the data, and a noise scan of
-        a millionth of the NAA peak, so that it can still be whitened.
+    snr : median NAA peak SNR in the brain mask; None for the preset's. Infinity: no noise in the data, and a noise scan
+        of a millionth of the NAA peak, so that it can still be whitened.
     nuisance : whether there are residual water and scalp lipids.
     b0 : whether frequencies are off at all: B0, drift, eddy-current phase and water's own offset.
 

@@ -299,15 +299,21 @@ class Connection:
         self._end_output()
 
     def fail(self, sentence: str) -> None:
-        """Tell the peer that the session has failed, after its input has been drained, and close.
+        """Tell the peer that the session has failed, drain its input, and close.
 
-        A socket closed with unread bytes would destroy what the peer has not read yet, so everything is read first.
-        After the peer was lost, results that wait to be sent are dropped.
+        A console hears the reason at once, while the scan may still run; a Gadgetron loses an early ERROR (protocol 10)
+        and gets it after its CLOSE. CLOSE always follows the drained input: a socket closed with unread bytes would
+        destroy what the peer has not read yet. After the peer was lost, results that wait to be sent are dropped.
         """
+        *reasons, close = failure_messages(self.peer, sentence)
+        if self.peer is not Peer.GADGETRON and not self.lost:
+            for message in reasons:
+                self._enqueue(message, force=True)
+            reasons = []
         self.drain()
         if self.lost:
             self._outgoing.clear()
-        for message in failure_messages(self.peer, sentence):
+        for message in (*reasons, close):
             self._enqueue(message, force=True)
         self._end_output()
 

@@ -52,9 +52,11 @@ def main(raw: str, picture: str) -> None:
     b0 = np.asarray(calibration.b0_hz)[:, :, 0]
     left = water_frequency(image, fids)
     low, middle, high = np.percentile((b0 + left)[inside], (5, 50, 95))
-    print(f"B0 in {inside.sum()} voxels: 5, 50, 95 %: {low:+.1f}, {middle:+.1f}, {high:+.1f} Hz; the field map's mask has "
-          f"{int(calibration.mask.sum())} voxels, in them the imaging scan's water lies within "
-          f"{np.abs(left[calibration.mask[:, :, 0]]).max():.1f} Hz of it")  # fmt: skip
+    print(f"B0 in {inside.sum()} voxels: 5, 50, 95 %: {low:+.1f}, {middle:+.1f}, {high:+.1f} Hz")
+    known = calibration.mask[:, :, 0]
+    print(
+        f"field map: {known.sum()} voxels; the imaging scan's water lies within {np.abs(left[known]).max():.1f} Hz of it"
+    )
     ratio = np.abs(fids[inside][:, 0]) / water[inside]
     print(f"water of the imaging scan over that of the reference: {np.median(ratio):.2f}")
     ppm, spectrum = mean_spectrum(image, fids, inside)
@@ -112,9 +114,8 @@ def water_frequency(image: SpectralImage, fids: np.ndarray) -> np.ndarray:
     """Return where each voxel's highest peak lies [Hz]: what the field map left of the water's offset."""
     n = 64 * fids.shape[-1]
     frequency = np.fft.fftfreq(n, image.protocol.dwell_s)
-    return frequency[
-        np.abs(np.fft.fft(fids * np.exp(-10 * np.arange(fids.shape[-1]) * image.protocol.dwell_s), n)).argmax(-1)
-    ]
+    decay = np.exp(-10 * (image.protocol.times_s - image.protocol.times_s[0]))
+    return frequency[np.abs(np.fft.fft(fids * decay, n)).argmax(-1)]
 
 
 def mean_spectrum(image: SpectralImage, fids: np.ndarray, inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +160,7 @@ def draw(picture: str, image: SpectralImage, water: np.ndarray, b0: np.ndarray, 
         axis.set(title=title, xlabel="read [mm]", ylabel="phase [mm]")
     full, zoom = axes[1]
     full.semilogy(ppm, np.abs(spectrum) / np.abs(spectrum).max(), lw=0.8, color="black")
-    full.set(title="all voxels, aligned to water", xlim=(9.3, 0.1), ylim=(1e-4, 2), xlabel="ppm (water at 4.65)")
+    full.set(title="all voxels, aligned to water", xlim=(9.3, 0.1), ylim=(3e-3, 2), xlabel="ppm (water at 4.65)")
     for name, (place, height) in lines.items():
         sideways = {"acetate CH3": -16, "lactate CH3": 18}.get(name, 0)
         full.annotate(f"{name}\n{place:.2f}", (place, height / np.abs(spectrum).max()), xytext=(sideways, 10),

@@ -55,7 +55,7 @@ def main(raw: str, picture: str) -> None:
     print(f"B0 in {inside.sum()} voxels: 5, 50, 95 %: {low:+.1f}, {middle:+.1f}, {high:+.1f} Hz")
     known = calibration.mask[:, :, 0]
     print(
-        f"field map: {known.sum()} voxels; the imaging scan's water lies within {np.abs(left[known]).max():.1f} Hz of it"
+        f"field map: {known.sum()} voxels, imaging water within {np.abs(left[known]).max():.1f} Hz of it"
     )
     ratio = np.abs(fids[inside][:, 0]) / water[inside]
     print(f"water of the imaging scan over that of the reference: {np.median(ratio):.2f}")
@@ -87,7 +87,7 @@ def reconstruct(path: Path) -> tuple[Context, dict[Role, KtData], SpectralImage]
 
 
 def circle(kt: KtData) -> tuple[float, float, float, float]:
-    """Fit a circle to the outer half-height edge of the zero-filled image: centre and radius, scatter of the edge [mm]."""
+    """Fit a circle to the outer half-height edge of the zero-filled image: centre, radius, scatter [mm]."""
     n, fine = kt.grid[0], 128
     k = np.zeros((fine, fine, kt.samples.shape[-1]), complex)
     first = fine // 2 - n // 2

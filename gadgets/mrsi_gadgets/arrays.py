@@ -14,6 +14,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 import pyfftw
+import threadpoolctl
 
 Array = Any
 """An array of any array-API namespace. Shapes and units are stated where it is used."""
@@ -119,6 +120,15 @@ def n_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
+def one_blas_thread() -> Any:
+    """Return a context in which BLAS runs single-threaded.
+
+    Threads of ours (preparation beside the readouts, batches of voxels) call BLAS at the same time; its own pool then
+    fights with them for the same cores and everything becomes several times slower. Parallel work is split by us.
+    """
+    return threadpoolctl.threadpool_limits(limits=1, user_api="blas")
+
+
 def fftn(x: Array, axes: Sequence[int]) -> Array:
     """Unitary discrete Fourier transform along `axes`, kernel exp(-i 2 pi j k / n), without any shift."""
     return _transform(x, tuple(axes), forward=True)
@@ -154,6 +164,9 @@ def _planned_fft(x: np.ndarray, axes: tuple[int, ...], *, forward: bool) -> np.n
     """Transform with a cached multi-threaded FFTW plan (one plan per shape, strides, type and direction)."""
     if x.dtype not in (np.complex64, np.complex128):
         x = x.astype(np.complex64 if x.dtype == np.float32 else np.complex128)
+    if np.empty_like(x).strides != x.strides:
+        # a view with gaps (a slice): no fresh array has its strides, which a plan needs
+        x = np.ascontiguousarray(x)
     key = (x.shape, x.strides, x.dtype.char, axes, forward, n_threads())
     plan = _PLANNED.get(key)
     if plan is None:

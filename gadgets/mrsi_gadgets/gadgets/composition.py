@@ -72,8 +72,10 @@ class Chain:
             context.prepared[gadget] = executor.submit(gadget.prepare, context)
         return executor
 
-    def run(self, items: Iterable[Any], context: Context) -> Iterator[Any]:
-        """Yield what leaves the last gadget."""
+    def run(
+        self, items: Iterable[Any], context: Context, observe: Callable[[Any], None] | None = None
+    ) -> Iterator[Any]:
+        """Yield what leaves the last gadget; `observe` sees every item between two gadgets."""
         if not context.prepared:
             for gadget in self.gadgets:
                 done: Future[Any] = Future()
@@ -81,6 +83,8 @@ class Chain:
                 context.prepared[gadget] = done
         flow: Iterator[Any] = iter(items)
         for gadget in self.gadgets:
+            if observe is not None:
+                flow = observed(flow, observe)
             flow = gadget.process(flow, context)
         return flow
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mrsi_gadgets import __version__
-from mrsi_gadgets.arrays import select_device
+from mrsi_gadgets.arrays import one_blas_thread, select_device
 from mrsi_gadgets.data import Role
 from mrsi_gadgets.errors import ConfigError, DataError
-from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, Chain, find_recipe, observed, recipe_from_text
+from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, Chain, find_recipe, recipe_from_text
 from mrsi_gadgets.gadgets.context import Context, Report
-from mrsi_gadgets.mrd.header import parse_header
+from mrsi_gadgets.mrd.header import MrdHeader, parse_header
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.mrd.roles import classify
 from mrsi_gadgets.mrd.sorting import sort_readouts
@@ -58,7 +58,7 @@ def run_scan(
     options
         The operator's decisions.
     observe
-        Sees every item that leaves the gadget chain's stages of interest (KtData as sorted, then images).
+        Sees every item between two gadgets (KtData, SpectralImage, Maps).
     tell
         Takes progress sentences for the console.
 
@@ -89,20 +89,38 @@ def run_scan(
     _first_provenance(context, chain)
     executor = chain.start(context)
     try:
-        clock = _Clock()
-        readouts = _readouts(following, messages, context, clock)
-        sorted_data = sort_readouts(readouts, context.protocol, report, header, settings=settings)
-        if observe is not None:
-            sorted_data = observed(sorted_data, observe)
-        for item in chain.run(sorted_data, context):
-            if isinstance(item, Image):
-                send(item)
-            elif observe is not None:
-                observe(item)
-        report.seconds["last readout to last image"] = time.perf_counter() - clock.last_readout
+        with one_blas_thread():
+            _run(chain, _Source(following, messages, header, settings), context, send, observe)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
     return report
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the readouts come from."""
+
+    first: Message | None
+    others: Iterator[Message]
+    header: MrdHeader
+    settings: Mapping[str, str]
+
+
+def _run(
+    chain: Chain,
+    source: _Source,
+    context: Context,
+    send: Callable[[Message], None],
+    observe: Callable[[Any], None] | None,
+) -> None:
+    """Pull the readouts through sorting and gadgets; send each image as soon as it exists."""
+    clock = _Clock()
+    readouts = _readouts(source.first, source.others, context, clock)
+    data = sort_readouts(readouts, context.protocol, context.report, source.header, settings=source.settings)
+    for item in chain.run(data, context, observe):
+        if isinstance(item, Image):
+            send(item)
+    context.report.seconds["last readout to last image"] = time.perf_counter() - clock.last_readout
 
 
 @dataclass

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-_SINUS_LPS_MM = np.array([0.0, -78.0, -52.0])
+_SINUS_LPS_MM = np.array([0.0, -84.0, -34.0])
 """Where the equivalent dipole of the frontal and sphenoidal sinus lies against the isocentre."""
 _HEAD_RADIUS_MM = 90.0
 

@@ -10,11 +10,14 @@ LARGEST_SHIFT_HZ = 15.0
 """The shared shift is searched within this; water's offset from temperature is a few Hz."""
 
 
-def shared_shift(fids: Array, times_s: np.ndarray, basis: np.ndarray, noise_sd: float) -> float:
-    """Return the frequency [Hz] that, taken out of all FIDs, puts most of their energy into the subspace.
+def shared_shift(
+    fids: Array, times_s: np.ndarray, basis: np.ndarray, noise_sd: float, gain: np.ndarray | None = None
+) -> float:
+    """Return the frequency [Hz] that, taken out of all FIDs, makes them most likely under the signal model.
 
-    Energy(f) = sum over voxels of ||x exp(-i 2 pi f t) V^H||^2 depends on the data through their Gram matrix in time only, and on f
-    through its diagonals' sums. A shift is kept only where it captures more than the noise could.
+    Energy(f) = sum over voxels of a^H K a, a the coefficients of x exp(-i 2 pi f t). With K = C (C + 2 s^2)^-1 this is, up to
+    constants, the log-likelihood of Gaussian coefficients of covariance C. It depends on the data through their Gram
+    matrix in time only, and on f through its diagonals' sums. A shift is kept only where it gains more than noise could.
 
     Parameters
     ----------
@@ -26,25 +29,54 @@ def shared_shift(fids: Array, times_s: np.ndarray, basis: np.ndarray, noise_sd: 
         (rank, t) orthonormal rows.
     noise_sd
         SD of the real part of a sample's noise.
+    gain
+        (rank, rank) K as `wiener_gain` makes it; the identity (captured energy) where None.
     """
     few = to_numpy(fids)
     n_times = few.shape[1]
-    # energy(f) = sum_ab G[a, b] P[a, b] exp(-i 2 pi f (t_a - t_b)), G = X^T conj(X), P = V^H V
-    product = (few.T @ few.conj()) * (basis.conj().T @ basis)
+    weighted = basis if gain is None else gain.T @ basis
+    # energy(f) = sum_ab G[a, b] P[a, b] exp(-i 2 pi f (t_a - t_b)), G = X^T conj(X), P = V^H K^T V
+    product = (few.T @ few.conj()) * (basis.conj().T @ weighted)
     lags = np.array([np.trace(product, offset=-lag) for lag in range(n_times)])
     dwell = float(times_s[1] - times_s[0]) if n_times > 1 else 0.0
     shifts = np.linspace(-LARGEST_SHIFT_HZ, LARGEST_SHIFT_HZ, 601)
     phase = np.exp(-2j * np.pi * shifts[:, None] * dwell * np.arange(1, n_times))
     energy = lags[0].real + 2 * (phase @ lags[1:]).real
     best = int(np.argmax(energy))
-    # the captured noise energy has mean 2 s^2 n L and an SD of 2 s^2 sqrt(n L); neighbouring shifts share most of it
-    scatter = 2 * noise_sd**2 * np.sqrt(few.shape[0] * basis.shape[0])
+    # the noise's energy has an SD of 2 s^2 sqrt(n tr K); neighbouring shifts share most of it
+    degrees = len(basis) if gain is None else float(np.trace(gain).real)
+    scatter = 2 * noise_sd**2 * np.sqrt(few.shape[0] * degrees)
     gained = energy[best] - energy[len(shifts) // 2]
     if not gained > scatter or best in (0, len(shifts) - 1):
         return 0.0
     left, top, right = energy[best - 1 : best + 2]
     offset = 0.5 * (left - right) / (left - 2 * top + right) if left - 2 * top + right < 0 else 0.0
     return float(shifts[best] + offset * (shifts[1] - shifts[0]))
+
+
+def wiener_gain(model: object, coefficients: Array, noise_sd: float) -> np.ndarray | None:
+    """Return K = C (C + 2 s^2)^-1, (rank, rank), of a model that knows the covariance of its coefficients, else None.
+
+    The metabolites' covariance is scaled to the energy of the data. Nuisance varies over orders of magnitude, so its covariance is
+    taken a hundred times as strong as the metabolites': wherever it may lie, it says nothing about the shift.
+
+    Parameters
+    ----------
+    model
+        Signal model; `metabolite_covariance` and `nuisance_covariance` are used where it has them.
+    coefficients
+        (voxel, rank).
+    noise_sd
+        SD of the real part of a coefficient's noise.
+    """
+    wanted, nuisance = getattr(model, "metabolite_covariance", None), getattr(model, "nuisance_covariance", None)
+    if wanted is None or nuisance is None:
+        return None
+    few = to_numpy(coefficients)
+    strength, unwanted = float(np.trace(wanted).real), float(np.trace(nuisance).real)
+    energy = float(np.sum(np.abs(few) ** 2)) / len(few) - 2 * noise_sd**2 * few.shape[1]
+    covariance = max(energy, 0.0) / strength * (wanted + nuisance * (100 * strength / unwanted if unwanted > 0 else 0.0))
+    return np.asarray(covariance @ np.linalg.inv(covariance + 2 * noise_sd**2 * np.eye(len(covariance))))
 
 
 def unexplained_rows(fids: Array, basis: np.ndarray, noise_sd: float) -> np.ndarray:

@@ -37,7 +37,14 @@ class WeightChoice:
     index: np.ndarray
     """(component,) index into `WEIGHTS`."""
     risk: np.ndarray
-    """(component,) estimated squared error, summed over the voxels."""
+    """(component,) estimated squared error |u - truth|^2, mean over the voxels."""
+    noise: np.ndarray
+    """(component,) the part of it that is noise: noise power times the mean of the smoother's squared rows."""
+
+    @property
+    def bias_power(self) -> np.ndarray:
+        """(component,) the part that is lost signal, not negative."""
+        return np.maximum(self.risk - self.noise, 0.0)
 
     @property
     def weights(self) -> np.ndarray:
@@ -88,14 +95,19 @@ def choose_weights(
     bound, count = prior.bound, len(moments)
     lost, error = _polynomials([lambda x, w=w: (w * x / (1 + w * x)) ** 2 for w in WEIGHTS], bound, count)
     kept, _ = _polynomials([lambda x, w=w: 1 / (1 + w * x) for w in WEIGHTS], bound, count)
+    squared, _ = _polynomials([lambda x, w=w: 1 / (1 + w * x) ** 2 for w in WEIGHTS], bound, count)
     trace = of_trace @ kept
     risk = lost.T @ of_data - n_voxels * noise_power + 2 * noise_power * trace[:, None]
     # strong components allow only weights whose polynomial is exact to well below their noise
     risk[error[:, None] * of_data[0] > 0.02 * n_voxels * noise_power] = np.inf
     index = np.argmin(risk, axis=0)
+    chosen = risk[index, np.arange(n_components)]
     if pooled_from is not None and pooled_from < n_components:
-        index[pooled_from:] = np.argmin(risk[:, pooled_from:].sum(axis=1))
-    return WeightChoice(index, risk[index, np.arange(n_components)])
+        pooled = risk[:, pooled_from:].mean(axis=1)
+        index[pooled_from:] = np.argmin(pooled)
+        chosen[pooled_from:] = pooled.min()
+    noise = noise_power * (of_trace @ squared)[index]
+    return WeightChoice(index, chosen / n_voxels, noise / n_voxels)
 
 
 def smooth(z: Array, prior: EdgePrior, choice: WeightChoice) -> Array:

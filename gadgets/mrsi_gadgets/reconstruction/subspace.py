@@ -24,7 +24,7 @@ from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
 from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.operators.encoding import encoding_operator, grid_times
-from mrsi_gadgets.reconstruction.basis_adaptation import principal_rotation, shared_shift, unexplained_rows
+from mrsi_gadgets.reconstruction.basis_adaptation import principal_rotation, shared_shift, unexplained_rows, wiener_gain
 from mrsi_gadgets.reconstruction.edge_prior import EdgePrior, edge_distances, edge_prior
 from mrsi_gadgets.reconstruction.fourier import Progress, check_calibration, demodulate, image_noise_sd, matched_image
 from mrsi_gadgets.reconstruction.regularisation import WeightChoice, choose_weights, smooth, smoothed_noise
@@ -106,8 +106,9 @@ def reconstruct_subspace(
     Returns
     -------
     SpectralImage
-        Coefficients on an orthonormal basis (rotated to the scan's principal axes), `coefficient_sd` the noise that is left in
-        each after smoothing. Bias by smoothing is not in it.
+        Coefficients on an orthonormal basis (rotated to the scan's principal axes, which makes their errors independent).
+        `coefficient_sd` is the noise that is left in each after smoothing, in quadrature with the signal that the risk
+        estimate says was smoothed away; `noise_sd` is that without a prior.
 
     Raises
     ------
@@ -133,13 +134,13 @@ def reconstruct_subspace(
     provenance: dict[str, Any] = {"method": "subspace", "solver": "per voxel" if direct else "conjugate gradients", "prior": prior}
     problem, image, noise = _least_squares(problem, times, model, adapt and inside.any(), provenance, progress)
     regularised = prior == "edges" and inside.any()
-    gains: np.ndarray | None = None
+    errors: np.ndarray | None = None
     if regularised:
-        problem, image, gains = _regularise(problem, image, noise, water, provenance)
+        problem, image, errors = _regularise(problem, image, noise, water, provenance)
     scale = 1 / np.sqrt(inside.size)
     sd = image_noise_sd(kt, coil_maps, noise_sd) if kt.fully_sampled else np.full(inside.shape, np.mean(noise) * scale)
     relative = np.ones((1, len(problem.basis))) if kt.fully_sampled else (noise / np.mean(noise))[None]
-    coefficient_sd = sd[..., None] * relative * (1.0 if gains is None else gains)
+    coefficient_sd = sd[..., None] * relative * (1.0 if errors is None else errors)
     if progress is not None:
         progress(1.0, "subspace reconstruction")
     provenance |= {"rank": len(problem.basis), "readouts_missing": int(np.sum(kt.count == 0))}
@@ -168,7 +169,8 @@ def _least_squares(
     sample_sd = float(np.median(image_noise_sd(problem.kt, problem.coil_maps, problem.noise_sd))) * scale
     if adapt:
         inside = _voxels(rho, problem.mask)
-        shift = shared_shift(inside, times, problem.basis, sample_sd)
+        gain = wiener_gain(model, inside @ like(problem.basis.conj().T.copy(), rho, rho.dtype), sample_sd)
+        shift = shared_shift(inside, times, problem.basis, sample_sd, gain)
         if shift:
             turn = like(np.exp(-2j * np.pi * shift * times), rho, rho.dtype)
             rho, inside = rho * turn, inside * turn
@@ -184,62 +186,89 @@ def _least_squares(
 def _regularise(
     problem: _Problem, image: Array, noise: np.ndarray, water: np.ndarray | None, provenance: dict[str, Any]
 ) -> tuple[_Problem, Array, np.ndarray]:
-    """Return the problem in rotated coefficients, the regularised image and how much each coefficient's noise fell."""
+    """Return the problem in rotated coefficients, the regularised image and the error left in each, relative to its noise."""
     # noise of equal power in all coefficients first: the rotation then keeps it white
     flat = like((1 / noise).astype(np.float32), image, image.dtype)
     rotation, leading = principal_rotation(_voxels(image, problem.mask) * flat)
     z = (image * flat) @ like(rotation, image, image.dtype)
-    inside = z * like(problem.mask[..., None].astype(np.float32), z, z.dtype)
-    edges, used_water = _choose_edges(inside[..., :leading], water, problem)
-    choice = choose_weights(inside, 2.0, edges, problem.mask, problem.rng, pooled_from=leading)
-    gains = smoothed_noise(edges, choice, problem.mask, inside, problem.rng)
+    # all voxels of the prior lie in the mask's bounding box
+    box = _bounding_box(problem.mask)
+    mask = problem.mask[box]
+    inside = z[box] * like(mask[..., None].astype(np.float32), z, z.dtype)
+    edges, used_water = _choose_edges(inside[..., :leading], None if water is None else water[box], mask, problem.rng)
+    choice = choose_weights(inside, 2.0, edges, mask, problem.rng, pooled_from=leading)
+    # what is left of the noise, and what the risk estimate says of lost signal beside it
+    left = smoothed_noise(edges, choice, mask, inside, problem.rng)
+    errors = np.ones((*problem.mask.shape, len(noise)), dtype=np.float32)
+    errors[box] = np.where(mask[..., None], np.sqrt(left**2 + choice.bias_power / 2), 1.0)
     provenance |= {
         "weights_from": "Stein's unbiased risk estimate",
         "weights": [float(w) for w in choice.weights[:leading]],
         "weight_of_noise_components": float(choice.weights[-1]) if leading < len(rotation) else None,
         "edges_from": "scan and water image" if used_water else "scan",
     }
-    # u = z R^H / flat, so the rows of the basis turn the other way; equal noise keeps them orthonormal
-    unequal = not np.allclose(noise, noise[0], rtol=1e-6)
-    turned = problem.basis if unequal else (rotation.conj().T @ problem.basis).astype(np.complex64)
+    # u = z R^H times the noise, so the rows of the basis turn the other way; equal noise keeps them orthonormal
     if problem.direct:
-        outside = like((~problem.mask[..., None]).astype(np.float32), z, z.dtype)
-        return replace(problem, basis=turned), (smooth(inside, edges, choice) + z * outside) * float(noise[0]), gains
-    if not unequal:
-        turned_problem = replace(problem, basis=turned)
-        return turned_problem, _solve(turned_problem, edges, choice), gains
-    return _regularise_unequal(problem, rotation, noise, edges, choice, gains)
+        turned = replace(problem, basis=(rotation.conj().T @ problem.basis).astype(np.complex64))
+        smoothed = smooth(inside, edges, choice)
+        keep = like(mask[..., None], z)
+        z[box] = namespace(z).where(keep, smoothed, z[box])
+        return turned, z * float(noise[0]), errors
+    full = _in_full(edges, box, problem.mask.shape)
+    if np.allclose(noise, noise[0], rtol=1e-6):
+        turned = replace(problem, basis=(rotation.conj().T @ problem.basis).astype(np.complex64))
+        return turned, _solve(turned, full, choice), errors
+    return _regularise_unequal(problem, rotation, noise, full, choice, errors)
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
+    found = [np.flatnonzero(mask.any(axis=tuple(b for b in range(3) if b != a))) for a in range(3)]
+    return tuple(slice(int(f[0]), int(f[-1]) + 1) for f in found)  # type: ignore[return-value]
+
+
+def _in_full(edges: EdgePrior, box: tuple[slice, slice, slice], shape: tuple[int, ...]) -> EdgePrior:
+    """Return the weights of a box on the whole grid, zero outside."""
+    full = []
+    for axis, w in enumerate(edges.weights):
+        size = [n - (a == axis) for a, n in enumerate(shape)]
+        weights = np.zeros((*size, 1), dtype=np.float32)
+        place = tuple(slice(b.start, b.start + w.shape[a]) for a, b in enumerate(box))
+        weights[place] = to_numpy(w)
+        full.append(like(weights, w))
+    return EdgePrior((full[0], full[1], full[2]))
 
 
 def _regularise_unequal(
-    problem: _Problem, rotation: np.ndarray, noise: np.ndarray, edges: EdgePrior, choice: WeightChoice, gains: np.ndarray
+    problem: _Problem, rotation: np.ndarray, noise: np.ndarray, edges: EdgePrior, choice: WeightChoice, errors: np.ndarray
 ) -> tuple[_Problem, Array, np.ndarray]:
     """Solve with coefficients of unequal noise: the prior is diagonal only in the whitened, rotated ones.
 
-    The noise of the solution is estimated by the same smoothers in the whitened coefficients and carried back.
+    Its errors are those of the smoothers in the whitened coefficients, carried back.
     """
     # R u = (D rotation) diag(lambda) (D rotation)^H L u with D = sd_data / sd_coefficient
     mixing = (problem.noise_sd / noise)[:, None] * rotation
     penalty = (mixing.conj() * choice.weights) @ mixing.T
     image = _solve(problem, edges, choice, penalty=penalty)
-    carried = np.sqrt(np.maximum((gains**2) @ (np.abs(rotation.T) ** 2), 0))
+    carried = np.sqrt(errors**2 @ np.abs(rotation.T) ** 2)
     return problem, image, carried
 
 
-def _choose_edges(z: Array, water: np.ndarray | None, problem: _Problem) -> tuple[EdgePrior, bool]:
+def _choose_edges(
+    z: Array, water: np.ndarray | None, mask: np.ndarray, rng: np.random.Generator
+) -> tuple[EdgePrior, bool]:
     """Return the edge weights: from the scan's smoothed leading components, with the water's where the risk falls."""
-    mask = problem.mask
     reference = namespace(z).real(z)
     edges = edge_prior(mask, reference)
     for _ in range(2):
-        pilot = smooth(z, edges, choose_weights(z, 2.0, edges, mask, problem.rng))
+        pilot = smooth(z, edges, choose_weights(z, 2.0, edges, mask, rng))
         own = edge_distances(pilot, 4.0)
         edges = edge_prior(mask, reference, (own,))
     if water is None:
         return edges, False
     image = like(np.where(mask, water, 0)[..., None].astype(np.float32), reference)
     both = edge_prior(mask, reference, (own, edge_distances(image)))
-    risks = [float(choose_weights(z, 2.0, e, mask, np.random.default_rng(0)).risk.sum()) for e in (edges, both)]
+    seed = int(rng.integers(2**32))
+    risks = [float(choose_weights(z, 2.0, e, mask, np.random.default_rng(seed)).risk.sum()) for e in (edges, both)]
     return (both, True) if risks[1] < risks[0] else (edges, False)
 
 

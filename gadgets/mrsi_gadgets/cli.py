@@ -116,7 +116,7 @@ def _serve(given: argparse.Namespace) -> int:
     server = Server(options)
     # a service manager ends us with SIGTERM, a terminal with SIGINT (which a shell's background job ignores): both in order
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.stop())
+        signal.signal(number, lambda *_: server.request_stop())
     try:
         server.start()
         server.serve_forever()

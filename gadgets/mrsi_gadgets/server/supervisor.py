@@ -8,14 +8,15 @@ sentence in its own dialect.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
-import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -23,13 +24,19 @@ from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.composition import find_recipe
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.server.worker import READY, options_to_text
-from mrsi_gadgets.stream.relay import Relay
+from mrsi_gadgets.stream.relay import Relay, report_failure
 from mrsi_gadgets.stream.session import Peer
 
 log = logging.getLogger("mrsi.server")
 
 GRACE_S = 20.0
 """How long a session process may take to end after its stream has ended."""
+STOP_GRACE_S = 5.0
+"""How long running sessions may take to tell their peers that the server stops."""
+READY_S = 120.0
+"""How long a session process may take to warm up."""
+ACCEPT_RETRY_S = 0.5
+"""Pause before the next try when the system refuses a connection for lack of descriptors or memory."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,15 @@ class SessionProcess:
                 "--peer", options.peer.value, "--options", options_to_text(options.scan),
                 "--log-level", options.log_level, "--log-format", options.log_format,
             ]  # fmt: skip
-            self.process = subprocess.Popen(
-                command, pass_fds=(theirs.fileno(), ready.fileno()), stdin=subprocess.DEVNULL
-            )
+            try:
+                # a process group of its own: Ctrl-C in a terminal is for the supervisor, which ends sessions in order
+                self.process = subprocess.Popen(
+                    command, pass_fds=(theirs.fileno(), ready.fileno()), stdin=subprocess.DEVNULL, process_group=0
+                )
+            except OSError:
+                self.socket.close()
+                self._ready.close()
+                raise
 
     def wait_ready(self, seconds: float) -> bool:
         """Wait until the worker has warmed up; False where it died or took longer."""
@@ -70,6 +83,11 @@ class SessionProcess:
             return self._ready.recv(1) == READY
         except OSError:
             return False
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self.process.poll() is None
 
     def cause_of_end(self, *, client_lost: bool) -> str:
         """Wait for the process and say how it ended."""
@@ -107,17 +125,23 @@ class Server:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._numbers = itertools.count(1)
-        self._sessions: set[threading.Thread] = set()
+        self._sessions: dict[threading.Thread, SessionProcess | None] = {}
 
     def start(self) -> None:
-        """Warm the first session process(es); returns when they are ready."""
+        """Warm the first session process(es); returns when they are ready.
+
+        Raises
+        ------
+        ConfigError
+            A session process cannot start.
+        """
         if self.options.host not in ("127.0.0.1", "::1", "localhost"):
             log.warning("listening on %s: anyone who reaches this port can run a reconstruction", self.options.host)
         for _ in range(self.options.warm):
             self._warm.append(SessionProcess(self.options))
         for process in self._warm:
-            if not process.wait_ready(120):
-                raise ConfigError("a session process did not start; run with --log-level DEBUG to see why")
+            if not process.wait_ready(READY_S) and not self._stopped.is_set():
+                raise ConfigError("a session process did not start; what it wrote above says why")
         log.info("listening on %s:%d", self.options.host, self.port)
 
     def serve_forever(self) -> None:
@@ -125,62 +149,100 @@ class Server:
         while not self._stopped.is_set():
             try:
                 client, address = self._listener.accept()
-            except OSError:
-                break
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            except OSError as error:
+                if self._stopped.is_set():
+                    break
+                # one refused connection (too many open files, no memory) must not end the server
+                log.error("a connection could not be accepted: %s", error)
+                self._stopped.wait(ACCEPT_RETRY_S)
+                continue
             number = next(self._numbers)
             log.info("session %d: peer %s:%s", number, address[0], address[1])
-            thread = threading.Thread(target=self._session, args=(client, number), name=f"session-{number}")
-            thread.daemon = True
-            self._sessions.add(thread)
+            thread = threading.Thread(
+                target=self._session, args=(client, number), name=f"session-{number}", daemon=True
+            )
+            with self._lock:
+                self._sessions[thread] = None
             thread.start()
 
-    def stop(self) -> None:
-        """Stop accepting and let warm processes go; running sessions are given up with the process."""
-        if self._stopped.is_set():
-            return
+    def request_stop(self) -> None:
+        """Let `serve_forever` return; safe in a signal handler. `stop` has to follow."""
         self._stopped.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
+
+    def stop(self) -> None:
+        """Stop accepting, tell the peers of running sessions, and end every session process."""
+        self.request_stop()
         self._listener.close()
         with self._lock:
             warm, self._warm = list(self._warm), deque()
+            running = dict(self._sessions)
+        for process in running.values():
+            if process is not None:
+                process.process.terminate()
+        deadline = time.monotonic() + STOP_GRACE_S
+        for thread in running:
+            thread.join(max(0.0, deadline - time.monotonic()))
         for process in warm:
             process.end()
 
     def _take(self) -> SessionProcess:
         """Return a warm process and start its successor."""
+        taken: SessionProcess | None = None
         with self._lock:
-            taken = self._warm.popleft() if self._warm else SessionProcess(self.options)
-            if len(self._warm) < self.options.warm and not self._stopped.is_set():
-                self._warm.append(SessionProcess(self.options))
+            while taken is None and self._warm:
+                taken = self._warm.popleft()
+                if not taken.alive:
+                    log.warning("a warm session process had ended (exit code %s)", taken.process.returncode)
+                    taken.end()
+                    taken = None
+            taken = taken or SessionProcess(self.options)
+            if not self._stopped.is_set():
+                self._sessions[threading.current_thread()] = taken
+                while len(self._warm) < self.options.warm:
+                    self._warm.append(SessionProcess(self.options))
         return taken
 
     def _session(self, client: socket.socket, number: int) -> None:
-        worker = self._take()
-        relay = Relay(client, worker.socket, peer=self.options.peer)
+        worker: SessionProcess | None = None
         try:
-            if relay.run():
-                relay.close()
-                log.info("session %d: closed in order", number)
-                return
-            cause = worker.cause_of_end(client_lost=relay.client_lost)
-            if relay.client_lost:
-                log.warning("session %d: the peer went away before the scan was complete; nothing was sent", number)
-                relay.close()
-                return
-            sentence = (
-                f"the reconstruction process of session {number} died before its result was complete ({cause}); "
-                "see the server's log and replay the raw data"
-            )
-            relay.report_failure(sentence)
+            worker = self._take()
+            self._relay(client, worker, number)
         except OSError as error:
-            log.error("session %d: the connection failed: %s", number, error)
+            log.error("session %d failed: %s", number, error)
+            if worker is None:
+                sentence = (
+                    f"no session process could be started ({error.strerror}); free memory or processes on the server's "
+                    "machine and send the scan again"
+                )
+                report_failure(client, self.options.peer, sentence)
         finally:
             client.close()
-            worker.end()
-            self._sessions.discard(threading.current_thread())
+            if worker is not None:
+                worker.end()
+            with self._lock:
+                self._sessions.pop(threading.current_thread(), None)
+
+    def _relay(self, client: socket.socket, worker: SessionProcess, number: int) -> None:
+        """Pass one session through; where its process dies, tell the peer."""
+        relay = Relay(client, worker.socket, peer=self.options.peer)
+        in_order = relay.run()
+        if in_order or relay.client_lost:
+            relay.close()
+            if relay.client_lost:
+                log.warning("session %d: the peer went away before its scan was complete", number)
+            else:
+                log.info("session %d: closed in order", number)
+            return
+        if self._stopped.is_set():
+            relay.report_failure("the server was stopped before the result was complete; send the scan again")
+            return
+        cause = worker.cause_of_end(client_lost=relay.client_lost)
+        relay.report_failure(
+            f"the reconstruction process of session {number} died before its result was complete ({cause}); "
+            "see the server's log and replay the raw data"
+        )
 
 
 def _listen(options: ServerOptions) -> socket.socket:
@@ -189,11 +251,14 @@ def _listen(options: ServerOptions) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((options.host, options.port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listener.close()
+        reason = getattr(error, "strerror", None) or str(error)
+        busy = getattr(error, "errno", None) == errno.EADDRINUSE
+        remedy = "another program uses the port: choose another with --port, or stop that program"
         raise ConfigError(
-            f"cannot listen on {options.host}:{options.port} ({os.strerror(error.errno or 0)}); another program may use "
-            "the port: choose another with --port, or stop that program"
+            f"cannot listen on {options.host}:{options.port} ({reason}); "
+            + (remedy if busy else "correct --host or --port")
         ) from None
     listener.listen(16)
     return listener

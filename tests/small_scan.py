@@ -24,7 +24,7 @@ NOISE_SAMPLES = 512
 NOISE_DWELL_US = 200.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SmallScan:
     """Header and readouts of one measurement; change what a test needs with `dataclasses.replace`."""
 

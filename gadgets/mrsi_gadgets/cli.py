@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from mrsi_gadgets import __version__
 from mrsi_gadgets.errors import ConfigError, MrsiError
@@ -21,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an error of the user's data or settings is one sentence on stderr and exit code 1."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    set_up_logging(given.log_level, given.log_format)
+    # a service tells what it does; a command that answers with a result or one sentence says nothing else
+    set_up_logging(given.log_level or ("INFO" if given.command in ("serve", "demo") else "CRITICAL"), given.log_format)
     if getattr(given, "threads", None):
         os.environ["MRSI_THREADS"] = str(given.threads)
     command: Callable[[argparse.Namespace], int] = given.run
@@ -34,12 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except BrokenPipeError:
         return EXIT_FAILED
-    except Exception as error:  # noqa: BLE001  outermost: a user sees a sentence, --debug the traceback
+    except Exception as error:  # outermost: a user sees a sentence, --debug the traceback
         if given.debug:
             raise
         _say(
-            f"mrsi {given.command}: internal error ({type(error).__name__}: {error}); run again with --debug and report "
-            "what it shows",
+            f"mrsi {given.command}: internal error ({type(error).__name__}: {error}); run again with --debug and "
+            "report what it shows",
             sys.stderr,
         )
         return EXIT_FAILED
@@ -51,14 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    common.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    levels = ["DEBUG", "INFO", "WARNING", "ERROR"]
+    common.add_argument("--log-level", choices=levels, help="default: INFO for serve and demo, else no log")
     common.add_argument("--log-format", default="text", choices=["text", "json"])
     parser = argparse.ArgumentParser(prog="mrsi", description="Streaming MRSI reconstruction: readouts in, maps out.")
     parser.add_argument("--version", action="version", version=f"mrsi-gadgets {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", parents=[common], help="wait for scanners, Gadgetrons and replays"))
     _add_replay(commands.add_parser("replay", parents=[common], help="reconstruct a raw file, here or on a server"))
-    _add_simulate(commands.add_parser("simulate", parents=[common], help="write a numerical brain's scan and its truth"))
+    _add_simulate(commands.add_parser("simulate", parents=[common], help="write a numerical brain's scan and truth"))
     _add_check(commands.add_parser("check", parents=[common], help="say what a raw file holds, lacks and contradicts"))
     _add_convert(commands.add_parser("convert", parents=[common], help="turn a Siemens twix file into MRD"))
     recipe = commands.add_parser("recipe", parents=[common], help="list recipes, gadgets and their attributes")
@@ -71,11 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_scan_options(parser: argparse.ArgumentParser, *, default_recipe: str | None) -> None:
-    parser.add_argument("--config", default=default_recipe, metavar="RECIPE", help="recipe by name or path")
+def _add_scan_options(parser: argparse.ArgumentParser, *, recipe_help: str) -> None:
+    parser.add_argument("--config", metavar="RECIPE", help=f"recipe by name or path ({recipe_help})")
     parser.add_argument("--config-dir", type=Path, help="folder of the site's own recipes (also MRSI_CONFIG_DIR)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    parser.add_argument("--threads", type=int, help="threads for numeric libraries (also MRSI_THREADS)")
+    parser.add_argument("--threads", type=_positive, help="threads for numeric libraries (also MRSI_THREADS)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="profile key over the header's")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -87,13 +90,22 @@ def _scan_options(given: argparse.Namespace) -> ScanOptions:
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, str]:
+    from mrsi_gadgets.mrd.keys import check_settings
+
     settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.startswith("mrsi_"):
             raise ConfigError(f"--set {pair} is not KEY=VALUE with a profile key such as mrsi_dwell_us=500")
         settings[key] = value
+    check_settings(settings)
     return settings
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +113,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=9002)
     parser.add_argument("--peer", default="auto", choices=["auto", "fire", "gadgetron"], help="dialect of the peers")
     parser.add_argument("--warm", type=int, default=1, help="session processes kept warm")
-    _add_scan_options(parser, default_recipe=None)
+    _add_scan_options(parser, recipe_help="default: the one that the peer asks for")
     parser.set_defaults(run=_serve)
 
 
@@ -111,10 +123,10 @@ def _serve(given: argparse.Namespace) -> int:
 
     options = ServerOptions(
         host=given.host, port=given.port, peer=Peer(given.peer), scan=_scan_options(given), warm=given.warm,
-        log_level=given.log_level, log_format=given.log_format,
+        log_level=given.log_level or "INFO", log_format=given.log_format,
     )  # fmt: skip
     server = Server(options)
-    # a service manager ends us with SIGTERM, a terminal with SIGINT (which a shell's background job ignores): both in order
+    # a service manager ends us with SIGTERM, a terminal with SIGINT: both in order
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.request_stop())
     try:
@@ -130,7 +142,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", "-o", type=Path, required=True, help="folder for maps, images and pictures")
     parser.add_argument("--to", metavar="HOST:PORT", help="send to this MRD server instead of computing here")
     parser.add_argument("--realtime", action="store_true", help="pace the readouts by their time stamps")
-    _add_scan_options(parser, default_recipe="subspace")
+    _add_scan_options(parser, recipe_help="default: the one an MRD stream on stdin names, else subspace")
     parser.set_defaults(run=_replay)
 
 
@@ -139,8 +151,10 @@ def _replay(given: argparse.Namespace) -> int:
     from mrsi_gadgets.output.folder import check_target
 
     check_target(given.output)
-    scan = replay.open_scan(given.file)
     options = _scan_options(given)
+    if given.to and (given.device != "auto" or given.seed):
+        raise ConfigError("--device and --seed are decisions of the server; leave them out with --to")
+    scan = replay.open_scan(given.file)
     bar = sys.stderr.isatty()
     if given.realtime:
         scan = replay.paced(scan, options.settings)
@@ -229,10 +243,10 @@ def _demo(given: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _say(text: str, stream: object = None) -> None:
-    out = stream if stream is not None else sys.stdout
-    out.write(text + "\n")  # type: ignore[attr-defined]
-    out.flush()  # type: ignore[attr-defined]
+def _say(text: str, stream: TextIO | None = None) -> None:
+    out = stream or sys.stdout
+    out.write(text + "\n")
+    out.flush()
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from mrsi_gadgets import __version__
-from mrsi_gadgets.errors import ConfigError
-from mrsi_gadgets.gadgets.composition import recipe_folders
+from mrsi_gadgets.errors import ConfigError, DataError
+from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, is_recipe_path
 from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
 from mrsi_gadgets.io.mrd_file import read_scan
 from mrsi_gadgets.mrd.header import parse_header
@@ -48,6 +48,8 @@ class Scan:
     readouts: Iterable[Message]
     length: int | None
     name: str
+    config: ConfigFile | ConfigText | None = None
+    """What the scan itself says about its recipe (an MRD stream may)."""
 
 
 def open_scan(source: str) -> Scan:
@@ -56,12 +58,13 @@ def open_scan(source: str) -> Scan:
         scan = read_scan(Path(source))
         return Scan(scan.header_xml, scan.acquisitions, len(scan.acquisitions), source)
     messages = Connection((_stdin(), None), session=Session(config_optional=True), name="stdin").messages()
+    config: ConfigFile | ConfigText | None = None
     for message in messages:
         if isinstance(message, Header):
-            return Scan(message.xml, messages, None, "stdin")
-        if not isinstance(message, ConfigFile | ConfigText):
-            raise ConfigError(f"the stream on stdin begins with {type(message).__name__}; it must begin with a header")
-    raise ConfigError("the stream on stdin holds no header; pipe an MRD stream into it")
+            return Scan(message.xml, messages, None, "stdin", config)
+        if isinstance(message, ConfigFile | ConfigText):
+            config = message
+    raise DataError("the stream on stdin holds no header; pipe an MRD stream into it")
 
 
 def paced(scan: Scan, settings: Mapping[str, str]) -> Scan:
@@ -89,13 +92,11 @@ def replay_here(scan: Scan, options: ScanOptions, *, progress: bool = False, kee
     start = time.perf_counter()
 
     def messages() -> Iterator[Message]:
-        yield ConfigFile("default")
+        yield scan.config or ConfigFile(DEFAULT_RECIPE)
         yield Header(scan.header_xml)
         yield from _with_bar(scan, progress)
 
-    report = run_scan(
-        messages(), _collector(result.images), options, observe=result.observed.append if keep else None
-    )
+    report = run_scan(messages(), _collector(result.images), options, observe=result.observed.append if keep else None)
     if report is not None:
         result.summary = {
             "input": scan.name,
@@ -108,19 +109,23 @@ def replay_here(scan: Scan, options: ScanOptions, *, progress: bool = False, kee
     return result
 
 
-def replay_to(
-    scan: Scan, address: str, options: ScanOptions, *, progress: bool = False
-) -> ReplayResult:
-    """Send the scan to an MRD server and collect what it returns. Raises MrsiError, also for the server's errors."""
+def replay_to(scan: Scan, address: str, options: ScanOptions, *, progress: bool = False) -> ReplayResult:
+    """Send the scan to an MRD server and collect what it returns. Raises MrsiError, also for the server's errors.
+
+    Profile settings go along as JSON parameters behind the header, as FIRE sends its own.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ConfigError(f"address '{address}' is not HOST:PORT; for example --to 127.0.0.1:9002")
+    config = configuration_message(options, scan.config)
     result = ReplayResult()
     start = time.perf_counter()
     sent = send_scan(
         host,
         int(port),
-        **configuration_message(options),
+        config_name=config.name if isinstance(config, ConfigFile) else None,
+        config_text=config.text if isinstance(config, ConfigText) else None,
+        parameters=options.settings or None,
         header_xml=scan.header_xml,
         items=_with_bar(scan, progress),
     )
@@ -130,24 +135,37 @@ def replay_to(
         "input": scan.name,
         "mode": f"through {address}",
         "seconds": {"last readout sent to last image": sent.latency_s, "whole scan": time.perf_counter() - start},
-        "warnings": [text for text in sent.texts if text.startswith("WARNING")],
+        "warnings": [text.removeprefix("WARNING").strip() for text in sent.texts if text.startswith("WARNING")],
         "provenance": {"version": __version__, "texts": sent.texts},
         "machine": machine_description(),
     }
     return result
 
 
-def configuration_message(options: ScanOptions) -> dict[str, str]:
-    """Return how a server is told the recipe: by name where it is one, else as text."""
-    recipe = options.recipe or "subspace"
+def configuration_message(
+    options: ScanOptions, config: ConfigFile | ConfigText | None = None
+) -> ConfigFile | ConfigText:
+    """Return how a server is told the recipe: by name where it is one, else as text.
+
+    `config` is what the scan itself says; an operator's recipe comes before it.
+
+    Raises
+    ------
+    ConfigError
+        The recipe is a path where there is no file.
+    """
+    if options.recipe is None and config is not None:
+        return config
+    recipe = options.recipe or DEFAULT_RECIPE
     path = Path(recipe)
-    if path.suffix == ".xml" and path.is_file():
-        return {"config_text": path.read_text(encoding="utf-8")}
-    if options.site is not None and any(
-        (folder / f"{recipe}.xml").is_file() for folder in recipe_folders(options.site)[:1]
-    ):
-        return {"config_text": (options.site / f"{recipe}.xml").read_text(encoding="utf-8")}
-    return {"config_name": recipe}
+    if is_recipe_path(recipe):
+        if not path.is_file():
+            raise ConfigError(f"recipe file {recipe} does not exist; name a file, or a recipe of the server")
+        return ConfigText(path.read_text(encoding="utf-8"))
+    site_file = options.site / f"{recipe}.xml" if options.site is not None else None
+    if site_file is not None and site_file.is_file():
+        return ConfigText(site_file.read_text(encoding="utf-8"))
+    return ConfigFile(recipe)
 
 
 def save(result: ReplayResult, folder: Path) -> None:

@@ -29,6 +29,7 @@ DEFAULT_RECIPE = "subspace"
 ALIASES = {"mrsi_subspace": "subspace", "mrsi_fourier": "fourier", "mrsi_low_rank": "low_rank", "openrecon": "subspace"}
 """Names that peers send -> recipe. Open Recon always sends ``openrecon`` (its JSON parameters may name another)."""
 
+_DECLARATION = re.compile(r"<\?xml[^>]*\?>\s*")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -153,6 +154,11 @@ def recipe_names(site: Path | None = None) -> list[str]:
     return sorted({path.stem for folder in recipe_folders(site) for path in folder.glob("*.xml")})
 
 
+def is_recipe_path(name: str) -> bool:
+    """Tell whether an operator's `name` of a recipe means a file (a peer's never does)."""
+    return name.endswith(".xml") or "/" in name
+
+
 def find_recipe(name: str, *, site: Path | None = None, allow_path: bool = False) -> Chain:
     """Return the chain of a recipe by name, or by path where `allow_path` (command line only, never a peer).
 
@@ -161,7 +167,7 @@ def find_recipe(name: str, *, site: Path | None = None, allow_path: bool = False
     ConfigError
         No such recipe; the message lists those there are.
     """
-    if allow_path and (name.endswith(".xml") or "/" in name):
+    if allow_path and is_recipe_path(name):
         path = Path(name)
         if not path.is_file():
             raise ConfigError(f"recipe file {name} does not exist; recipes by name: {', '.join(recipe_names(site))}")
@@ -178,7 +184,12 @@ def find_recipe(name: str, *, site: Path | None = None, allow_path: bool = False
 def recipe_from_text(text: str, *, site: Path | None = None) -> Chain:
     """Return the chain a peer's CONFIG text asks for: XML, or (FIRE) the plain name of a recipe."""
     stripped = text.strip()
-    if stripped and not stripped.startswith("<"):
+    if not _DECLARATION.sub("", stripped):
+        raise ConfigError(
+            "the configuration that was sent is empty; put <configuration><chain>...</chain></configuration> into the "
+            "external node (see config/subspace.xml), or send the name of a recipe"
+        )
+    if not stripped.startswith("<"):
         return find_recipe(stripped, site=site)
     return chain_from_xml(stripped)
 

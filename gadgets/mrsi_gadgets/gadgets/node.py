@@ -30,6 +30,8 @@ def run_connection(connection: Connection, options: ScanOptions, received: Seque
 
         report = run_scan(chain_iterators(received, messages), send, options, tell=tell)
         if report is not None:
+            for warning in report.warnings if connection.peer is Peer.FIRE else ():
+                send(Text(f"WARNING {warning}"))
             log.info("session done: %s", {name: round(s, 3) for name, s in report.seconds.items()})
 
     return serve(connection, handle)

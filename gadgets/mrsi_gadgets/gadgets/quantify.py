@@ -30,10 +30,8 @@ class Quantify(Gadget):
     def prepare(self, context: Context) -> VarproModel:
         """Simulate the basis and build the dictionaries of this protocol before its data are there."""
         with context.report.timed("prepare fit"):
-            basis = getattr(context.signal_model, "basis", None)
             model = prepare_varpro(
                 context.protocol,
-                basis,
                 metabolite_basis(context.protocol),
                 macromolecule_basis(context.protocol),
             )

@@ -17,6 +17,7 @@ from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, Chain, find_recipe, recipe_from_text
 from mrsi_gadgets.gadgets.context import Context, Report
 from mrsi_gadgets.mrd.header import MrdHeader, parse_header
+from mrsi_gadgets.mrd.keys import PROFILE_KEYS, base_key
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.mrd.roles import classify
 from mrsi_gadgets.mrd.sorting import sort_readouts
@@ -173,8 +174,8 @@ def _json_parameters(
 
 def _profile_key(key: str) -> str | None:
     """Map an Open Recon parameter id (letters and digits only) to a profile key: mrsiDwellUs -> mrsi_dwell_us."""
-    from mrsi_gadgets.mrd.profile import PROFILE_KEYS
-
+    if base_key(key) in PROFILE_KEYS:
+        return key
     squeezed = {name.replace("_", "").lower(): name for name in PROFILE_KEYS}
     return squeezed.get(key.replace("_", "").lower())
 

@@ -164,14 +164,8 @@ class KeyReader:
     missing: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.settings if base_key(name) not in PROFILE_KEYS]
-        if unknown:
-            near = difflib.get_close_matches(base_key(unknown[0]), PROFILE_KEYS, n=1)
-            hint = f"did you mean {near[0]}" if near else f"known keys are {', '.join(PROFILE_KEYS)}"
-            raise ConfigError(f"the setting '{unknown[0]}' is no key of the MRSI profile; {hint}")
+        check_settings(self.settings)
         # values that this encoding does not use are refused too: a key that is there should mean something
-        for name, value in self.settings.items():
-            self._read(base_key(name), name, value, "setting", ConfigError)
         for name, given in self.header.user.items():
             if base_key(name) in PROFILE_KEYS:
                 self._read(base_key(name), name, given, "header", DataError)
@@ -213,12 +207,33 @@ class KeyReader:
         return found[0]
 
     def _read(self, key: str, name: str, value: Value, where: str, error: type[Exception]) -> Any:
-        text = value.decode(errors="replace") if isinstance(value, bytes) else repr(value)
-        text = value.strip() if isinstance(value, str) else text
-        try:
-            return PROFILE_KEYS[key](text)
-        except ValueError as problem:
-            raise error(f"{name} ({where}) is '{text}'; it must be {problem}") from None
+        return _read_value(key, name, value, where, error)
+
+
+def check_settings(settings: Mapping[str, str]) -> None:
+    """Refuse explicit settings that no scan could use.
+
+    Raises
+    ------
+    ConfigError
+        A setting is no key of the profile, or its value is not what the key takes.
+    """
+    unknown = [name for name in settings if base_key(name) not in PROFILE_KEYS]
+    if unknown:
+        near = difflib.get_close_matches(base_key(unknown[0]), PROFILE_KEYS, n=1)
+        hint = f"did you mean {near[0]}" if near else f"known keys are {', '.join(PROFILE_KEYS)}"
+        raise ConfigError(f"the setting '{unknown[0]}' is no key of the MRSI profile; {hint}")
+    for name, value in settings.items():
+        _read_value(base_key(name), name, value, "setting", ConfigError)
+
+
+def _read_value(key: str, name: str, value: Value, where: str, error: type[Exception]) -> Any:
+    text = value.decode(errors="replace") if isinstance(value, bytes) else repr(value)
+    text = value.strip() if isinstance(value, str) else text
+    try:
+        return PROFILE_KEYS[key](text)
+    except ValueError as problem:
+        raise error(f"{name} ({where}) is '{text}'; it must be {problem}") from None
 
 
 def base_key(name: str) -> str:

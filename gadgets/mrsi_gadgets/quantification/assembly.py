@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, to_numpy
+from mrsi_gadgets.arrays import to_numpy
 from mrsi_gadgets.data import FitExample, Map, Maps, SpectralImage
 from mrsi_gadgets.quantification.design import PROFILE, group_weights
 
 if TYPE_CHECKING:
-    from mrsi_gadgets.quantification.varpro import PreparedFit
+    from mrsi_gadgets.quantification.passes import Voxels
+    from mrsi_gadgets.quantification.preparation import VarproModel
 
 AMOUNT = "a.u. (amount per voxel, one scale for all)"
 PER_WATER = "1 (molecules per water molecule, not corrected for relaxation)"
@@ -82,8 +83,8 @@ def assemble_maps(
     image: SpectralImage,
     inside: np.ndarray,
     result: FitResult,
-    model: PreparedFit,
-    signal: Array,
+    model: VarproModel,
+    voxels: Voxels,
     water: np.ndarray | None,
     *,
     water_fwhm_voxels: float = 1.5,
@@ -100,8 +101,8 @@ def assemble_maps(
         Amplitudes and the rest, in the order of `inside`.
     model
         The model that was fitted.
-    signal
-        (voxel, t or rank): the fitted data.
+    voxels
+        What was fitted: the lineshape that the field map gave is part of the fit.
     water
         (x, y, z) amplitude of water at t = 0, or None.
     water_fwhm_voxels
@@ -128,7 +129,7 @@ def assemble_maps(
         for name, (value, variance, unit) in columns.items()
     }
     maps["residual"] = Map(_volume(image, inside, result.misfit), "1 (root mean square over noise)")
-    examples = tuple(_example(image, inside, v, result, model, signal) for v in _example_voxels(image, inside, result))
+    examples = tuple(_example(image, inside, v, result, model, voxels) for v in _example_voxels(image, inside, result))
     provenance: dict[str, Any] = {
         **image.provenance,
         "quantification": "varpro",
@@ -139,7 +140,7 @@ def assemble_maps(
     return Maps(maps, image.mask, image.b0_hz, image.protocol, examples, image.frame, provenance)
 
 
-def _quantities(model: PreparedFit) -> dict[str, np.ndarray]:
+def _quantities(model: VarproModel) -> dict[str, np.ndarray]:
     """Name -> weights over the columns: sums first, then single molecules, then macromolecules."""
     names = model.design.names
     found = group_weights(names[: model.design.n_metabolites])
@@ -164,7 +165,7 @@ def _ratio(result: FitResult, weights: np.ndarray, reference: np.ndarray) -> tup
     return ratio, np.maximum(spread, 0.0)
 
 
-def _shape_maps(result: FitResult, model: PreparedFit) -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
+def _shape_maps(result: FitResult, model: VarproModel) -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
     """Shift and width of the fitted line; the width is that of the strongest molecule's own decay and the lineshape."""
     n = len(model.design.names)
     own = model.design.rates[0]
@@ -201,21 +202,23 @@ def _example_voxels(image: SpectralImage, inside: np.ndarray, result: FitResult)
 
 
 def _example(
-    image: SpectralImage, inside: np.ndarray, row: int, result: FitResult, model: PreparedFit, signal: Array
+    image: SpectralImage, inside: np.ndarray, row: int, result: FitResult, model: VarproModel, voxels: Voxels
 ) -> FitExample:
     """Resynthesise one voxel in the time domain, with the fitted phase taken out of data and fit."""
     times = image.protocol.times_s
     phase, shift, lorentz, gauss = result.shape[row].astype(float)
-    shape = np.exp((2j * np.pi * shift - lorentz) * times - gauss * times**2)
+    expansion = model.dictionary.expansion
+    given = (to_numpy(voxels.given[row, :]) @ expansion.from_nodes) @ expansion.functions
+    shape = given * np.exp((2j * np.pi * shift - lorentz) * times - gauss * times**2)
     molecules = (model.design.columns @ result.amplitudes[row]) * shape
-    data = to_numpy(signal[row, :])
-    if model.basis is not None:
-        data = data @ model.basis
+    voxel = tuple(int(i) for i in np.unravel_index(inside[row], image.mask.shape))
+    data = to_numpy(image.coefficients[voxel[0], voxel[1], voxel[2], :])
+    if image.basis is not None:
+        data = data @ to_numpy(image.basis)
     data = data * np.exp(-1j * phase)
     nuisance = result.nuisance[row] @ model.coordinates.expand[: model.coordinates.n_dense] * np.exp(-1j * phase)
     removed = model.coordinates.removed
     nuisance = nuisance + removed @ (removed.conj().T @ (data - molecules))
-    voxel = tuple(int(i) for i in np.unravel_index(inside[row], image.mask.shape))
     return FitExample(
         (voxel[0], voxel[1], voxel[2]),
         data.astype(np.complex64),

@@ -3,8 +3,8 @@
 A voxel's FID has hundreds of points, but the model reaches only a part of that space. Full FIDs are projected onto
 [U, Q]: U spans the nuisance bands that are modelled (after the band that is removed has been projected out), Q the rest
 of what molecules can reach at any allowed lineshape. Both are orthonormal, so white noise stays white, and only the
-first `n_dense` coordinates, those of U, know nuisance. Images that come as coefficients on a temporal basis are fitted
-in these coefficients, rotated only.
+first `n_dense` coordinates, those of U, know nuisance. Images that come as coefficients on a temporal basis are
+brought to the same coordinates: what their basis leaves out says something about the FID too, that it is zero there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import numpy as np
 
 from mrsi_gadgets.arrays import Array, device, like, namespace
 from mrsi_gadgets.data import Protocol
-from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.quantification.design import NuisanceBand
 
 _DENSE_TOLERANCE = 1e-4
@@ -26,14 +25,14 @@ _SEARCH_FRACTION = 0.03
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """A linear map from FIDs (or coefficients) to the coordinates of the fit."""
+    """A linear map from FIDs to the coordinates of the fit."""
 
     project: np.ndarray
-    """(t or rank, coordinate) complex128: FID (or coefficients) @ project = coordinates."""
+    """(t, coordinate) complex128: FID @ project = coordinates."""
     expand: np.ndarray
     """(coordinate, t) complex128: coordinates @ expand = FID."""
     removed: np.ndarray
-    """(t, k) orthonormal basis of what is projected out of full FIDs (k = 0 for coefficients)."""
+    """(t, k) orthonormal basis of what is projected out."""
     n_dense: int
     """Leading coordinates that nuisance reaches."""
     factors: tuple[np.ndarray, ...]
@@ -76,30 +75,6 @@ def fid_coordinates(
     return Coordinates(
         frame.conj(), frame.T, removed, dense.shape[1], dense_factors, names, _n_dominated(dense_factors)
     )
-
-
-def coefficient_coordinates(protocol: Protocol, bands: Sequence[NuisanceBand], basis: np.ndarray) -> Coordinates:
-    """Choose coordinates for images given as coefficients on `basis` (rank, t), orthonormal rows.
-
-    Raises
-    ------
-    DataError
-        The rows of the basis are not orthonormal or have another length than the protocol.
-    """
-    basis = np.asarray(basis, complex)
-    rank = basis.shape[0]
-    if basis.shape[1] != protocol.n_times:
-        raise DataError(f"the temporal basis has {basis.shape[1]} points but the protocol has {protocol.n_times}")
-    if not np.allclose(basis @ basis.conj().T, np.eye(rank), atol=1e-3):
-        raise DataError("the temporal basis is not orthonormal; orthonormalise its rows (QR) before it is used")
-    factors = [basis.conj() @ b.factor(protocol) for b in bands]
-    rotation, _, _ = np.linalg.svd(np.concatenate([np.zeros((rank, rank)), *factors], axis=1), full_matrices=False)
-    rotated = tuple(rotation.conj().T @ f for f in factors)
-    # coefficients c describe the FID c @ basis; column vectors rotate by rotation^H, rows by its conjugate
-    frame = rotation.T @ basis
-    nothing = np.zeros((protocol.n_times, 0), complex)
-    names = tuple(b.name for b in bands)
-    return Coordinates(rotation.conj(), frame, nothing, rank, rotated, names, _n_dominated(rotated))
 
 
 def _span(factors: list[np.ndarray], n_times: int, tolerance: float) -> np.ndarray:
@@ -151,7 +126,7 @@ def band_energy(residual: Array, coordinates: Coordinates) -> Array:
     return xp.stack(energies, axis=1)
 
 
-def whitener(energy: Array, coordinates: Coordinates, noise: Array | None = None) -> Array:
+def whitener(energy: Array, coordinates: Coordinates) -> Array:
     """Return W (voxel, n_dense, n_dense) with W C W^H = 2 I, C the covariance of noise and nuisance.
 
     Parameters
@@ -160,15 +135,13 @@ def whitener(energy: Array, coordinates: Coordinates, noise: Array | None = None
         (voxel, band) energy of each band in units of the noise.
     coordinates
         Their coordinates.
-    noise
-        (voxel, n_dense, n_dense) covariance of the noise in these units; None: 2 I.
     """
     xp = namespace(energy)
     n = coordinates.n_dense
     # complex128: water or lipids a thousand times above the noise make condition numbers of 1e6 and more
     eye = xp.eye(n, dtype=xp.complex128, device=device(energy))[None, :, :]
     covariance = xp.zeros((energy.shape[0], 1, 1), dtype=xp.complex128, device=device(energy))
-    covariance = covariance + (2 * eye if noise is None else xp.astype(noise, xp.complex128))
+    covariance = covariance + 2 * eye
     for i, factor in enumerate(coordinates.factors):
         outer = like(factor @ factor.conj().T, energy, "complex128")[None, :, :]
         covariance = covariance + xp.astype(energy[:, i], xp.float64)[:, None, None] * outer

@@ -1,4 +1,4 @@
-"""Lineshape that the known field gives to each voxel: dephasing within the voxel, and what leaks in from its neighbours.
+"""Lineshape that the known field gives to each voxel: dephasing within it, and what leaks in from its neighbours.
 
 The image of a signal that is everywhere the same and evolves with the field b0 is, after the voxel's own mean frequency
 has been taken out,
@@ -60,14 +60,8 @@ def intravoxel_lineshape(b0_hz: np.ndarray, mask: np.ndarray, times_s: np.ndarra
 def _upsample(values: np.ndarray, factors: list[int], *, order: int) -> np.ndarray:
     """Interpolate between voxel centres; voxel i is covered by fine points f i ... f i + f - 1."""
     positions = [(np.arange(n * f) + 0.5) / f - 0.5 for n, f in zip(values.shape, factors, strict=True)]
-    for axis, (place, f) in enumerate(zip(positions, factors, strict=True)):
-        if f > 1:
-            shape = [1, 1, 1]
-            shape[axis] = len(place)
-            values = np.apply_along_axis(
-                lambda line, at=place: ndimage.map_coordinates(line, [at], order=order, mode="nearest"), axis, values
-            )
-    return values.astype(np.float32)
+    places = np.meshgrid(*positions, indexing="ij")
+    return np.asarray(ndimage.map_coordinates(values, places, output=np.float32, order=order, mode="nearest"))
 
 
 def _image(fine: np.ndarray, matrix: tuple[int, ...], axes: tuple[int, ...]) -> np.ndarray:

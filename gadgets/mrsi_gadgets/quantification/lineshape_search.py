@@ -25,6 +25,8 @@ class LineshapeRange:
 
     shift_hz: float = 10.0
     """Largest shift to either side [Hz]."""
+    margin_hz: float = 6.0
+    """What the field within a voxel may add to the shifts [Hz]."""
     lorentz: tuple[float, float] = (-6.0, 40.0)
     """Decay rate beyond the molecule's own [1/s]; negative where a tissue's T2* is longer than the model's."""
     gauss: tuple[float, float] = (0.0, 900.0)
@@ -55,13 +57,15 @@ class LineshapeExpansion:
         """Number of functions."""
         return int(self.functions.shape[0])
 
-    def coefficients(self, shape: Array) -> Array:
+    def coefficients(self, shape: Array, given: Array) -> Array:
         """Expand lineshapes and their derivatives.
 
         Parameters
         ----------
         shape
             (voxel, 4): phase [rad], shift [Hz], Lorentz rate [1/s], Gauss rate [1/s^2].
+        given
+            (voxel or 1, node) complex64: known lineshape at the nodes that multiplies the sought one; ones: none.
 
         Returns
         -------
@@ -73,7 +77,7 @@ class LineshapeExpansion:
         p = [xp.astype(shape[:, i : i + 1], xp.float32) for i in range(N_SHAPE)]
         size = xp.exp(-p[2] * time - p[3] * time**2)
         angle = p[0] + 2 * np.pi * p[1] * time
-        h = size * (xp.cos(angle) + 1j * xp.sin(angle))
+        h = size * (xp.cos(angle) + 1j * xp.sin(angle)) * given
         stack = xp.stack([h, 1j * h, (2j * np.pi) * time * h, -time * h, -(time**2) * h], axis=1)
         return xp.matmul(xp.astype(stack, xp.complex64), like(self.from_nodes, shape, "complex64"))
 
@@ -94,7 +98,8 @@ def expand_lineshapes(
     n_nodes
         Times at which lineshapes will be evaluated.
     """
-    shifts = np.linspace(-allowed.shift_hz, allowed.shift_hz, 17)
+    reach = allowed.shift_hz + allowed.margin_hz
+    shifts = np.linspace(-reach, reach, 25)
     lorentz = np.linspace(*allowed.lorentz, 5)
     gauss = np.linspace(allowed.gauss[0] ** 0.5, allowed.gauss[1] ** 0.5, 5) ** 2
     f, a, g = (x.ravel()[None, :] for x in np.meshgrid(shifts, lorentz, gauss, indexing="ij"))
@@ -181,7 +186,7 @@ def build_grid(
     Parameters
     ----------
     templates
-        (k, coordinate, template): composite spectra times each function of the expansion, in the coordinates of the data.
+        (k, coordinate, template): composite spectra times each function of the expansion, in coordinates of the data.
     expansion
         The functions.
     allowed
@@ -195,7 +200,8 @@ def build_grid(
     shifts = np.linspace(-allowed.shift_hz, allowed.shift_hz, n_shifts)
     widths = [(0.0, 0.0), (3.0, 0.0), (8.0, 0.0), (16.0, 0.0), (30.0, 0.0), (2.0, 60.0), (2.0, 200.0), (4.0, 500.0)]
     shapes = np.array([(f, a, g) for a, g in widths for f in shifts])
-    coefficients = expansion.coefficients(np.column_stack([np.zeros(len(shapes)), shapes]))[:, 0, :]
+    plain = np.ones((1, len(expansion.node_times_s)), np.complex64)
+    coefficients = expansion.coefficients(np.column_stack([np.zeros(len(shapes)), shapes]), plain)[:, 0, :]
     spectra = np.einsum("pk,kdm->pdm", coefficients.astype(complex), templates)
     gram = np.real(np.conj(np.swapaxes(spectra, 1, 2)) @ spectra)
     gram += 1e-6 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(gram.shape[1]) / gram.shape[1]

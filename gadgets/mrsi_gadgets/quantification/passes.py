@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mrsi_gadgets.arrays import Array, device, like, namespace, to_numpy
 from mrsi_gadgets.quantification.assembly import FitResult
-from mrsi_gadgets.quantification.coordinates import Coordinates, band_energy, whitener
+from mrsi_gadgets.quantification.coordinates import band_energy, whitener
 from mrsi_gadgets.quantification.lineshape_search import N_SHAPE
-from mrsi_gadgets.quantification.refinement import Fit, Prior, covariance, model_at, refine
+from mrsi_gadgets.quantification.preparation import VarproModel
+from mrsi_gadgets.quantification.refinement import Fit, Problem, covariance, model_at, propagated, refine
 
-if TYPE_CHECKING:
-    from mrsi_gadgets.quantification.varpro import PreparedFit
-
+_CHANCE = 1.15
+"""Misfit that noise alone may leave."""
 _FIRST_STEPS, _FINAL_STEPS = 4, 20
 _ENOUGH_VOXELS = 30
 _ROWS_FOR_VARIANCE = 256
@@ -25,82 +25,102 @@ WEAK_PRIOR = np.array([[0.0, 0.0, 3.0, 0.0], [np.inf, 8.0, 20.0, 2000.0]])
 """Mean and SD of the lineshape parameters before anything is known."""
 
 
+class Voxels(NamedTuple):
+    """A batch of voxels to fit."""
+
+    data: Array
+    """(voxel, coordinate) complex64 in the unit of the signal."""
+    noise_sd: np.ndarray
+    """(voxel,) SD of the real part of the noise in a coordinate."""
+    given: Array
+    """(voxel, node) complex64: lineshape that the field map gives."""
+    colour: Array | None
+    """(voxel, coordinate, k) complex64: factor of the noise's covariance over noise_sd^2; None: white."""
+
+
 class FirstPass(NamedTuple):
     """A batch of voxels after the first pass, on its device."""
 
-    data: Array
-    noise: Array | None
+    problem: Problem
     scale: Array
     fit: Fit
+    misfit: np.ndarray
+    """(voxel,) root mean square of the whitened residual."""
 
 
-def first_pass(
-    signal: Array, noise_sd: np.ndarray, prepared: PreparedFit, spread: np.ndarray | None
-) -> FirstPass:
-    """Search the lineshape, estimate the nuisance, refine with weak priors. Arguments as of `varpro.fit_fids`."""
-    xp = namespace(signal)
-    coordinates, dictionary, templates = prepared.coordinates, prepared.dictionary, prepared.templates
-    data = xp.astype(signal, xp.complex64) @ like(coordinates.project, signal, "complex64")
-    data = data / like(noise_sd, signal, "float32")[:, None]
-    noise = None if spread is None else _rotated_noise(coordinates, spread, signal)
+def first_pass(voxels: Voxels, model: VarproModel) -> FirstPass:
+    """Search the lineshape, estimate the nuisance, refine with weak priors."""
+    xp = namespace(voxels.data)
+    coordinates, dictionary = model.coordinates, model.dictionary
+    data = voxels.data / like(voxels.noise_sd, voxels.data, "float32")[:, None]
     n = coordinates.n_skipped
-    first = prepared.grid.search(xp.concat([xp.zeros_like(data[:, :n]), data[:, n:]], axis=1))
+    first = model.grid.search(xp.concat([xp.zeros_like(data[:, :n]), data[:, n:]], axis=1))
     positive = xp.where(first.amplitudes > 0, first.amplitudes, xp.zeros_like(first.amplitudes))
-    strength = positive @ like(prepared.grid.positive, data, "float32")
+    strength = positive @ like(model.grid.positive, data, "float32")
     # an empty voxel still needs a scale for its priors: the noise
     scale = xp.where(strength > 1e-3, strength, xp.full_like(strength, 1e-3))
-    residual = data - model_at(dictionary, first.shape, positive @ like(templates, data, "float32"))
-    whiten = whitener(band_energy(residual, coordinates), coordinates, noise)
-    prior = _prior(prepared, scale, WEAK_PRIOR)
-    fit = refine(data, dictionary, whiten, prior, first.shape, max_steps=_FIRST_STEPS)
-    return FirstPass(data, noise, scale, fit)
+    start = positive @ like(model.templates, data, "float32")
+    residual = data - model_at(dictionary, first.shape, start, voxels.given)
+    whiten = whitener(band_energy(residual, coordinates), coordinates)
+    problem = Problem(data, whiten, voxels.given, *_prior(model, scale, WEAK_PRIOR))
+    fit = refine(problem, dictionary, first.shape, max_steps=_FIRST_STEPS)
+    degrees = 2 * data.shape[1] - np.sum(to_numpy(fit.free), axis=1)
+    return FirstPass(problem, scale, fit, np.sqrt(to_numpy(fit.cost) / np.maximum(degrees, 1)))
 
 
-def final_pass(first: FirstPass, noise_sd: np.ndarray, prepared: PreparedFit, shape_prior: np.ndarray) -> FitResult:
-    """Estimate the nuisance again, refine to the end, and bring everything to the host in the signal's unit."""
-    xp = namespace(first.data)
-    coordinates = prepared.coordinates
-    whiten = whitener(band_energy(first.fit.residual, coordinates), coordinates, first.noise)
-    fit = refine(
-        first.data,
-        prepared.dictionary,
-        whiten,
-        _prior(prepared, first.scale, shape_prior),
-        first.fit.shape,
-        first.fit.amplitudes,
-        first.fit.free,
-        max_steps=_FINAL_STEPS,
-    )
+def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior: np.ndarray) -> FitResult:
+    """Estimate the nuisance again, refine to the end, and bring everything to the host in the signal's unit.
+
+    Where the first pass left more than noise, the model is wrong there (lineshape, an unknown molecule), and noise is
+    taken to be as large as what was left: the priors then count for more, and the standard deviations tell.
+    """
+    xp = namespace(voxels.data)
+    coordinates, dictionary = model.coordinates, model.dictionary
+    more = np.maximum(first.misfit / _CHANCE, 1.0).astype(np.float32)
+    inverse = like(1 / more, voxels.data, "float32")
+    residual = first.fit.residual * inverse[:, None]
+    whiten = whitener(band_energy(residual, coordinates), coordinates)
+    scale = first.scale * inverse
+    data = first.problem.data * inverse[:, None]
+    problem = Problem(data, whiten, first.problem.given, *_prior(model, scale, shape_prior))
+    start = first.fit.amplitudes * inverse[:, None]
+    fit = refine(problem, dictionary, first.fit.shape, start, first.fit.free, max_steps=_FINAL_STEPS)
     cov, variance = covariance(fit.normal, fit.free)
+    if voxels.colour is not None:
+        spread = propagated(problem, dictionary, fit.shape, fit.amplitudes, voxels.colour)
+        cov = xp.matmul(cov, xp.matmul(spread, cov))
+        own = xp.linalg.diagonal(cov)
+        variance = xp.where(own > 0, own, variance)
     head = fit.residual[:, : coordinates.n_dense, None]
     # expectation of the nuisance, (C - 2 I) C^-1 r in white noise, with C^-1 = W^H W / 2
     nuisance = head - xp.matmul(xp.matrix_transpose(xp.conj(whiten)), xp.matmul(whiten, head))
-    unit = np.concatenate(
-        [np.repeat(noise_sd[:, None], len(prepared.design.names), axis=1), np.ones((len(noise_sd), N_SHAPE))], axis=1
-    )
+    sd = voxels.noise_sd * more
+    columns = len(model.design.names)
+    unit = np.concatenate([np.repeat(sd[:, None], columns, axis=1), np.ones((len(sd), N_SHAPE))], axis=1)
+    degrees = 2 * data.shape[1] - np.sum(to_numpy(fit.free), axis=1)
     return FitResult(
-        to_numpy(fit.amplitudes) * noise_sd[:, None],
+        to_numpy(fit.amplitudes) * sd[:, None],
         to_numpy(cov) * unit[:, :, None] * unit[:, None, :],
         to_numpy(variance) * unit**2,
         to_numpy(fit.shape),
-        np.sqrt(to_numpy(fit.cost) / (2 * first.data.shape[1])),
-        to_numpy(nuisance[:, :, 0]) * noise_sd[:, None],
+        more * np.sqrt(to_numpy(fit.cost) / np.maximum(degrees, 1)),
+        to_numpy(nuisance[:, :, 0]) * sd[:, None],
     )
 
 
 def learn_shape_prior(passes: Sequence[FirstPass]) -> np.ndarray:
-    """Return mean and SD (2, 4) of the lineshape parameters over the voxels: median, and spread beyond their own errors.
+    """Return median and spread beyond the fit's own errors (2, 4) of the lineshape parameters over the voxels.
 
     Few voxels teach nothing: then the weak prior stays.
     """
     shapes = np.concatenate([to_numpy(one.fit.shape) for one in passes]).astype(float)
     if len(shapes) < _ENOUGH_VOXELS:
         return WEAK_PRIOR
-    xp = namespace(passes[0].data)
+    xp = namespace(passes[0].scale)
     step = -(-len(shapes) // _ROWS_FOR_VARIANCE)
     variances = []
     for one in passes:
-        rows = xp.arange(0, one.data.shape[0], step, device=device(one.data))
+        rows = xp.arange(0, one.scale.shape[0], step, device=device(one.scale))
         _, variance = covariance(xp.take(one.fit.normal, rows, axis=0), xp.take(one.fit.free, rows, axis=0))
         variances.append(to_numpy(variance[:, -N_SHAPE:]))
     phase = np.angle(np.mean(np.exp(1j * shapes[:, 0])))
@@ -112,24 +132,14 @@ def learn_shape_prior(passes: Sequence[FirstPass]) -> np.ndarray:
     return np.stack([centre, np.maximum(1.25 * spread, _SMALLEST_SPREAD)])
 
 
-def _prior(prepared: PreparedFit, scale: Array, shape_prior: np.ndarray) -> Prior:
-    """Priors of amplitudes (in proportion to the voxel's scale) and of the lineshape."""
+def _prior(model: VarproModel, scale: Array, shape_prior: np.ndarray) -> tuple[Array, Array]:
+    """Mean and precision of the priors of amplitudes (in proportion to the voxel's scale) and of the lineshape."""
     xp = namespace(scale)
-    design = prepared.design
+    design = model.design
     scale = xp.astype(scale, xp.float64)[:, None]
     ones = xp.ones_like(scale)
     mean = like(np.where(np.isfinite(design.prior_sd), design.typical, 0.0), scale, "float64")[None, :] * scale
     precision = like(design.prior_sd**-2.0, scale, "float64")[None, :] / scale**2
     shape_mean = like(shape_prior[0], scale, "float64")[None, :] * ones
     shape_precision = like(shape_prior[1] ** -2.0, scale, "float64")[None, :] * ones
-    return Prior(
-        xp.concat([mean, shape_mean], axis=1),
-        xp.concat([precision, shape_precision], axis=1),
-    )
-
-
-def _rotated_noise(coordinates: Coordinates, spread: np.ndarray, reference: Array) -> Array:
-    """Covariance of the coefficients' noise in the coordinates of the fit, in units of the voxel's noise."""
-    rotation = coordinates.project.T
-    noise = 2 * (rotation[None] * spread[:, None, :].astype(float) ** 2) @ rotation.conj().T
-    return like(noise, reference, "complex128")
+    return xp.concat([mean, shape_mean], axis=1), xp.concat([precision, shape_precision], axis=1)

@@ -33,13 +33,24 @@ class ShapedDictionary:
     """(column,) bool."""
 
 
-class Prior(NamedTuple):
-    """Independent Gaussian priors of the unknowns: amplitudes, then phase, shift, Lorentz and Gauss rate."""
+class Problem(NamedTuple):
+    """What is given for a batch of voxels."""
 
+    data: Array
+    """(voxel, coordinate) complex64 in units of the noise (real part 1)."""
+    whiten: Array
+    """(voxel, n_dense, n_dense) for the leading coordinates."""
+    given: Array
+    """(voxel, node) complex64: known lineshape at the nodes of the expansion."""
     mean: Array
-    """(voxel, column + 4) float64."""
+    """(voxel, column + 4) float64: mean of the Gaussian priors of amplitudes, phase, shift, Lorentz and Gauss rate."""
     precision: Array
-    """(voxel, column + 4) float64; 0: none."""
+    """(voxel, column + 4) float64: their precision; 0: none."""
+
+    def take(self, rows: Array) -> Problem:
+        """Keep only some voxels."""
+        xp = namespace(self.data)
+        return Problem(*(xp.take(array, rows, axis=0) for array in self))
 
 
 class Fit(NamedTuple):
@@ -62,11 +73,8 @@ class Fit(NamedTuple):
 class _Batch(NamedTuple):
     """Voxels still being fitted."""
 
+    problem: Problem
     index: Array
-    data: Array
-    whiten: Array
-    mean: Array
-    precision: Array
     shape: Array
     amplitudes: Array
     free: Array
@@ -76,8 +84,8 @@ class _Batch(NamedTuple):
 
     def take(self, rows: Array) -> _Batch:
         """Keep only some voxels."""
-        xp = namespace(self.data)
-        return _Batch(*(xp.take(array, rows, axis=0) for array in self))
+        xp = namespace(self.shape)
+        return _Batch(self.problem.take(rows), *(xp.take(array, rows, axis=0) for array in self[1:]))
 
 
 class _Linearised(NamedTuple):
@@ -90,10 +98,8 @@ class _Linearised(NamedTuple):
 
 
 def refine(
-    data: Array,
+    problem: Problem,
     dictionary: ShapedDictionary,
-    whiten: Array,
-    prior: Prior,
     shape: Array,
     amplitudes: Array | None = None,
     free: Array | None = None,
@@ -104,14 +110,10 @@ def refine(
 
     Parameters
     ----------
-    data
-        (voxel, coordinate) complex64 in units of the noise (real part 1).
+    problem
+        Data, whitening, known lineshapes and priors.
     dictionary
         The model.
-    whiten
-        (voxel, n_dense, n_dense) for the leading coordinates.
-    prior
-        Priors of all unknowns.
     shape
         (voxel, 4) start.
     amplitudes, free
@@ -124,24 +126,24 @@ def refine(
     Fit
         The state of every voxel, in their order.
     """
-    xp = namespace(data)
+    xp = namespace(shape)
     if amplitudes is None or free is None:
-        amplitudes, free = _amplitudes_only(data, dictionary, whiten, prior, shape)
-    n = data.shape[0]
-    never = xp.full((n,), float("inf"), dtype=xp.float32, device=device(data))
-    index = xp.arange(n, device=device(data))
-    batch = _Batch(index, data, whiten, *prior, shape, amplitudes, free, never, shape, amplitudes)
+        amplitudes, free = _amplitudes_only(problem, dictionary, shape)
+    n = shape.shape[0]
+    never = xp.full((n,), float("inf"), dtype=xp.float32, device=device(shape))
+    index = xp.arange(n, device=device(shape))
+    batch = _Batch(problem, index, shape, amplitudes, free, never, shape, amplitudes)
     done: list[tuple[Array, ...]] = []
     for step in range(max_steps + 1):
-        here = _linearise(batch, dictionary)
+        here = _linearise(batch.problem, batch.shape, batch.amplitudes, dictionary)
         batch, new_shape, new_amplitudes, length, accept = _advance(batch, here, dictionary)
         last = step == max_steps
         settled = (accept & (length < _SETTLED)) | last
         rows = xp.nonzero(settled)[0]
         if rows.shape[0]:
-            done.append(_finished(batch, here, rows, batch.best_shape if last else new_shape,
-                                  batch.best_amplitudes if last else new_amplitudes))  # fmt: skip
-        if rows.shape[0] == batch.data.shape[0]:
+            ends = (batch.best_shape, batch.best_amplitudes) if last else (new_shape, new_amplitudes)
+            done.append(_finished(batch, here, rows, *ends))
+        if rows.shape[0] == batch.shape.shape[0]:
             break
         batch = batch._replace(shape=new_shape, amplitudes=new_amplitudes)
         if rows.shape[0]:
@@ -149,21 +151,43 @@ def refine(
     return Fit(*in_order(done))
 
 
-def model_at(dictionary: ShapedDictionary, shape: Array, amplitudes: Array) -> Array:
-    """Return the molecules' signal (voxel, coordinate) for given lineshapes (voxel, 4) and amplitudes."""
-    return _derivatives(dictionary, dictionary.expansion.coefficients(shape), amplitudes)[:, 0, :]
+def model_at(dictionary: ShapedDictionary, shape: Array, amplitudes: Array, given: Array) -> Array:
+    """Return the molecules' signal (voxel, coordinate) for lineshapes (voxel, 4), amplitudes and known lineshapes."""
+    return _derivatives(dictionary, dictionary.expansion.coefficients(shape, given), amplitudes)[:, 0, :]
 
 
-def information(
-    dictionary: ShapedDictionary, whiten: Array, prior: Prior, shape: Array, amplitudes: Array
-) -> Array:
-    """Return the Fisher information (voxel, column + 4, column + 4) of all unknowns at given values, priors included."""
-    data = model_at(dictionary, shape, amplitudes)
-    xp = namespace(data)
-    free = xp.ones(tuple(prior.mean.shape), dtype=xp.bool, device=device(data))
-    cost = xp.zeros((data.shape[0],), dtype=xp.float32, device=device(data))
-    batch = _Batch(cost, data, whiten, *prior, shape, amplitudes, free, cost, shape, amplitudes)
-    return _linearise(batch, dictionary).gram
+def information(problem: Problem, dictionary: ShapedDictionary, shape: Array, amplitudes: Array) -> Array:
+    """Return the Fisher information (voxel, unknown, unknown) of all unknowns at given values, priors included."""
+    return _linearise(problem, shape, amplitudes, dictionary).gram
+
+
+def propagated(problem: Problem, dictionary: ShapedDictionary, shape: Array, amplitudes: Array, noise: Array) -> Array:
+    """Return M so that N^-1 M N^-1 is the covariance under noise other than the white noise that was assumed.
+
+    The estimate is N^-1 (J^H W^H W y + prior) with the normal matrix N. With noise of covariance 2 S instead of 2 I
+    and nuisance and priors as assumed, M = N + Re J^H W^H W (S - I) W^H W J.
+
+    Parameters
+    ----------
+    problem, dictionary, shape, amplitudes
+        As for `refine`, at the solution.
+    noise
+        (voxel or 1, coordinate, k) complex64: factor of S.
+    """
+    xp = namespace(shape)
+    coefficients = dictionary.expansion.coefficients(shape, problem.given)
+    parts = _derivatives(dictionary, coefficients, amplitudes)
+    columns = xp.concat([_columns_at(dictionary, coefficients), xp.matrix_transpose(parts[:, 1:, :])], axis=2)
+    n = problem.whiten.shape[1]
+    once = xp.matmul(problem.whiten, columns[:, :n, :])
+    twice = xp.matmul(xp.matrix_transpose(xp.conj(problem.whiten)), once)
+    weighted = xp.concat([twice, columns[:, n:, :]], axis=1)
+    adjoint = xp.matrix_transpose(xp.conj(weighted))
+    response = xp.matmul(adjoint, noise)
+    actual = xp.real(xp.matmul(response, xp.matrix_transpose(xp.conj(response))))
+    assumed = xp.real(xp.matmul(adjoint, weighted))
+    normal = xp.real(xp.matmul(xp.matrix_transpose(xp.conj(columns)), weighted))
+    return xp.astype(normal + actual - assumed, xp.float64)
 
 
 def _advance(
@@ -174,7 +198,7 @@ def _advance(
     Returns the batch with its best states, the next lineshapes and amplitudes, the squared step in standard
     deviations, and which voxels were accepted.
     """
-    xp = namespace(batch.data)
+    xp = namespace(batch.shape)
     # float32 cannot tell apart costs that differ by less
     accept = here.cost <= batch.best_cost * (1 + 1e-4) + 1e-3
     column = accept[:, None]
@@ -193,9 +217,9 @@ def _advance(
 
 
 def _finished(batch: _Batch, here: _Linearised, rows: Array, shape: Array, amplitudes: Array) -> tuple[Array, ...]:
-    """Final state of some voxels: their place in the whole, then the fields of `Fit`."""
-    xp = namespace(batch.data)
-    fields = (batch.index, shape, amplitudes, batch.free, here.gram, here.cost, batch.data - here.model)
+    """Return of some voxels the place in the whole, then the fields of `Fit`."""
+    xp = namespace(shape)
+    fields = (batch.index, shape, amplitudes, batch.free, here.gram, here.cost, batch.problem.data - here.model)
     return tuple(xp.take(array, rows, axis=0) for array in fields)
 
 
@@ -225,24 +249,22 @@ def _whitened(columns: Array, whiten: Array) -> Array:
     return xp.concat([xp.real(head), xp.real(tail), xp.imag(head), xp.imag(tail)], axis=1)
 
 
-def _amplitudes_only(
-    data: Array, dictionary: ShapedDictionary, whiten: Array, prior: Prior, shape: Array
-) -> tuple[Array, Array]:
+def _amplitudes_only(problem: Problem, dictionary: ShapedDictionary, shape: Array) -> tuple[Array, Array]:
     """Fit the amplitudes at a fixed lineshape."""
-    xp = namespace(data)
-    columns = _whitened(_columns_at(dictionary, dictionary.expansion.coefficients(shape)), whiten)
-    gram, rhs = _normal(columns, _whitened(data[:, :, None], whiten))
+    xp = namespace(shape)
+    columns = _columns_at(dictionary, dictionary.expansion.coefficients(shape, problem.given))
+    gram, rhs = _normal(_whitened(columns, problem.whiten), _whitened(problem.data[:, :, None], problem.whiten))
     m = rhs.shape[1]
-    precision = prior.precision[:, :m]
+    precision = problem.precision[:, :m]
     x, free = solve_nonnegative(
-        _with_diagonal(gram, precision), rhs + precision * prior.mean[:, :m], like(dictionary.bounded, data)
+        _with_diagonal(gram, precision), rhs + precision * problem.mean[:, :m], like(dictionary.bounded, shape)
     )
-    every = xp.ones((data.shape[0], N_SHAPE), dtype=xp.bool, device=device(data))
+    every = xp.ones((shape.shape[0], N_SHAPE), dtype=xp.bool, device=device(shape))
     return xp.astype(x, xp.float32), xp.concat([free, every], axis=1)
 
 
 def _normal(columns: Array, y: Array) -> tuple[Array, Array]:
-    """Normal matrix and right-hand side in float64."""
+    """Return normal matrix and right-hand side in float64."""
     xp = namespace(columns)
     transposed = xp.matrix_transpose(columns)
     gram = xp.astype(xp.matmul(transposed, columns), xp.float64)
@@ -256,35 +278,33 @@ def _with_diagonal(gram: Array, precision: Array) -> Array:
     return gram + diagonal[:, :, None] * xp.eye(gram.shape[1], dtype=xp.float64, device=device(gram))[None, :, :]
 
 
-def _linearise(batch: _Batch, dictionary: ShapedDictionary) -> _Linearised:
-    """Normal equations of the problem linearised in the lineshape at the batch's place."""
-    xp = namespace(batch.data)
-    coefficients = dictionary.expansion.coefficients(batch.shape)
-    parts = _derivatives(dictionary, coefficients, batch.amplitudes)
+def _linearise(problem: Problem, shape: Array, amplitudes: Array, dictionary: ShapedDictionary) -> _Linearised:
+    """Return the normal equations of the problem linearised in the lineshape."""
+    xp = namespace(shape)
+    coefficients = dictionary.expansion.coefficients(shape, problem.given)
+    parts = _derivatives(dictionary, coefficients, amplitudes)
     columns = xp.concat([_columns_at(dictionary, coefficients), xp.matrix_transpose(parts[:, 1:, :])], axis=2)
-    columns = _whitened(columns, batch.whiten)
-    residual = _whitened((batch.data - parts[:, 0, :])[:, :, None], batch.whiten)
+    columns = _whitened(columns, problem.whiten)
+    residual = _whitened((problem.data - parts[:, 0, :])[:, :, None], problem.whiten)
     gram, slope = _normal(columns, residual)
-    place = xp.astype(xp.concat([batch.amplitudes, batch.shape], axis=1), xp.float64)
-    away = batch.mean - place
-    pull = batch.precision * away
+    place = xp.astype(xp.concat([amplitudes, shape], axis=1), xp.float64)
+    away = problem.mean - place
+    pull = problem.precision * away
     cost = xp.sum(residual[:, :, 0] ** 2, axis=1) + xp.astype(xp.sum(pull * away, axis=1), xp.float32)
-    gram = _with_diagonal(gram, batch.precision)
+    gram = _with_diagonal(gram, problem.precision)
     rhs = xp.matmul(gram, place[:, :, None])[:, :, 0] + slope + pull
     return _Linearised(gram, rhs, parts[:, 0, :], cost)
 
 
-def _step(
-    batch: _Batch, here: _Linearised, dictionary: ShapedDictionary
-) -> tuple[Array, Array, Array, Array]:
+def _step(batch: _Batch, here: _Linearised, dictionary: ShapedDictionary) -> tuple[Array, Array, Array, Array]:
     """Solve the linearised problem with its bounds; keep the lineshape within what is allowed."""
-    xp = namespace(batch.data)
+    xp = namespace(batch.shape)
     m = dictionary.bounded.shape[0]
     lower, upper = dictionary.allowed.lower(), dictionary.allowed.upper()
     has_bound = np.concatenate([dictionary.bounded, [False, False, True, True]])
     offset = like(np.concatenate([np.zeros(m), [0.0, 0.0, lower[2], lower[3]]]), here.rhs)
     rhs = here.rhs - xp.matmul(here.gram, offset[:, None])[:, :, 0]
-    x, free = solve_nonnegative(here.gram, rhs, like(has_bound, batch.data), batch.free)
+    x, free = solve_nonnegative(here.gram, rhs, like(has_bound, batch.shape), batch.free)
     x = x + offset[None, :]
     change = x - xp.astype(xp.concat([batch.amplitudes, batch.shape], axis=1), xp.float64)
     length = xp.sum(change * xp.matmul(here.gram, change[:, :, None])[:, :, 0], axis=1)

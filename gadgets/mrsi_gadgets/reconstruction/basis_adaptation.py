@@ -8,6 +8,8 @@ from mrsi_gadgets.arrays import Array, to_numpy
 
 LARGEST_SHIFT_HZ = 15.0
 """The shared shift is searched within this; water's offset from temperature is a few Hz."""
+MOST_ROWS = 12
+"""At most this many rows are added; more would mean that the model is not for this protocol."""
 
 
 def shared_shift(
@@ -96,16 +98,30 @@ def unexplained_rows(fids: Array, basis: np.ndarray, noise_sd: float) -> np.ndar
     """
     few = to_numpy(fids)
     left = few - (few @ basis.conj().T) @ basis
-    power, vectors = np.linalg.eigh((left.conj().T @ left).astype(np.complex128))
     n, free = few.shape[0], few.shape[1] - len(basis)
     if free <= 0:
         return np.empty((0, few.shape[1]), dtype=np.complex64)
     edge = np.sqrt(n) + np.sqrt(free)
     scatter = edge ** (1 / 3) * (n * free) ** (-1 / 12)
     limit = 2 * noise_sd**2 * (edge + 3 * scatter) ** 2
-    rows = vectors[:, power > limit].conj().T[::-1]
+    power, rows = _leading_rows(left, min(MOST_ROWS, free, n))
+    rows = rows[power > limit]
     rows = rows - (rows @ basis.conj().T) @ basis
     return np.linalg.qr(rows.conj().T)[0].conj().T.astype(np.complex64) if len(rows) else rows.astype(np.complex64)
+
+
+def _leading_rows(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the largest squared singular values and right singular vectors (rows) by subspace iteration.
+
+    The values are Rayleigh quotients, so they are never above the true ones (Halko, Martinsson, Tropp 2011,
+    doi:10.1137/090771806). The start is the strongest rows of the matrix itself: nothing is drawn.
+    """
+    strongest = np.argsort(np.sum(np.abs(matrix) ** 2, axis=1))[::-1][: 2 * count]
+    span = np.linalg.qr(matrix[strongest].conj().T)[0]
+    for _ in range(6):
+        span = np.linalg.qr(matrix.conj().T @ (matrix @ span))[0]
+    _, values, vectors = np.linalg.svd(matrix @ span, full_matrices=False)
+    return values[:count] ** 2, (vectors @ span.conj().T)[:count]
 
 
 def principal_rotation(coefficients: Array) -> tuple[np.ndarray, int]:

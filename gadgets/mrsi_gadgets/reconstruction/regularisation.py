@@ -12,7 +12,7 @@ smoother's noise are estimated with random signs (Hutchinson 1990, doi:10.1080/0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +25,8 @@ WEIGHTS = np.concatenate([[0.0], np.geomspace(0.02, 40.0, 23)])
 search; SURE chooses within it."""
 MOMENT_DEGREE = 20
 """Applications of the Laplacian for the moments (twice as many moments come out)."""
-FILTER_DEGREE = 40
-"""Degree of the polynomial that applies a smoother: the largest lambda is met to better than 1e-2, usual ones to 1e-5."""
+FILTER_ERROR = 3e-3
+"""Largest error of the polynomial that applies a smoother; those of weaker weights are met far better."""
 PROBES = 32
 
 
@@ -65,7 +65,13 @@ def as_complex(u: Array) -> Array:
 
 
 def choose_weights(
-    z: Array, noise_power: float, prior: EdgePrior, mask: np.ndarray, rng: np.random.Generator, *, pooled_from: int | None = None
+    z: Array,
+    noise_power: float,
+    prior: EdgePrior,
+    mask: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    pooled_from: int | None = None,
 ) -> WeightChoice:
     """Return the lambda of smallest SURE for each component.
 
@@ -111,30 +117,44 @@ def choose_weights(
 
 
 def smooth(z: Array, prior: EdgePrior, choice: WeightChoice) -> Array:
-    """Return (I + lambda_l L)^-1 z_l for each component l."""
-    coefficients = _filter_coefficients(prior.bound)[:, choice.index]
-    both = np.concatenate([coefficients, coefficients], axis=1)
+    """Return (I + lambda_l L)^-1 z_l for each component l.
+
+    Components are done in two groups, since the strongest weight in a group decides its number of steps.
+    """
+    xp = namespace(z)
+    strong = int(np.sum(np.logical_and.accumulate(choice.weights < np.max(choice.weights))))
+    groups = [slice(0, strong), slice(strong, z.shape[-1])]
+    done = [_smooth_group(z[..., g], prior, choice.index[g]) for g in groups if g.stop > g.start]
+    return done[0] if len(done) == 1 else xp.concat(done, axis=-1)
+
+
+def _smooth_group(z: Array, prior: EdgePrior, index: np.ndarray) -> Array:
+    coefficients = _filter_coefficients(prior.bound, WEIGHTS[index])
+    both = np.concatenate([coefficients, coefficients], axis=1).astype(np.float32)
     columns = as_real(z)
     total: Array | None = None
-    for degree, term in enumerate(_chebyshev(columns, prior, FILTER_DEGREE)):
-        gain = like(both[degree].astype(np.float32), columns)
+    for degree, term in enumerate(_chebyshev(columns, prior, len(both) - 1)):
+        gain = like(both[degree], columns)
         total = term * gain if total is None else total + term * gain
     return as_complex(total)
 
 
-def smoothed_noise(prior: EdgePrior, choice: WeightChoice, mask: np.ndarray, reference: Array, rng: np.random.Generator) -> np.ndarray:
+def smoothed_noise(
+    prior: EdgePrior, choice: WeightChoice, mask: np.ndarray, reference: Array, rng: np.random.Generator
+) -> np.ndarray:
     """Return by which factor each smoother lowers the noise's SD, (x, y, z, component): the root of sum_m h_nm^2.
 
     The expectation over random signs p of (h p)_n^2 is exactly that sum; 32 probes leave a scatter of about 12 %.
     """
     used = np.unique(choice.index)
-    coefficients = _filter_coefficients(prior.bound)[:, used]
+    coefficients = _filter_coefficients(prior.bound, WEIGHTS[used])
     signs = _signs(mask, reference, PROBES, rng)
     xp = namespace(signs)
     totals: list[Array] = [xp.zeros_like(signs) for _ in used]
-    for degree, term in enumerate(_chebyshev(signs, prior, FILTER_DEGREE)):
+    for degree, term in enumerate(_chebyshev(signs, prior, len(coefficients) - 1)):
         for i in range(len(used)):
-            totals[i] = totals[i] + float(coefficients[degree, i]) * term
+            if abs(coefficients[degree, i]) > 1e-5:
+                totals[i] = totals[i] + float(coefficients[degree, i]) * term
     gains = np.stack([np.sqrt(np.mean(to_numpy(t) ** 2, axis=-1)) for t in totals], axis=-1)
     gains[~mask] = 1.0
     return gains[..., np.searchsorted(used, choice.index)].astype(np.float32)
@@ -175,7 +195,9 @@ def _chebyshev(columns: Array, prior: EdgePrior, degree: int) -> Iterator[Array]
         yield new
 
 
-def _polynomials(functions: list[Callable[[np.ndarray], np.ndarray]], bound: float, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _polynomials(
+    functions: Sequence[Callable[[np.ndarray], np.ndarray]], bound: float, count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return Chebyshev coefficients (count, function) on [0, bound], and the largest error of each polynomial."""
     n = max(4 * count, 128)
     angles = np.pi * (np.arange(n) + 0.5) / n
@@ -187,9 +209,15 @@ def _polynomials(functions: list[Callable[[np.ndarray], np.ndarray]], bound: flo
     return result, np.max(np.abs(terms.T @ result - values), axis=0)
 
 
-def _filter_coefficients(bound: float) -> np.ndarray:
-    """Return the coefficients of every smoother 1 / (1 + lambda x), (degree + 1, weight)."""
-    return _polynomials([lambda x, w=w: 1 / (1 + w * x) for w in WEIGHTS], bound, FILTER_DEGREE + 1)[0]
+def _filter_coefficients(bound: float, weights: np.ndarray) -> np.ndarray:
+    """Return the coefficients of smoothers 1 / (1 + lambda x) on [0, bound], (degree + 1, weight).
+
+    The pole at -1 / lambda sets how fast they fall (Bernstein ellipse), and so the degree that `FILTER_ERROR` needs.
+    """
+    distance = 2 / max(float(np.max(weights)) * bound, 1e-9)
+    ratio = 1 + distance + np.sqrt(distance**2 + 2 * distance)
+    degree = int(np.clip(np.ceil(np.log(1 / FILTER_ERROR) / np.log(ratio)), 8, 60))
+    return _polynomials([lambda x, w=w: 1 / (1 + w * x) for w in weights], bound, degree + 1)[0]
 
 
 def _signs(mask: np.ndarray, reference: Array, count: int, rng: np.random.Generator) -> Array:

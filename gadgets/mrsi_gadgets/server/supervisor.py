@@ -1,8 +1,8 @@
 """The supervisor: accepts peers, gives each a warm session process, and speaks for a process that died.
 
-The supervisor holds every client's socket and relays bytes; it never computes. The session process sits at the other end
-of a socket pair. Whatever happens to it (an exception, a crash, the kernel's out-of-memory killer), the peer gets one
-sentence in its own dialect.
+The supervisor holds every client's socket and relays bytes; it never computes. The session process sits at the other
+end of a socket pair. Whatever happens to it (an exception, a crash, the kernel's out-of-memory killer), the peer gets
+one sentence in its own dialect.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class SessionProcess:
         """Whether the process has not ended."""
         return self.process.poll() is None
 
-    def cause_of_end(self, *, client_lost: bool) -> str:
+    def cause_of_end(self) -> str:
         """Wait for the process and say how it ended."""
         try:
             code = self.process.wait(timeout=GRACE_S)
@@ -98,7 +98,7 @@ class SessionProcess:
         if code < 0:
             name = signal.Signals(-code).name
             return f"ended by {name}" + (", perhaps for lack of memory" if name == "SIGKILL" else "")
-        return "the peer had gone" if client_lost else f"exit code {code}"
+        return f"exit code {code}"
 
     def end(self) -> None:
         """Let go of the process: it sees the end of its stream and ends by itself, or is killed after a grace time."""
@@ -178,7 +178,7 @@ class Server:
         with self._lock:
             warm, self._warm = list(self._warm), deque()
             running = dict(self._sessions)
-        for process in running.values():
+        for process in [*running.values(), *warm]:
             if process is not None:
                 process.process.terminate()
         deadline = time.monotonic() + STOP_GRACE_S
@@ -188,21 +188,35 @@ class Server:
             process.end()
 
     def _take(self) -> SessionProcess:
-        """Return a warm process and start its successor."""
-        taken: SessionProcess | None = None
+        """Return a warm process and start its successor.
+
+        Raises
+        ------
+        OSError
+            No process is warm and the system refuses to start one.
+        """
         with self._lock:
-            while taken is None and self._warm:
-                taken = self._warm.popleft()
-                if not taken.alive:
-                    log.warning("a warm session process had ended (exit code %s)", taken.process.returncode)
-                    taken.end()
-                    taken = None
-            taken = taken or SessionProcess(self.options)
-            if not self._stopped.is_set():
-                self._sessions[threading.current_thread()] = taken
+            taken = self._first_warm() or SessionProcess(self.options)
+            self._sessions[threading.current_thread()] = taken
+            if self._stopped.is_set():
+                taken.process.terminate()
+                return taken
+            try:
                 while len(self._warm) < self.options.warm:
                     self._warm.append(SessionProcess(self.options))
+            except OSError as error:
+                log.error("no further session process could be started: %s", error)
         return taken
+
+    def _first_warm(self) -> SessionProcess | None:
+        """Take the longest-waiting process that still lives."""
+        while self._warm:
+            process = self._warm.popleft()
+            if process.alive:
+                return process
+            log.warning("a waiting session process had ended by itself (exit code %s)", process.process.returncode)
+            process.end()
+        return None
 
     def _session(self, client: socket.socket, number: int) -> None:
         worker: SessionProcess | None = None
@@ -238,9 +252,9 @@ class Server:
         if self._stopped.is_set():
             relay.report_failure("the server was stopped before the result was complete; send the scan again")
             return
-        cause = worker.cause_of_end(client_lost=relay.client_lost)
         relay.report_failure(
-            f"the reconstruction process of session {number} died before its result was complete ({cause}); "
+            f"the reconstruction process of session {number} died before its result was complete "
+            f"({worker.cause_of_end()}); "
             "see the server's log and replay the raw data"
         )
 

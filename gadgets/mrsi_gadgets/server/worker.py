@@ -7,6 +7,7 @@ there for the relayed bytes of one session; an end of the stream before any byte
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import socket
@@ -66,7 +67,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     set_up_logging(given.log_level, given.log_format)
     warm_up()
-    with socket.socket(fileno=given.ready) as ready:
+    with socket.socket(fileno=given.ready) as ready, contextlib.suppress(BrokenPipeError):
+        # the server may have stopped in the meantime; the end of the session socket tells
         ready.sendall(READY)
     session = socket.socket(fileno=given.socket)
     if not session.recv(1, socket.MSG_PEEK):

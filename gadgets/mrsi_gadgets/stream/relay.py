@@ -86,11 +86,12 @@ def report_failure(
     send_failure(endpoint, watch.peer, sentence)
 
 
-def send_failure(endpoint: SocketEndpoint, peer: Peer, sentence: str) -> None:
-    """Send the reason and CLOSE in the peer's dialect, let the peer read them, and close."""
+def send_failure(endpoint: SocketEndpoint, peer: Peer, sentence: str, *, told: bool = False) -> None:
+    """Send the reason (unless it has been `told`) and CLOSE in the peer's dialect, let the peer read them, and close."""
     LOG.error("session failed: %s", sentence, extra={"peer": peer.value})
     try:
-        endpoint.write(b"".join(encode(message) for message in failure_messages(peer, sentence)))
+        messages = failure_messages(peer, sentence)[int(told) :]
+        endpoint.write(b"".join(encode(message) for message in messages))
         endpoint.end_output()
     except OSError as problem:
         LOG.warning("the peer could not be told: %s", problem)
@@ -213,10 +214,17 @@ class Relay:
             self._worker_gone.set()
 
     def report_failure(self, sentence: str) -> None:
-        """Drain the client's input to its CLOSE, tell it the reason in its dialect, CLOSE, and close both sockets."""
+        """Tell the client the reason in its dialect, drain its input to its CLOSE, CLOSE, and close both sockets.
+
+        A console hears the reason at once, while its scan may still run; a Gadgetron would lose an early ERROR.
+        """
         self._worker_gone.set()
+        told = self.peer is Peer.FIRE
+        if told:
+            with suppress(OSError):  # a client that takes no more bytes is told nothing; `send_failure` logs it
+                self._client.write(encode(failure_messages(self.peer, sentence)[0]))
         self._upward.join()
-        send_failure(self._client, self.peer, sentence)
+        send_failure(self._client, self.peer, sentence, told=told)
         self._worker.close()
 
     def close(self) -> None:

@@ -1,0 +1,399 @@
+"""A live server: the same images as in this process, many sessions, and the right words when something dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mrsi_gadgets import replay
+from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.gadgets.scan import ScanOptions
+from mrsi_gadgets.server.supervisor import Server
+from mrsi_gadgets.stream.messages import Close, ConfigFile, ConfigText, ErrorText, Header, Image, Text
+from mrsi_gadgets.stream.wire import encode
+from peers import receive_until_end
+from served import (
+    NODE_CONFIG,
+    OPTIONS,
+    SESSION_S,
+    assert_same_images,
+    connected,
+    error_of,
+    images_of,
+    opening,
+    serving,
+    session,
+    whole,
+)
+from small_scan import SmallScan, small_scan
+
+pytestmark = pytest.mark.timeout(180)
+RESET = struct.pack("ii", 1, 0)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving() as live:
+        yield live
+
+
+@pytest.fixture
+def scan():
+    return small_scan()
+
+
+@pytest.fixture(scope="module")
+def in_process():
+    """Images of the scan by recipe `fourier`, computed here."""
+    return images_here()
+
+
+def images_here(recipe: str = "fourier", scan: SmallScan | None = None) -> list[Image]:
+    here = scan or small_scan()
+    given = replay.Scan(here.header_xml, here.readouts, len(here.readouts), "small")
+    return replay.replay_here(given, ScanOptions(recipe=recipe, device="cpu")).images
+
+
+def children() -> set[int]:
+    """Processes of which this one is the parent."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended while we looked
+            continue
+        if int(fields[1]) == os.getpid():
+            found.add(int(status.parent.name))
+    return found
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def wait_until(condition, seconds: float = 30.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("recipe", ["fourier", "subspace"])
+def test_a_live_scan_and_one_in_this_process_give_the_same_images_to_the_bit(server, scan, recipe):
+    answer = session(server.port, whole(scan, recipe))
+    assert isinstance(answer[-1], Close)
+    assert_same_images(images_of(answer), images_here(recipe))
+
+
+def test_a_client_hears_of_the_progress_in_eight_columns_and_levels(server, scan):
+    texts = [m.text for m in session(server.port, whole(scan)) if isinstance(m, Text)]
+    assert any("readouts received" in text for text in texts)
+    assert {text[:8] for text in texts} == {"INFO    "}
+
+
+def test_a_client_hears_the_warnings_of_its_scan(server, scan, in_process):
+    quiet = scan.with_readouts(scan.water + scan.metabolites)
+    answer = session(server.port, whole(quiet))
+    assert [m.text for m in answer if isinstance(m, Text) and m.text.startswith("WARNING ")] == [
+        text for m in answer if isinstance(m, Text) and "no noise scan" in (text := m.text)
+    ]
+    assert len(images_of(answer)) == len(in_process)
+
+
+def test_two_sessions_at_once_get_their_own_results(server, scan, in_process):
+    other = small_scan(seed=4)
+    with connected(server.port) as first, connected(server.port) as second:
+        # both are open and half sent before either is complete
+        for sock, one in ((first, scan), (second, other)):
+            sock.sendall(b"".join(encode(m) for m in [*opening(one), *one.readouts[:60]]))
+        for sock, one in ((second, other), (first, scan)):
+            sock.sendall(b"".join(encode(m) for m in [*one.readouts[60:], Close()]))
+        answers = [receive_until_end(first), receive_until_end(second)]
+    assert_same_images(images_of(answers[0]), in_process)
+    assert_same_images(images_of(answers[1]), images_here(scan=other))
+
+
+def test_parameters_after_the_header_choose_the_recipe_and_override_the_header(server, scan):
+    named = Text(json.dumps({"version": "1.1.0", "parameters": {"config": "fourier", "mrsiReferencePpm": "4.7"}}))
+    config, header = opening(scan, "openrecon")
+    answer = session(server.port, [config, header, named, *scan.readouts, Close()])
+    provenance = images_of(answer)[0].attributes
+    assert "setting mrsi_reference_ppm" in provenance
+    assert '"recipe": "fourier"' in provenance.replace("&quot;", '"')
+
+
+def test_ten_sessions_one_after_another_leave_no_process_and_no_descriptor_behind(scan):
+    before_children, before_descriptors = children(), open_descriptors()
+    with serving() as live:
+        for number in range(10):
+            # the short way through everything, and a whole scan now and then
+            messages = whole(scan) if number in (2, 9) else [ConfigFile("fourier"), Close()]
+            assert isinstance(session(live.port, messages)[-1], Close)
+        # all that is left is the listening socket and one waiting process with our two ends to it
+        assert wait_until(lambda: len(children() - before_children) == 1)
+        assert wait_until(lambda: open_descriptors() == before_descriptors + 3)
+    assert wait_until(lambda: children() == before_children)
+    assert wait_until(lambda: open_descriptors() == before_descriptors)
+
+
+# --- peers that go away, workers that die ---------------------------------------------------------------------------
+
+
+def test_a_client_that_goes_away_before_close_gets_no_result_and_the_next_one_is_served(server, scan, in_process):
+    lost = connected(server.port)
+    lost.sendall(b"".join(encode(m) for m in whole(scan)[:-1]))
+    lost.shutdown(socket.SHUT_WR)
+    answer = receive_until_end(lost)
+    lost.close()
+    assert not images_of(answer)
+    assert "without CLOSE" in error_of(answer)
+    assert_same_images(images_of(session(server.port, whole(scan))), in_process)
+
+
+def test_a_client_that_is_reset_in_mid_scan_does_no_harm(server, scan, in_process):
+    with connected(server.port) as lost:
+        lost.sendall(b"".join(encode(m) for m in whole(scan)[:50]))
+        lost.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    assert_same_images(images_of(session(server.port, whole(scan))), in_process)
+
+
+def kill_the_worker_of(live: Server, before: set[int]) -> None:
+    """SIGKILL the process of the only running session."""
+    assert wait_until(lambda: any(live._sessions.values()))
+    (worker,) = [process for process in live._sessions.values() if process is not None]
+    assert worker.process.pid in children() - before
+    os.kill(worker.process.pid, signal.SIGKILL)
+
+
+def test_a_client_hears_at_once_that_its_session_was_killed_and_then_gets_close(scan):
+    before = children()
+    with serving(warm=1) as live, connected(live.port) as sock:
+        messages = whole(scan)
+        sock.sendall(b"".join(encode(m) for m in messages[:40]))
+        kill_the_worker_of(live, before)
+        heard = sock.recv(1 << 16)  # the scan still runs
+        sock.sendall(b"".join(encode(m) for m in messages[40:]))
+        rest = receive_after(heard, sock)
+    assert "died before its result was complete (ended by SIGKILL" in error_of(rest)
+    assert not images_of(rest)
+
+
+def receive_after(begun: bytes, sock: socket.socket):
+    """Messages of a stream whose first bytes have been read already."""
+
+    class Joined:
+        def __init__(self) -> None:
+            self.first = begun
+
+        def recv(self, size: int) -> bytes:
+            data, self.first = self.first, b""
+            return data or sock.recv(size)
+
+    return receive_until_end(Joined())
+
+
+def test_a_gadgetron_hears_error_after_its_close_that_its_session_was_killed(scan):
+    before = children()
+    with serving(warm=1) as live, connected(live.port) as sock:
+        messages = whole(scan, ConfigText(NODE_CONFIG))
+        sock.sendall(b"".join(encode(m) for m in messages[:40]))
+        kill_the_worker_of(live, before)
+        sock.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+        sock.settimeout(SESSION_S)
+        sock.sendall(b"".join(encode(m) for m in messages[40:]))
+        error, close = receive_until_end(sock)
+    assert isinstance(error, ErrorText)
+    assert "ended by SIGKILL" in error.text
+    assert isinstance(close, Close)
+
+
+def test_a_waiting_process_that_died_is_replaced_before_a_session_gets_it(scan, in_process):
+    before = children()
+    with serving() as live:
+        (waiting,) = children() - before
+        os.kill(waiting, signal.SIGKILL)
+        assert wait_until(lambda: not live._warm[0].alive)
+        assert_same_images(images_of(session(live.port, whole(scan))), in_process)
+
+
+def test_a_peer_is_told_when_no_session_process_can_be_started(scan, monkeypatch):
+    with serving(warm=0) as live:
+
+        def refuse(*_, **__):
+            raise OSError(12, "Cannot allocate memory")
+
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+        answer = session(live.port, whole(scan))
+        monkeypatch.undo()
+    assert "no session process could be started (Cannot allocate memory)" in error_of(answer)
+
+
+def test_a_server_that_stops_tells_the_peers_of_running_sessions(scan):
+    with serving() as live:
+        sock = connected(live.port)
+        sock.sendall(b"".join(encode(m) for m in whole(scan)[:40]))
+        assert wait_until(lambda: any(live._sessions.values()))
+        heard = []
+        reader = threading.Thread(target=lambda: heard.extend(receive_until_end(sock)))
+        reader.start()
+        stopping = threading.Thread(target=live.stop)
+        stopping.start()
+        assert wait_until(lambda: not any(p and p.alive for p in list(live._sessions.values())))
+        sock.sendall(encode(Close()))
+        reader.join(SESSION_S)
+        stopping.join(SESSION_S)
+        sock.close()
+    assert "the server was stopped before the result was complete" in error_of(heard)
+
+
+# --- what a peer does wrong -----------------------------------------------------------------------------------------
+
+
+def test_an_unknown_recipe_is_refused_with_those_there_are(server, scan):
+    sentence = error_of(session(server.port, whole(scan, "fouriier")))
+    assert sentence.startswith("there is no recipe 'fouriier'; known are")
+    assert "subspace" in sentence
+
+
+@pytest.mark.parametrize("name", ["../config/fourier", "/etc/passwd", "config/fourier.xml", ""])
+def test_a_recipe_name_is_never_a_path(server, scan, name):
+    assert "there is no recipe" in error_of(session(server.port, whole(scan, name)))
+
+
+def test_a_gadget_nobody_knows_is_named(server, scan):
+    config = ConfigText("<configuration><stream/><chain><magic/></chain></configuration>")
+    assert "unknown gadget <magic>" in error_of(session(server.port, whole(scan, config)))
+
+
+def nan_in(scan):
+    samples = scan.readouts[60].data.copy()
+    samples[1, 5] = np.nan
+    return scan.changed(60, samples)
+
+
+DAMAGE = {
+    "readout 60 holds values that are not finite .* in channel 1": nan_in,
+    "readout 70 has 2 channels but the ones before it have 3": lambda s: s.changed(70, s.readouts[70].data[:2]),
+    "readout 55 .*100 .*mrsi_spectral_points.*128": lambda s: s.changed(55, s.readouts[55].data[:, :100]),
+    "lacks mrsi_dwell_us": lambda s: s.header_without("mrsi_dwell_us"),
+    "no metabolite readouts came": lambda s: s.with_readouts(s.noise + s.water),
+    "no data|no metabolite readouts came.*none at all": lambda s: s.with_readouts([]),
+    "header.*XML|XML.*header": lambda s: replace(s, header_xml="<ismrmrdHeader><encoding>"),
+}
+
+
+@pytest.mark.parametrize("sentence", DAMAGE)
+def test_a_damaged_scan_is_refused_in_one_sentence_that_names_what_is_wrong(server, scan, sentence):
+    answer = session(server.port, whole(DAMAGE[sentence](scan)))
+    assert not images_of(answer)
+    assert_matches(sentence, error_of(answer))
+
+
+def assert_matches(pattern: str, sentence: str) -> None:
+    import re
+
+    assert re.search(pattern, sentence), sentence
+
+
+def test_a_session_of_nothing_is_closed_quietly(server):
+    assert [type(m) for m in session(server.port, [Close()])] == [Close]
+    assert [type(m) for m in session(server.port, [ConfigFile("fourier"), Close()])] == [Close]
+
+
+def test_what_is_no_session_at_all_is_refused(server):
+    with connected(server.port) as sock:
+        sock.sendall(b"GET / HTTP/1.1\r\nHost: scanner\r\n\r\n")
+        answer = receive_until_end(sock)
+    assert "18245" in error_of(answer)  # "GE" read as a number
+
+
+# --- the server as a program ----------------------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_named_with_the_remedy(server):
+    with pytest.raises(ConfigError, match=rf"cannot listen on 127.0.0.1:{server.port}.*choose another with --port"):
+        Server(replace(OPTIONS, port=server.port))
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70000), ("no.such.host.invalid", 0)])
+def test_an_address_that_cannot_be_is_refused(host, port):
+    with pytest.raises(ConfigError, match=f"cannot listen on {host}:{port}"):
+        Server(replace(OPTIONS, host=host, port=port))
+
+
+def test_a_recipe_the_operator_fixed_comes_before_what_a_peer_asks_for(scan):
+    with serving(scan=ScanOptions(recipe="fourier", device="cpu")) as live:
+        answer = session(live.port, whole(scan, "subspace"))
+    assert '"recipe": "fourier"' in images_of(answer)[0].attributes.replace("&quot;", '"')
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def process_group_members(parent: int) -> set[int]:
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent:
+            found.add(int(status.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_in_order_and_leaves_no_process(number, scan):
+    port = free_port()
+    command = [sys.executable, "-m", "mrsi_gadgets.cli", "serve", "--port", str(port), "--device", "cpu"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            lines = [process.stderr.readline()]
+            while "listening on" not in lines[-1]:
+                assert lines[-1], "the server ended: " + "".join(lines)
+                lines.append(process.stderr.readline())
+            sock = connected(port)  # a session is running
+            sock.sendall(b"".join(encode(m) for m in whole(scan)[:30]))
+            workers = process_group_members(process.pid)
+            assert workers
+            assert wait_until(lambda: len(process_group_members(process.pid)) > 1)
+            workers |= process_group_members(process.pid)
+            process.send_signal(number)
+            sock.shutdown(socket.SHUT_WR)
+            receive_until_end(sock)
+            sock.close()
+            _, errors = process.communicate(timeout=SESSION_S)
+        finally:
+            process.kill()
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def test_the_header_may_come_before_its_session_has_a_warm_process(scan, in_process):
+    with serving(warm=0) as live:
+        answer = session(live.port, whole(scan))
+    assert_same_images(images_of(answer), in_process)
+    assert isinstance(answer[-1], Close)
+    assert not any(isinstance(m, Header | ConfigFile) for m in answer)
+    assert all(isinstance(m, Image | Text | Close) for m in answer)

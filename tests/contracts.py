@@ -40,7 +40,7 @@ def check_operator(operator: LinearOperator, xp: Any, rng: np.random.Generator, 
     _assert_close(operator.gram(u), to_numpy(operator.H(forward)), limit)
     assert operator.H.H.domain == operator.domain
     _assert_close(operator.H.H(u), to_numpy(forward), limit)
-    for wrong in (operator.domain + (2,), tuple(n + 1 for n in operator.domain), operator.domain[1:]):
+    for wrong in ((*operator.domain, 2), tuple(n + 1 for n in operator.domain), operator.domain[1:]):
         with pytest.raises(DataError, match="takes an array of shape"):
             operator(random_array(xp, wrong, rng, dtype))
 
@@ -80,4 +80,6 @@ def check_model(model: Any, fids: np.ndarray) -> None:
 
 def _assert_close(actual: Any, wanted: np.ndarray, relative: float) -> None:
     difference = np.linalg.norm(to_numpy(actual) - wanted)
-    assert difference <= relative * max(np.linalg.norm(wanted), 1e-30), f"differs by {difference / np.linalg.norm(wanted):.2g}"
+    assert difference <= relative * max(np.linalg.norm(wanted), 1e-30), (
+        f"differs by {difference / np.linalg.norm(wanted):.2g}"
+    )

@@ -10,9 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from mrsi_gadgets.gadgets.node import run_connection
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.server.supervisor import Server, ServerOptions
 from mrsi_gadgets.stream.messages import Close, ConfigFile, ConfigText, ErrorText, Header, Image, Message, Text
+from mrsi_gadgets.stream.session import Peer
+from mrsi_gadgets.stream.transport import Connection
 from mrsi_gadgets.stream.wire import encode
 from peers import receive_until_end
 from small_scan import SmallScan
@@ -59,6 +62,22 @@ def session(port: int, messages: Iterable[Message]) -> list[Message]:
     with connected(port) as sock:
         sock.sendall(b"".join(encode(message) for message in messages))
         return receive_until_end(sock)
+
+
+def session_in_thread(messages: Iterable[Message], *, peer: Peer = Peer.AUTO) -> list[Message]:
+    """As `session`, but what a session process does runs in a thread of this one: no process has to start."""
+    theirs, ours = socket.socketpair()
+    ours.settimeout(SESSION_S)
+    thread = threading.Thread(target=run_connection, args=(Connection(theirs, peer=peer), OPTIONS.scan), daemon=True)
+    thread.start()
+    with ours:
+        sender = threading.Thread(target=ours.sendall, args=(b"".join(encode(m) for m in messages),), daemon=True)
+        sender.start()
+        answer = receive_until_end(ours)
+        sender.join(SESSION_S)
+    thread.join(SESSION_S)
+    assert not thread.is_alive(), "the session did not end"
+    return answer
 
 
 def whole(scan: SmallScan, config: ConfigFile | ConfigText | str = "fourier") -> list[Message]:

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import contracts
 import numpy as np
 import pytest
 
+import contracts
 from mrsi_gadgets.arrays import to_numpy
 from mrsi_gadgets.data import Geometry, KtData, Protocol, Role
 from mrsi_gadgets.errors import DataError
@@ -87,7 +87,7 @@ def test_every_operator_of_these_modules_is_in_the_table(rng):
         for name, item in vars(module).items()
         if isinstance(item, type) and issubclass(item, algebra.LinearOperator) and item is not algebra.LinearOperator
     }
-    assert public <= covered | {"FunctionOperator"}
+    assert public <= covered
 
 
 def test_encoding_equals_the_dense_matrix_of_the_signal_equation(rng):
@@ -98,7 +98,8 @@ def test_encoding_equals_the_dense_matrix_of_the_signal_equation(rng):
     b0 = make_field(rng, (3, 4, 1))
     operator = encoding_operator(kt, maps, b0)
     times = kt.protocol.times_s
-    # written out: d_c(k, t) = N^-1/2 sum_r S_c(r) rho(r, t) exp(i 2 pi b0 t) exp(-i 2 pi k.r), origin on a voxel edge of y
+    # written out: d_c(k, t) = N^-1/2 sum_r S_c(r) rho(r, t) exp(i 2 pi b0 t) exp(-i 2 pi k.r), origin on a voxel edge
+    # of y
     wanted = np.zeros((2, 12, 5, 12, 5), dtype=complex)
     for shot, (kx, ky) in enumerate(np.ndindex(3, 4)):
         for voxel, (x, y) in enumerate(np.ndindex(3, 4)):
@@ -140,7 +141,9 @@ def test_time_leaves_the_gram_of_a_mask_that_is_constant_in_time(rng):
     import array_api_compat.numpy as numpy_namespace
 
     seen = []
-    operator = make_encoding(numpy_namespace, rng, missing=True)
+    kt = make_kt(numpy_namespace, n_times=61, count=rng.integers(0, 2, 60))
+    basis = np.linalg.qr(rng.standard_normal((61, 2)))[0].T
+    operator = encoding_operator(kt, np.ones((2, *GRID), np.complex64), 0.1 * make_field(rng), basis)
 
     def walk(part):
         seen.append(part.range)
@@ -149,7 +152,7 @@ def test_time_leaves_the_gram_of_a_mask_that_is_constant_in_time(rng):
                 walk(getattr(part, name))
 
     walk(operator.gram)
-    assert not any(shape[-1] == 7 for shape in seen if len(shape) == 5), "an array with all times is formed"
+    assert max(shape[-1] for shape in seen) < 20, "an array with all times is formed"
 
 
 def test_unshifted_and_half_voxel_transforms_differ_by_the_ramp_of_k(rng):

@@ -13,9 +13,11 @@ from mrsi_gadgets.operators.fourier import Fourier, half_voxel_shift
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """The least that a reconstruction asks of a signal model."""
+    """The least that a reconstruction asks of a signal model, and the covariances it may have."""
 
     basis: np.ndarray
+    metabolite_covariance: np.ndarray | None = None
+    nuisance_covariance: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,7 @@ def make_measurement(rng, *, noise=0.05, matrix=(14, 11, 1), n_times=96, b0=True
     maps = []
     for _ in range(4):
         smooth = ndimage.gaussian_filter(rng.standard_normal(matrix), [2 if n > 1 else 0 for n in matrix])
-        maps.append(mask * (1 + 0.2 * smooth / smooth.std()))
+        maps.append(mask * (1 + 0.2 * smooth / max(smooth.std(), 1e-3)))
     amplitudes = np.stack(maps, axis=-1) * np.array([1.0, 0.8, 0.3, 0.5])
     lesion = (x - 0.3) ** 2 + (y + 0.2) ** 2 < 0.12
     amplitudes[lesion, 0] *= 0.5
@@ -98,8 +100,11 @@ def make_measurement(rng, *, noise=0.05, matrix=(14, 11, 1), n_times=96, b0=True
     noise_sd = noise * np.sqrt(np.prod(matrix))
     draws = rng.uniform(0.3, 1.5, (400, 4)) @ peaks * np.exp(2j * np.pi * rng.normal(size=(400, 1)) * times)
     basis = np.linalg.svd(draws, full_matrices=False)[2][:10].astype(np.complex64)
+    coefficients = draws @ basis.conj().T
+    covariance = coefficients.T @ coefficients.conj() / len(draws)
     kt = measure(rho, maps3, b0_hz, protocol, noise_sd=noise_sd, rng=rng)
-    return Measurement(kt, rho, maps3, b0_hz, mask, mask * 1.0, max(noise_sd, 1e-6), Basis(basis))
+    model = Basis(basis, covariance, 0 * covariance)
+    return Measurement(kt, rho, maps3, b0_hz, mask, mask * 1.0, max(noise_sd, 1e-6), model)
 
 
 def fid_error(fids, measurement) -> float:

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import contracts
 import numpy as np
 import pytest
 import synthetic
 
+import contracts
 from mrsi_gadgets.arrays import to_numpy
 from mrsi_gadgets.data import Role
 from mrsi_gadgets.errors import DataError, NumericalError

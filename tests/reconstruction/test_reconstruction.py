@@ -144,27 +144,26 @@ def test_a_resonance_no_model_has_seen_is_added_to_the_basis(rng):
     lesion = ((x + 0.3) ** 2 + (y - 0.2) ** 2 < 0.15).astype(float)
     times = m.kt.protocol.times_s
     unseen = lesion[..., None] * np.exp(times * (2j * np.pi * m.kt.protocol.hz(1.0) - 15))
-    kt = synthetic.measure(
-        m.rho + unseen, m.coil_maps, m.b0_hz, m.kt.protocol, noise_sd=m.noise_sd, rng=rng
-    )
+    kt = synthetic.measure(m.rho + unseen, m.coil_maps, m.b0_hz, m.kt.protocol, noise_sd=m.noise_sd, rng=rng)
     found, blind = (reconstruct_subspace(*arguments(m, kt), model=m.model, adapt=adapt) for adapt in (True, False))
     probe = unseen[lesion > 0][0].conj()
-    contrast = [
-        (np.asarray(i.fids())[lesion > 0] @ probe - m.rho[lesion > 0] @ probe).real.mean() / np.sum(np.abs(probe) ** 2)
-        for i in (found, blind)
-    ]
+    contrast = []
+    for image in (found, blind):
+        back = np.exp(2j * np.pi * image.provenance.get("shared_shift_hz", 0.0) * times)
+        added = (np.asarray(image.fids()) * back - m.rho)[lesion > 0] @ probe
+        contrast.append(added.real.mean() / np.sum(np.abs(probe) ** 2))
     assert found.provenance["rows_added"] >= 1
     assert contrast[0] == pytest.approx(1, abs=0.15)
     assert contrast[1] < 0.5
 
 
-def test_a_shift_that_all_voxels_share_is_found(rng):
+@pytest.mark.parametrize("knows_covariance", [True, False])
+def test_a_shift_that_all_voxels_share_is_found(knows_covariance, rng):
     m = synthetic.make_measurement(rng, noise=0.05)
-    kt = synthetic.measure(
-        m.rho, m.coil_maps, m.b0_hz + 4.0, m.kt.protocol, noise_sd=m.noise_sd, rng=rng
-    )
+    m = m if knows_covariance else replace(m, model=synthetic.Basis(m.model.basis))
+    kt = synthetic.measure(m.rho, m.coil_maps, m.b0_hz + 4.0, m.kt.protocol, noise_sd=m.noise_sd, rng=rng)
     image = reconstruct_subspace(*arguments(m, kt), model=m.model)
-    assert image.provenance["shared_shift_hz"] == pytest.approx(4.0, abs=0.4)
+    assert image.provenance["shared_shift_hz"] == pytest.approx(4.0, abs=0.5)
     np.testing.assert_allclose(image.b0_hz, m.b0_hz + image.provenance["shared_shift_hz"], atol=1e-4)
 
 
@@ -235,7 +234,9 @@ def test_the_smoother_is_the_inverse_of_one_plus_lambda_times_the_laplacian(xp, 
     flat = to_numpy(z).reshape(mask.size, -1)
     for i, weight in enumerate(choice.weights):
         wanted = np.linalg.solve(np.eye(mask.size) + weight * laplacian, flat[:, i])
-        assert np.linalg.norm(smoothed[:, i] - wanted) < 0.01 * np.linalg.norm(wanted) + 0.01 * np.linalg.norm(flat[:, i])
+        assert np.linalg.norm(smoothed[:, i] - wanted) < 0.01 * np.linalg.norm(wanted) + 0.01 * np.linalg.norm(
+            flat[:, i]
+        )
 
 
 def test_the_risk_estimate_is_the_error_on_average_and_its_choice_nearly_the_best(rng):
@@ -256,13 +257,14 @@ def test_the_risk_estimate_is_the_error_on_average_and_its_choice_nearly_the_bes
 def test_the_noise_left_by_a_smoother_is_the_norm_of_its_rows(rng):
     _, z, mask, prior = make_smoothing_problem(rng)
     choice = replace(choose_weights(z, 2.0, prior, mask, rng), index=np.array([0, 10, 20]))
-    gains = smoothed_noise(prior, choice, mask, z, rng).reshape(mask.size, 3)
+    gains = np.sqrt(np.mean([smoothed_noise(prior, choice, mask, z, rng) ** 2 for _ in range(20)], axis=0))
+    gains = gains.reshape(mask.size, 3)
     laplacian = dense_laplacian(prior, mask)
     for i, weight in enumerate(choice.weights):
         rows = np.linalg.norm(np.linalg.inv(np.eye(mask.size) + weight * laplacian), axis=1)[mask.ravel()]
         ratio = gains[mask.ravel(), i] / rows
         assert ratio.mean() == pytest.approx(1, abs=0.03)
-        assert ratio.std() < 0.2
+        assert ratio.std() < 0.06
 
 
 def test_weights_are_small_across_edges_and_zero_across_the_border_of_the_mask(xp, rng):

@@ -9,7 +9,6 @@ its two factors (diagonal, small matrix) survives every composition, and identit
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from mrsi_gadgets.arrays import Array, like, namespace
@@ -49,12 +48,12 @@ class LinearOperator(ABC):
         """
         if tuple(x.shape) != self.domain:
             raise DataError(
-                f"{self} takes an array of shape {self.domain} but got {tuple(x.shape)}; bring it to the operator's domain"
+                f"{self} takes an array of shape {self.domain} but got {tuple(x.shape)}; bring it to that shape"
             )
         return self.forward(x)
 
     @property
-    def H(self) -> LinearOperator:  # noqa: N802  the field's name for the adjoint
+    def H(self) -> LinearOperator:
         """The adjoint operator."""
         return Adjoint(self)
 
@@ -113,10 +112,12 @@ class Identity(LinearOperator):
         """Return the argument."""
         return x
 
-    adjoint = forward
+    def adjoint(self, y: Array) -> Array:
+        """Return the argument."""
+        return y
 
     @property
-    def H(self) -> LinearOperator:  # noqa: N802
+    def H(self) -> LinearOperator:
         """The operator itself."""
         return self
 
@@ -158,7 +159,7 @@ class Adjoint(LinearOperator):
         return self.of.forward(y)
 
     @property
-    def H(self) -> LinearOperator:  # noqa: N802
+    def H(self) -> LinearOperator:
         """The operator this is the adjoint of."""
         return self.of
 
@@ -192,7 +193,7 @@ class Composition(LinearOperator):
         return self.inner.adjoint(self.outer.adjoint(y))
 
     @property
-    def H(self) -> LinearOperator:  # noqa: N802
+    def H(self) -> LinearOperator:
         """Adjoints in reverse order."""
         return self.inner.H @ self.outer.H
 
@@ -235,7 +236,7 @@ class Sum(LinearOperator):
         return self.first.adjoint(y) + self.second.adjoint(y)
 
     @property
-    def H(self) -> LinearOperator:  # noqa: N802
+    def H(self) -> LinearOperator:
         """Sum of the adjoints."""
         return Sum(self.first.H, self.second.H)
 
@@ -282,7 +283,9 @@ class Diagonal(LinearOperator):
         given = tuple(self.weights.shape)
         padded = (1,) * (len(self.shape) - len(given)) + given
         if len(given) > len(self.shape) or any(w not in (1, n) for w, n in zip(padded, self.shape, strict=True)):
-            raise DataError(f"weights of shape {given} cannot be broadcast to {self.shape}; give one axis per axis or 1")
+            raise DataError(
+                f"weights of shape {given} cannot be broadcast to {self.shape}; give one axis per axis or 1"
+            )
 
     @property
     def domain(self) -> Shape:
@@ -310,7 +313,7 @@ class Diagonal(LinearOperator):
 
 @dataclass(frozen=True, eq=False)
 class LastAxisMatrix(LinearOperator):
-    """Matrix product along the last axis: y[..., j] = sum_i x[..., i] matrix[i, j] (a temporal basis, a Gram matrix)."""
+    """Matrix product along the last axis, y[..., j] = sum_i x[..., i] matrix[i, j]: a temporal basis, a Gram matrix."""
 
     matrix: Array
     """(i, j)."""
@@ -378,34 +381,6 @@ class Reshape(LinearOperator):
     def gram(self) -> LinearOperator:
         """The identity."""
         return Identity(self.before)
-
-
-@dataclass(frozen=True, eq=False)
-class FunctionOperator(LinearOperator):
-    """An operator from two callables, for adapters of outside libraries and for tests."""
-
-    domain_shape: Shape
-    range_shape: Shape
-    apply: Callable[[Array], Array]
-    apply_adjoint: Callable[[Array], Array]
-
-    @property
-    def domain(self) -> Shape:
-        """Shape of the argument."""
-        return self.domain_shape
-
-    @property
-    def range(self) -> Shape:
-        """Shape of the result."""
-        return self.range_shape
-
-    def forward(self, x: Array) -> Array:
-        """Call `apply`."""
-        return self.apply(x)
-
-    def adjoint(self, y: Array) -> Array:
-        """Call `apply_adjoint`."""
-        return self.apply_adjoint(y)
 
 
 def _conjugate(x: Array) -> Array:

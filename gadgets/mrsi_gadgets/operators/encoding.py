@@ -42,7 +42,8 @@ def encoding_operator(
     basis
         (rank, t) temporal basis: the domain is (x, y, z, rank); None: the domain is (x, y, z, t).
     weights
-        (shot,) or (shot, sample) real factors on the samples; by default 1 where a readout was acquired and 0 elsewhere.
+        (shot,) or (shot, sample) real factors on the samples; by default 1 where a readout was acquired and 0
+        elsewhere.
     tolerance
         Relative error of the field evolution's expansion.
 

@@ -30,7 +30,7 @@ class FieldTerms:
     def __post_init__(self) -> None:
         if self.spatial.ndim != 4 or self.temporal.ndim != 2 or self.spatial.shape[-1] != self.temporal.shape[0]:
             raise DataError(
-                f"field factors {self.spatial.shape} and {self.temporal.shape} do not fit; expected (x, y, z, p) and (p, t)"
+                f"field factors {self.spatial.shape} and {self.temporal.shape} do not fit; give (x, y, z, p) and (p, t)"
             )
 
     @property
@@ -48,8 +48,8 @@ def exact_terms(b0_hz: np.ndarray, times_s: np.ndarray) -> FieldTerms:
 def histogram_terms(b0_hz: np.ndarray, times_s: np.ndarray, *, tolerance: float = 1e-3) -> FieldTerms:
     """Return as few terms as keep the relative error, root mean square over voxels and times, below `tolerance`.
 
-    The singular value decomposition of exp(i 2 pi f t) over a weighted grid of the occurring frequencies gives the temporal
-    factors; each voxel's spatial factors are the projection of its own exact evolution on them.
+    The singular value decomposition of exp(i 2 pi f t) over a weighted grid of the occurring frequencies gives the
+    temporal factors; each voxel's spatial factors are the projection of its own exact evolution on them.
 
     Parameters
     ----------
@@ -100,10 +100,10 @@ def _histogram(b0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class FieldEvolution(LinearOperator):
     """Images on a temporal basis, evolving in B0, as images on the evolution's own orthonormal temporal basis.
 
-    rho(r, t) = sum_l x_l(r) v_l(t) exp(i 2 pi df(r) t) is written as sum_k y_k(r) e_k(t), with e an orthonormal basis of the
-    span of all products c_p v_l. Then y_k(r) = sum_p b_p(r) sum_l x_l(r) m[p, l, k]: everything after this operator
-    (coils, Fourier transform, a mask that is the same for all t) acts on few images y_k, and the last factor, e, is an
-    isometry that drops out of A^H A.
+    rho(r, t) = sum_l x_l(r) v_l(t) exp(i 2 pi df(r) t) is written as sum_k y_k(r) e_k(t), with e an orthonormal basis
+    of the span of all products c_p v_l. Then y_k(r) = sum_p b_p(r) sum_l x_l(r) m[p, l, k]: everything after this
+    operator (coils, Fourier transform, a mask that is the same for all t) acts on few images y_k, and the last factor,
+    e, is an isometry that drops out of A^H A.
     """
 
     spatial: Array

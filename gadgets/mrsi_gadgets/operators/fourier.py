@@ -13,8 +13,9 @@ from mrsi_gadgets.operators.algebra import Identity, LinearOperator, Shape
 
 
 def half_voxel_shift(geometry: Geometry) -> tuple[float, float, float]:
-    """Return by how many voxels the grid's index n // 2 lies beyond the origin of r, per axis (0, or 1/2 for ``edge``)."""
-    return tuple(n // 2 - c for n, c in zip(geometry.matrix, geometry.centre_index, strict=True))  # type: ignore[return-value]
+    """Return by how many voxels index n // 2 lies beyond the origin of r, per axis (0, or 1/2 for ``edge``)."""
+    x, y, z = (n // 2 - c for n, c in zip(geometry.matrix, geometry.centre_index, strict=True))
+    return x, y, z
 
 
 def shift_phase(sizes: tuple[int, ...], shift: tuple[float, ...]) -> np.ndarray | None:

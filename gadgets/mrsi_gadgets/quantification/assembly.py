@@ -46,22 +46,21 @@ class FitResult:
 
     def weighted(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return value and variance of a weighted sum of the amplitudes; `weights` is (column,)."""
-        m = self.amplitudes.shape[1]
         columns = np.flatnonzero(weights)
         if len(columns) == 1:
             i = columns[0]
             return self.amplitudes[:, i] * weights[i], self.variance[:, i] * weights[i] ** 2
-        value = self.amplitudes @ weights
-        part = self.covariance[:, :m, :m]
-        variance = np.einsum("i,vij,j->v", weights, part, weights, optimize=True)
+        value = self.amplitudes[:, columns] @ weights[columns]
+        variance = self.covariance_of(weights, weights)
         # a sum whose members all lie at the bound is as uncertain as the best determined of them
-        alone = np.min(np.where(weights > 0, self.variance[:, :m], np.inf), axis=1)
+        alone = np.min(self.variance[:, columns], axis=1)
         return value, np.where(variance > 0, variance, alone)
 
     def covariance_of(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Return the covariance of two weighted sums of the amplitudes."""
-        m = self.amplitudes.shape[1]
-        return np.einsum("i,vij,j->v", first, self.covariance[:, :m, :m], second, optimize=True)
+        rows, columns = np.flatnonzero(first), np.flatnonzero(second)
+        part = self.covariance[:, rows[:, None], columns[None, :]]
+        return np.asarray((part @ second[columns]) @ first[rows])
 
 
 def smooth_in_mask(values: np.ndarray, mask: np.ndarray, fwhm_voxels: float) -> np.ndarray:

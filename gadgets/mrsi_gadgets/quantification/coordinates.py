@@ -19,7 +19,7 @@ from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.quantification.design import NuisanceBand
 
 _DENSE_TOLERANCE = 1e-4
-_SIGNAL_TOLERANCE = 3e-3
+_SIGNAL_TOLERANCE = 1e-2
 _SEARCH_FRACTION = 0.03
 
 

@@ -29,6 +29,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Sums that are well determined, and the molecules they add up."""
 
+_STRONG_SHARE = 0.2
+"""Macromolecule components below this part of the largest follow the profile: noise hides their departures from it."""
 PROFILE = "MM"
 """Name of the column that holds the macromolecule profile."""
 
@@ -141,7 +143,7 @@ def build_design(
     typical
         Name -> amplitude in normal brain; 1 for names it does not hold.
     macromolecule_freedom
-        SD of each macromolecule component about its share of the profile, as a fraction of that share.
+        SD of each strong macromolecule component about its share of the profile, as a fraction of that share.
     metabolite_freedom
         SD of a metabolite that is not in `FREE_METABOLITES` about its usual ratio to the others, as a fraction; inf:
         no prior. Such weak molecules hide below strong ones (glycine below Ins, PE below tCho).
@@ -174,12 +176,13 @@ def build_design(
         parts = np.asarray(macromolecules.fids).T * shares
         columns += [parts.sum(axis=1, keepdims=True)]
         names, bounded, prior, amplitudes = [*names, PROFILE], [*bounded, True], [*prior, np.inf], [*amplitudes, 1.0]
+        strong = np.flatnonzero(shares > _STRONG_SHARE * shares.max())
         if macromolecule_freedom > 0 and len(shares) > 1:
-            columns += [parts]
-            names += [f"{PROFILE}:{name}" for name in macromolecules.names]
-            bounded += [False] * len(shares)
-            prior += [macromolecule_freedom] * len(shares)
-            amplitudes += [0.0] * len(shares)
+            columns += [parts[:, strong]]
+            names += [f"{PROFILE}:{macromolecules.names[i]}" for i in strong]
+            bounded += [False] * len(strong)
+            prior += [macromolecule_freedom] * len(strong)
+            amplitudes += [0.0] * len(strong)
     return Design(
         tuple(names),
         np.concatenate(columns, axis=1),

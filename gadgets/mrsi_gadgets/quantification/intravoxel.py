@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-_FINE = 4
+_FINE = 3
 _LARGEST = 2.0
 """|h| above this comes from division by next to nothing at the rim of the mask."""
 

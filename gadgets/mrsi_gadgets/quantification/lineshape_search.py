@@ -25,7 +25,7 @@ class LineshapeRange:
 
     shift_hz: float = 10.0
     """Largest shift to either side [Hz]."""
-    margin_hz: float = 6.0
+    margin_hz: float = 5.0
     """What the field within a voxel may add to the shifts [Hz]."""
     lorentz: tuple[float, float] = (-6.0, 40.0)
     """Decay rate beyond the molecule's own [1/s]; negative where a tissue's T2* is longer than the model's."""
@@ -83,7 +83,7 @@ class LineshapeExpansion:
 
 
 def expand_lineshapes(
-    times_s: np.ndarray, allowed: LineshapeRange, *, tolerance: float = 1e-4, n_nodes: int = 64
+    times_s: np.ndarray, allowed: LineshapeRange, *, tolerance: float = 1e-4, n_nodes: int = 44
 ) -> LineshapeExpansion:
     """Build the basis of all lineshapes within `allowed`.
 

@@ -16,7 +16,8 @@ from mrsi_gadgets.quantification.refinement import Fit, Problem, covariance, mod
 
 _CHANCE = 1.15
 """Misfit that noise alone may leave."""
-_FIRST_STEPS, _FINAL_STEPS = 4, 20
+_FIRST_STEPS, _FINAL_STEPS = 2, 20
+_FIRST_SETTLED = 0.5
 _ENOUGH_VOXELS = 30
 _ROWS_FOR_VARIANCE = 256
 _SMALLEST_SPREAD = np.array([0.02, 0.2, 0.7, 8.0])
@@ -34,8 +35,10 @@ class Voxels(NamedTuple):
     """(voxel,) SD of the real part of the noise in a coordinate."""
     given: Array
     """(voxel, node) complex64: lineshape that the field map gives."""
-    colour: Array | None
-    """(voxel, coordinate, k) complex64: factor of the noise's covariance over noise_sd^2; None: white."""
+    spread: np.ndarray | None
+    """(voxel, k) SD of the noise along each direction of `directions` over noise_sd; None: white noise."""
+    directions: np.ndarray | None
+    """(coordinate, k): directions of the noise that matters; None: white noise."""
 
 
 class FirstPass(NamedTuple):
@@ -63,7 +66,7 @@ def first_pass(voxels: Voxels, model: VarproModel) -> FirstPass:
     residual = data - model_at(dictionary, first.shape, start, voxels.given)
     whiten = whitener(band_energy(residual, coordinates), coordinates)
     problem = Problem(data, whiten, voxels.given, *_prior(model, scale, WEAK_PRIOR))
-    fit = refine(problem, dictionary, first.shape, max_steps=_FIRST_STEPS)
+    fit = refine(problem, dictionary, first.shape, max_steps=_FIRST_STEPS, settled_at=_FIRST_SETTLED)
     degrees = 2 * data.shape[1] - np.sum(to_numpy(fit.free), axis=1)
     return FirstPass(problem, scale, fit, np.sqrt(to_numpy(fit.cost) / np.maximum(degrees, 1)))
 
@@ -86,8 +89,10 @@ def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior
     start = first.fit.amplitudes * inverse[:, None]
     fit = refine(problem, dictionary, first.fit.shape, start, first.fit.free, max_steps=_FINAL_STEPS)
     cov, variance = covariance(fit.normal, fit.free)
-    if voxels.colour is not None:
-        spread = propagated(problem, dictionary, fit.shape, fit.amplitudes, voxels.colour)
+    if voxels.spread is not None and voxels.directions is not None:
+        directions = like(voxels.directions, data, "complex64")[None, :, :]
+        noise = directions * like(voxels.spread / more[:, None], data, "float32")[:, None, :]
+        spread = propagated(problem, dictionary, fit.shape, fit.amplitudes, noise)
         cov = xp.matmul(cov, xp.matmul(spread, cov))
         own = xp.linalg.diagonal(cov)
         variance = xp.where(own > 0, own, variance)

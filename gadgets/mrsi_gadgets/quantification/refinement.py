@@ -16,9 +16,6 @@ from mrsi_gadgets.arrays import Array, device, like, namespace
 from mrsi_gadgets.quantification.lineshape_search import N_SHAPE, LineshapeExpansion, LineshapeRange
 from mrsi_gadgets.quantification.nonnegative import in_order, solve_nonnegative
 
-_SETTLED = 0.01
-"""A voxel is done when the squared length of its step, in standard deviations, is below this: the next step would be
-shorter by orders of magnitude."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +102,7 @@ def refine(
     free: Array | None = None,
     *,
     max_steps: int = 20,
+    settled_at: float = 0.02,
 ) -> Fit:
     """Improve lineshapes and amplitudes until they settle; a step that makes a voxel worse is halved.
 
@@ -120,6 +118,9 @@ def refine(
         Start, or None: amplitudes are fitted at the given lineshape first.
     max_steps
         Voxels that have not settled after so many steps keep the best state that was found.
+    settled_at
+        A voxel is done when the squared length of its step, in standard deviations, is below this; the next step would be
+        shorter by orders of magnitude.
 
     Returns
     -------
@@ -138,7 +139,7 @@ def refine(
         here = _linearise(batch.problem, batch.shape, batch.amplitudes, dictionary)
         batch, new_shape, new_amplitudes, length, accept = _advance(batch, here, dictionary)
         last = step == max_steps
-        settled = (accept & (length < _SETTLED)) | last
+        settled = (accept & (length < settled_at)) | last
         rows = xp.nonzero(settled)[0]
         if rows.shape[0]:
             ends = (batch.best_shape, batch.best_amplitudes) if last else (new_shape, new_amplitudes)

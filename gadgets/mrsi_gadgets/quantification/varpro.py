@@ -25,7 +25,8 @@ __all__ = ["VarproModel", "fit_varpro", "prepare_varpro"]
 
 _CHUNK = 96
 _NOISE_FLOOR = 1e-4
-_COUNTED_NOISE = 0.02
+_COUNTED_NOISE = 0.1
+"""Directions with less than this fraction of the largest noise SD do not count in the standard deviations."""
 
 
 def fit_varpro(
@@ -80,22 +81,22 @@ def _voxels(image: SpectralImage, inside: np.ndarray, model: VarproModel, *, int
     if image.basis is not None:
         project = to_numpy(image.basis).astype(complex) @ project
     data = signal @ like(project, signal, "complex64")
-    noise, colour = _noise(image, inside, project, data)
+    noise, spread, directions = _noise(image, inside, project, data)
     times = model.dictionary.expansion.node_times_s
     given = intravoxel_lineshape(image.b0_hz, image.mask, times) if intravoxel else np.ones((len(inside), len(times)))
-    return Voxels(data, noise, like(given, signal, "complex64"), colour)
+    return Voxels(data, noise, like(given, signal, "complex64"), spread, directions)
 
 
 def _noise(
     image: SpectralImage, inside: np.ndarray, project: np.ndarray, data: Array
-) -> tuple[np.ndarray, Array | None]:
-    """Return each voxel's noise spread evenly over the coordinates, and a factor of its true covariance if uneven.
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Return each voxel's noise spread evenly over the coordinates, and where it really lies, if it is not even.
 
     Where the noise is zero (noise-free data) a small fraction of the signal takes its place.
     """
     xp = namespace(data)
     sd = np.asarray(image.noise_sd, np.float32).ravel()[inside]
-    factor = None
+    spread = directions = None
     if image.basis is not None:
         rank, n_coordinates = project.shape
         spread = np.repeat(sd[:, None], rank, axis=1)
@@ -103,13 +104,13 @@ def _noise(
             spread = np.asarray(image.coefficient_sd, np.float32).reshape(-1, rank)[inside]
         sd = np.sqrt(np.sum(spread**2, axis=1) / n_coordinates)
         matter = np.median(spread**2, axis=0) > _COUNTED_NOISE**2 * np.max(np.median(spread**2, axis=0))
-        factor = project[matter].T[None] * spread[:, None, matter]
+        spread, directions = spread[:, matter], project[matter].T
     peak = to_numpy(xp.max(xp.abs(data), axis=1)).astype(np.float32)
     floor = _NOISE_FLOOR * np.maximum(peak, np.median(peak))
     if not np.all(floor > 0):
         raise DataError("the spectroscopic image is zero everywhere; check that the metabolite readouts hold signal")
     sd = np.maximum(sd, floor)
-    return sd, None if factor is None else like(factor / sd[:, None, None], data, "complex64")
+    return sd, None if spread is None else spread / sd[:, None], directions
 
 
 def _fit(voxels: Voxels, model: VarproModel, progress: Callable[[float], None]) -> FitResult:
@@ -123,7 +124,8 @@ def _fit(voxels: Voxels, model: VarproModel, progress: Callable[[float], None]) 
                 voxels.data[rows, :],
                 voxels.noise_sd[rows],
                 voxels.given[rows, :],
-                None if voxels.colour is None else voxels.colour[rows, :, :],
+                None if voxels.spread is None else voxels.spread[rows],
+                voxels.directions,
             )
         )
 

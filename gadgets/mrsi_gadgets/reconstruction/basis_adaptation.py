@@ -17,9 +17,10 @@ def shared_shift(
 ) -> float:
     """Return the frequency [Hz] that, taken out of all FIDs, makes them most likely under the signal model.
 
-    Energy(f) = sum over voxels of a^H K a, a the coefficients of x exp(-i 2 pi f t). With K = C (C + 2 s^2)^-1 this is, up to
-    constants, the log-likelihood of Gaussian coefficients of covariance C. It depends on the data through their Gram
-    matrix in time only, and on f through its diagonals' sums. A shift is kept only where it gains more than noise could.
+    Energy(f) = sum over voxels of a^H K a, a the coefficients of x exp(-i 2 pi f t). With K = C (C + 2 s^2)^-1 this
+    is, up to constants, the log-likelihood of Gaussian coefficients of covariance C. It depends on the data through
+    their Gram matrix in time only, and on f through its diagonals' sums. A shift is kept only where it gains more than
+    noise could.
 
     Parameters
     ----------
@@ -59,8 +60,9 @@ def shared_shift(
 def wiener_gain(model: object, coefficients: Array, noise_sd: float) -> np.ndarray | None:
     """Return K = C (C + 2 s^2)^-1, (rank, rank), of a model that knows the covariance of its coefficients, else None.
 
-    The metabolites' covariance is scaled to the energy of the data. Nuisance varies over orders of magnitude, so its covariance is
-    taken a hundred times as strong as the metabolites': wherever it may lie, it says nothing about the shift.
+    The metabolites' covariance is scaled to the energy of the data. Nuisance varies over orders of magnitude, so its
+    covariance is taken a hundred times as strong as the metabolites': wherever it may lie, it says nothing about the
+    shift.
 
     Parameters
     ----------
@@ -77,15 +79,17 @@ def wiener_gain(model: object, coefficients: Array, noise_sd: float) -> np.ndarr
     few = to_numpy(coefficients)
     strength, unwanted = float(np.trace(wanted).real), float(np.trace(nuisance).real)
     energy = float(np.sum(np.abs(few) ** 2)) / len(few) - 2 * noise_sd**2 * few.shape[1]
-    covariance = max(energy, 0.0) / strength * (wanted + nuisance * (100 * strength / unwanted if unwanted > 0 else 0.0))
+    covariance = (
+        max(energy, 0.0) / strength * (wanted + nuisance * (100 * strength / unwanted if unwanted > 0 else 0.0))
+    )
     return np.asarray(covariance @ np.linalg.inv(covariance + 2 * noise_sd**2 * np.eye(len(covariance))))
 
 
 def unexplained_rows(fids: Array, basis: np.ndarray, noise_sd: float) -> np.ndarray:
     """Return orthonormal rows (any, t) for signal outside the subspace that stands out of the noise.
 
-    They are right singular vectors of what the basis leaves of the FIDs, with singular values above the largest one of a
-    pure noise matrix, s sqrt(2) (sqrt(n) + sqrt(t - rank)), by more than its own scatter (Tracy-Widom scale).
+    They are right singular vectors of what the basis leaves of the FIDs, with singular values above the largest one of
+    a pure noise matrix, s sqrt(2) (sqrt(n) + sqrt(t - rank)), by more than its own scatter (Tracy-Widom scale).
 
     Parameters
     ----------

@@ -12,8 +12,8 @@ from mrsi_gadgets.errors import DataError
 def dominant_channels(images: np.ndarray) -> np.ndarray:
     """Return the unit vector over coils that carries most energy in each voxel, (coil, x, y, z).
 
-    It is the leading eigenvector of sum_t x(t) x(t)^H; its phase is that of the first time point's matched signal, so that
-    the combination of the first point is real and positive.
+    It is the leading eigenvector of sum_t x(t) x(t)^H; its phase is that of the first time point's matched signal, so
+    that the combination of the first point is real and positive.
 
     Parameters
     ----------
@@ -32,9 +32,9 @@ def dominant_channels(images: np.ndarray) -> np.ndarray:
 def coil_maps_from_water(image: Array, mask: np.ndarray | None = None) -> np.ndarray:
     """Return coil maps (coil, x, y, z) complex64 from the water image of each channel at t = 0.
 
-    The maps are the channels over their root sum of squares, smoothed with the water's power as weight and continued
-    into voxels without water, so that sum_c |S_c|^2 = 1 everywhere. Their phase is that of the water at t = 0: a matched
-    combination with them puts every FID in phase with the water.
+    The maps are the channels over their root sum of squares. Voxels with little water lean on their neighbours, and
+    voxels without any are continued smoothly; sum_c |S_c|^2 = 1 everywhere. Their phase is that of the water at t = 0:
+    a matched combination with them puts every FID in phase with the water.
 
     Parameters
     ----------
@@ -52,10 +52,15 @@ def coil_maps_from_water(image: Array, mask: np.ndarray | None = None) -> np.nda
     norm = np.sqrt(np.sum(np.abs(channels) ** 2, axis=0))
     trusted = norm > 0 if mask is None else mask & (norm > 0)
     if not trusted.any():
-        raise DataError("the water image is empty, so no coil maps can be made; check the water reference rule of the header")
+        raise DataError(
+            "the water image is empty, so no coil maps can be made; check the water reference rule of the header"
+        )
     unit = np.where(trusted, channels / np.where(norm > 0, norm, 1), 0)
     weight = np.where(trusted, np.minimum(norm / np.median(norm[trusted]), 1.0) ** 2, 0)
     smooth = continue_smoothly(unit, weight, width=0.7)
+    # at a tenth of the median amplitude a voxel's own phase and its neighbours' count alike
+    trust = weight / (weight + 0.01)
+    smooth = trust * unit + (1 - trust) * smooth
     length = np.sqrt(np.sum(np.abs(smooth) ** 2, axis=0))
     return (smooth / np.where(length > 0, length, 1)).astype(np.complex64)
 
@@ -70,7 +75,8 @@ def continue_smoothly(values: np.ndarray, weight: np.ndarray, *, width: float) -
     weight
         (x, y, z) non-negative.
     width
-        SD of the narrowest Gaussian [voxels]; each further one is twice as wide and only fills what the narrower left open.
+        SD of the narrowest Gaussian [voxels]; each further one is twice as wide and only fills what the narrower left
+        open.
     """
     grid = weight.shape
     sizes = [n if n > 1 else 0 for n in grid]
@@ -103,10 +109,10 @@ def _filter_maps(values: np.ndarray, sigma: list[float]) -> np.ndarray:
 def compression_matrix(
     samples: Array, *, lost_energy: float = 1e-3, noise_sd: float = 1.0, max_samples: int = 200_000
 ) -> np.ndarray:
-    """Return the matrix (virtual, coil) complex64 that keeps whitened channels' signal in as few virtual channels as possible.
+    """Return the matrix (virtual, coil) complex64 that keeps whitened channels' signal in the fewest virtual ones.
 
-    The rows are the leading left singular vectors of the samples, so white noise stays white. As many are kept as needed to
-    lose less than `lost_energy` of the signal's energy (the noise's share is taken off first).
+    The rows are the leading left singular vectors of the samples, so white noise stays white. As many are kept as
+    needed to lose less than `lost_energy` of the signal's energy (the noise's share is taken off first).
 
     Parameters
     ----------
@@ -134,6 +140,8 @@ def compression_matrix(
     power, vectors = power[::-1], vectors[:, ::-1]
     signal = np.maximum(power - 2.0 * noise_sd**2, 0.0)
     if not signal.sum() > 0:
-        raise DataError("the samples hold no signal above the noise, so channels cannot be compressed; switch compression off")
+        raise DataError(
+            "the samples hold no signal above the noise, so channels cannot be compressed; switch compression off"
+        )
     kept = 1 + int(np.searchsorted(np.cumsum(signal), (1 - lost_energy) * signal.sum() * (1 - 1e-12)))
     return np.ascontiguousarray(vectors[:, : min(kept, n_coils)].conj().T).astype(np.complex64)

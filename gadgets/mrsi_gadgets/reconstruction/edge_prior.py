@@ -1,8 +1,8 @@
-"""The edge-weighted quadratic prior R(u) = sum over neighbours w_ij |u_i - u_j|^2 of eq. 7, and what its weights follow.
+"""The edge-weighted prior R(u) = sum over neighbours w_ij |u_i - u_j|^2 of eq. 7, and what its weights follow.
 
-Weights are small where neighbours are known to differ: across edges of the water image, and across edges that the scan's
-own coefficients show above their noise. The second kind keeps lesions that the water image does not know. Both distances
-are measured in units of their own median, w = 1 / (1 + d / median d), so that no scale has to be given.
+Weights are small where neighbours are known to differ: across edges of the water image, and across edges that the
+scan's own coefficients show above their noise. The second kind keeps lesions that the water image does not know. Both
+distances are measured in units of their own median, w = 1 / (1 + d / median d), so that no scale has to be given.
 (Anatomical weights: Haldar et al., MRM 2008, doi:10.1002/mrm.21536; re-estimated weights: Perona and Malik 1990,
 doi:10.1109/34.56205.)
 """
@@ -98,8 +98,9 @@ def edge_prior(mask: np.ndarray, reference: Array, distances: tuple[tuple[Array,
 def edge_distances(u: Array, noise_power: Array | float = 0.0) -> tuple[Array, ...]:
     """Return squared differences of neighbours along x, y and z, each (..., 1), summed over components.
 
-    Each component counts in units of its own mean squared difference plus that of its noise (a Mahalanobis distance with a
-    diagonal covariance). So a strong nuisance that varies everywhere does not hide the edge of a weak metabolite.
+    Each component counts in units of its own mean squared difference plus that of its noise (a Mahalanobis distance
+    with a diagonal covariance). So a strong nuisance that varies everywhere does not hide the edge of a weak
+    metabolite.
 
     Parameters
     ----------

@@ -1,18 +1,19 @@
 """B0, coil maps, mask and phase from the water signal.
 
-The water FID of a voxel with the field distribution p(f) is s(t) = A exp(i phi) INT p(f) exp(i 2 pi f t) df. The slope of
-its phase at t = 0 is the water-weighted mean of f, whatever the shape of p; a line through later times is not (skewed
-distributions bend the phase). So the phase is fitted early, with an odd cubic term for the skewness, on the matched
-combination of the channels. Eddy currents add one phase course psi(t) that all voxels share; it is found from what is
-left of the phase after each voxel's own line, with the convention that it has died away at late times.
+The water FID of a voxel with the field distribution p(f) is s(t) = A exp(i phi) INT p(f) exp(i 2 pi f t) df. The slope
+of its phase at t = 0 is the water-weighted mean of f, whatever the shape of p; a line through later times is not
+(skewed distributions bend the phase). So the phase is fitted early, with an odd cubic term for the skewness, on the
+matched combination of the channels. Eddy currents add one phase course psi(t) that all voxels share; it is found from
+what is left of the phase after each voxel's own line, with the convention that it has died away at late times.
 
-The reference's frequency is water's: a constant offset of water itself (temperature, an offset of the synthesiser) cannot
-be told from B0 here and is part of `b0_hz`. Metabolite fits search one shift that all voxels share for this reason.
+The reference's frequency is water's: a constant offset of water itself (temperature, an offset of the synthesiser)
+cannot be told from B0 here and is part of `b0_hz`. Metabolite fits search one shift that all voxels share for this
+reason.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class FieldMap:
     mask: np.ndarray
     """(x, y, z) bool: enough water to trust all this."""
     eddy_phase: np.ndarray
-    """(t,) float64 [rad]: phase course shared by all voxels, on the times of the reference; zeros where not estimated."""
+    """(t,) float64 [rad]: phase course that all voxels share, at `times_s`; zeros where not estimated."""
     times_s: np.ndarray
     """(t,) [s]: times of `eddy_phase`."""
     source: str
@@ -79,7 +80,9 @@ def field_map_from_water(kt: KtData, *, eddy_currents: bool = True) -> FieldMap:
     """
     if not kt.fully_sampled:
         missing = int(np.sum(kt.count == 0))
-        raise DataError(f"the water reference lacks {missing} readouts of its grid; acquire it completely or leave it out")
+        raise DataError(
+            f"the water reference lacks {missing} readouts of its grid; acquire it completely or leave it out"
+        )
     times = grid_times(kt)
     if len(times) < 4:
         raise DataError(f"the water reference has {len(times)} time points; at least 4 are needed for a field map")
@@ -106,8 +109,9 @@ def field_map_from_water(kt: KtData, *, eddy_currents: bool = True) -> FieldMap:
 def field_map_from_residual_water(kt: KtData) -> FieldMap:
     """Return a field map from the water that suppression left in metabolite data.
 
-    The FIDs are filtered to within 0.5 ppm of water. Channels are the dominant singular vector of each voxel. Residual water
-    is distorted by its suppression: its phase at t = 0 need not be the metabolites', and there is no water amplitude.
+    The FIDs are filtered to within 0.5 ppm of water. Channels are the dominant singular vector of each voxel. Residual
+    water is distorted by its suppression: its phase at t = 0 need not be the metabolites', and there is no water
+    amplitude.
 
     Parameters
     ----------
@@ -122,8 +126,12 @@ def field_map_from_residual_water(kt: KtData) -> FieldMap:
     times = grid_times(kt)
     if len(times) < 16:
         raise DataError(f"the data have {len(times)} time points; at least 16 are needed to find residual water")
+    all_times = times
     half_width = WATER_BAND_PPM * kt.protocol.transmit_frequency_hz * 1e-6
-    filtered = kt.with_samples(_low_pass(kt.samples, float(times[1] - times[0]), half_width))
+    filtered = _without_start(
+        kt.with_samples(_low_pass(kt.samples, float(times[1] - times[0]), half_width)), half_width
+    )
+    times = grid_times(filtered)
     early = _early_images(filtered, times)
     channels = dominant_channels(early)
     fids = to_numpy(matched_image(filtered, channels)).astype(np.complex64)
@@ -135,8 +143,8 @@ def field_map_from_residual_water(kt: KtData) -> FieldMap:
         coil_maps=coil_maps_from_water(channels * (amplitude * np.exp(1j * phase))[None], mask),
         water=None,
         mask=mask,
-        eddy_phase=np.zeros(len(times)),
-        times_s=times,
+        eddy_phase=np.zeros(len(all_times)),
+        times_s=all_times,
         source="residual water",
     )
 
@@ -159,7 +167,9 @@ def _water_mask(fids: np.ndarray) -> np.ndarray:
     bright = float(np.percentile(size, 95))
     mask = size > max(0.1 * bright, 5 * noise if noise < bright / 5 else 0.0)
     if not mask.any() or not bright > 0:
-        raise DataError("no water signal stands out of the noise, so no field map can be made; check the water reference")
+        raise DataError(
+            "no water signal stands out of the noise, so no field map can be made; check the water reference"
+        )
     return np.asarray(mask)
 
 
@@ -252,6 +262,16 @@ def _continue_field(b0: np.ndarray, quality: np.ndarray, mask: np.ndarray) -> np
     # a voxel with a tenth of the median amplitude is still fitted to well below 1 Hz; below that smoothing helps
     trust = np.where(mask, weight / (weight + 1e-3), 0.0)
     return (trust * b0 + (1 - trust) * smooth).astype(np.float32)
+
+
+def _without_start(kt: KtData, half_width_hz: float) -> KtData:
+    """Leave out the first samples, which the filter has mixed with the nothing before the FID.
+
+    The filter's response in time is a Gaussian of SD 1.5 / (2 pi half width); two of them are left out.
+    """
+    times = grid_times(kt)
+    start = min(int(np.sum(times - times[0] < 3 / (2 * np.pi * half_width_hz))), len(times) // 4)
+    return replace(kt, samples=kt.samples[:, :, start:], k=kt.k[:, start:], t=kt.t[:, start:])
 
 
 def _low_pass(samples: Array, dwell_s: float, half_width_hz: float) -> Array:

@@ -42,9 +42,9 @@ def check_calibration(kt: KtData, coil_maps: Array, b0_hz: np.ndarray, mask: np.
 def matched_image(kt: KtData, coil_maps: Array, *, progress: Progress | None = None) -> Array:
     """Return sum_c conj(S_c) F^H d_c, (x, y, z, t): transform and matched combination, one coil at a time.
 
-    Division by the square root of the number of voxels is included, so this is rho wherever sum_c |S_c|^2 = 1 and k-space
-    is complete. Never more than two arrays of one coil's size are made. k-space and image shifts are phases and index
-    rolls that are folded into the coil maps: the data are touched once by the transform and once by the sum.
+    Division by the square root of the number of voxels is included, so this is rho wherever sum_c |S_c|^2 = 1 and
+    k-space is complete. Never more than two arrays of one coil's size are made. k-space and image shifts are phases
+    and index rolls that are folded into the coil maps: the data are touched once by the transform and once by the sum.
 
     Parameters
     ----------
@@ -59,7 +59,9 @@ def matched_image(kt: KtData, coil_maps: Array, *, progress: Progress | None = N
     dense = kt.dense
     grid = tuple(int(n) for n in dense.shape[1:4])
     if grid != tuple(kt.protocol.geometry.matrix):
-        raise DataError(f"the k-space grid {grid} is not the image matrix {kt.protocol.geometry.matrix}; use the general operator")
+        raise DataError(
+            f"the k-space grid {grid} is not the image matrix {kt.protocol.geometry.matrix}; use the general operator"
+        )
     axes = tuple(a for a in range(3) if grid[a] > 1)
     weights, ramp = _shifted_weights(kt, coil_maps, grid)
     total: Array | None = None
@@ -82,7 +84,7 @@ def matched_image(kt: KtData, coil_maps: Array, *, progress: Progress | None = N
 
 
 def _shifted_weights(kt: KtData, coil_maps: Array, grid: tuple[int, ...]) -> tuple[Array, Array | None]:
-    """Return conj(S) / sqrt(N) in FFT order times the phase of the k-space shift, and the half-voxel ramp of k-space."""
+    """Return conj(S) / sqrt(N) in FFT order with the phase of the k-space shift, and the half-voxel ramp of k-space."""
     samples = kt.samples
     xp = namespace(samples)
     phase = np.ones(grid, dtype=complex)
@@ -104,7 +106,8 @@ def demodulate(rho: Array, b0_hz: Array, times_s: np.ndarray) -> Array:
 def field_phase(reference: Array, b0_hz: Array, times_s: np.ndarray) -> Array:
     """Return exp(+i 2 pi b0(r) t), (x, y, z, t), in `reference`'s namespace and precision.
 
-    Uniform times are stepped in two levels (coarse times fine), which needs far fewer exponentials than one per element.
+    Uniform times are stepped in two levels (coarse times fine), which needs far fewer exponentials than one per
+    element.
     """
     xp = namespace(reference)
     b0 = like(np.asarray(b0_hz, dtype=np.float64), reference)
@@ -114,7 +117,9 @@ def field_phase(reference: Array, b0_hz: Array, times_s: np.ndarray) -> Array:
         return _unit_phase(xp, b0[..., None] * like(np.asarray(times_s, dtype=np.float64), reference), reference.dtype)
     fine = int(np.ceil(np.sqrt(n_times)))
     coarse = -(-n_times // fine)
-    slow = _unit_phase(xp, b0[..., None] * like(times_s[0] + step * fine * np.arange(coarse), reference), reference.dtype)
+    slow = _unit_phase(
+        xp, b0[..., None] * like(times_s[0] + step * fine * np.arange(coarse), reference), reference.dtype
+    )
     quick = _unit_phase(xp, b0[..., None] * like(step * np.arange(fine, dtype=np.float64), reference), reference.dtype)
     product = slow[..., :, None] * quick[..., None, :]
     return xp.reshape(product, (*b0.shape, coarse * fine))[..., :n_times]

@@ -16,8 +16,8 @@ from mrsi_gadgets.reconstruction.fourier import Progress, reconstruct_fourier
 def noise_threshold(n_rows: int, n_columns: int, noise_sd: float) -> float:
     """Return the singular value below which a component of a noisy matrix is better left out.
 
-    The optimal hard threshold for known noise, lambda(beta) sqrt(larger side) sigma, of Gavish and Donoho, IEEE Trans. Inf.
-    Theory 2014, doi:10.1109/TIT.2014.2323359. It lies a little above the edge of the noise's own singular values.
+    The optimal hard threshold for known noise, lambda(beta) sqrt(larger side) sigma, of Gavish and Donoho, IEEE Trans.
+    Inf. Theory 2014, doi:10.1109/TIT.2014.2323359. It lies a little above the edge of the noise's own singular values.
 
     Parameters
     ----------
@@ -34,8 +34,8 @@ def noise_threshold(n_rows: int, n_columns: int, noise_sd: float) -> float:
 def principal_fids(fids: Array) -> tuple[np.ndarray, np.ndarray]:
     """Return singular values (descending) and right singular vectors, (t, t) rows, of FIDs (voxel, t).
 
-    They come from the (t, t) Gram matrix in double precision: one product over all voxels, and singular values down to 1e-7
-    of the largest are still right.
+    They come from the (t, t) Gram matrix in double precision: one product over all voxels, and singular values down to
+    1e-7 of the largest are still right.
     """
     few = to_numpy(fids).astype(np.complex128)
     power, vectors = np.linalg.eigh(few.conj().T @ few)

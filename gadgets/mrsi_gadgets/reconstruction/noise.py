@@ -9,7 +9,7 @@ from mrsi_gadgets.data import KtData
 from mrsi_gadgets.errors import DataError
 
 SAMPLES_PER_CHANNEL = 10
-"""A covariance of C channels from n samples has a relative error of about sqrt(C / n): 10 C samples keep it below 1/3."""
+"""A covariance of C channels from n samples has a relative error of about sqrt(C / n): below 1/3 for 10 C."""
 
 
 def noise_covariance(samples: Array) -> np.ndarray:
@@ -30,8 +30,8 @@ def noise_covariance(samples: Array) -> np.ndarray:
     n_coils, n_samples = noise.shape
     if n_samples < SAMPLES_PER_CHANNEL * n_coils:
         raise DataError(
-            f"the noise scan has {n_samples} samples for {n_coils} channels; at least {SAMPLES_PER_CHANNEL * n_coils} are "
-            "needed to whiten, so record a longer noise scan or leave it out"
+            f"the noise scan has {n_samples} samples for {n_coils} channels; at least {SAMPLES_PER_CHANNEL * n_coils} "
+            "are needed to whiten, so record a longer noise scan or leave it out"
         )
     if not np.all(np.isfinite(noise)):
         raise DataError("the noise scan contains samples that are not numbers; leave it out or record it again")
@@ -90,7 +90,9 @@ def noise_covariance_from_data(kt: KtData) -> tuple[np.ndarray, str]:
     radius = np.sqrt(np.sum(kt.k[:, kt.k.shape[1] // 2, :] ** 2, axis=-1))
     acquired = kt.count > 0
     if not acquired.any():
-        raise DataError("no readout of this frame was acquired, so its noise cannot be estimated; send metabolite readouts")
+        raise DataError(
+            "no readout of this frame was acquired, so its noise cannot be estimated; send metabolite readouts"
+        )
     outer = acquired & (radius >= np.median(radius[acquired]))
     start = kt.samples.shape[2] - max(kt.samples.shape[2] // 4, 1)
     tail = to_numpy(kt.samples[:, :, start:])[:, outer]
@@ -113,13 +115,15 @@ def whitening_matrix(covariance: np.ndarray) -> np.ndarray:
     silent = np.flatnonzero(~(power > 1e-12 * power.max(initial=0.0)))
     if silent.size or not np.all(np.isfinite(covariance)):
         raise DataError(
-            f"receive channel(s) {silent.tolist()} carry no noise in the noise scan; switch them off or leave the noise scan out"
+            f"receive channel(s) {silent.tolist()} carry no noise in the noise scan; switch them off or omit the scan"
         )
     scale = 1 / np.sqrt(power)
     correlation = covariance * scale[:, None] * scale[None, :]
     lowest = float(np.linalg.eigvalsh(correlation)[0])
     if lowest < 1e-9:
-        raise DataError("the noise of two receive channels is identical, so they cannot be whitened; switch one of them off")
+        raise DataError(
+            "the noise of two receive channels is identical, so they cannot be whitened; switch one of them off"
+        )
     lower = np.linalg.cholesky(correlation)
     return (np.sqrt(2) * np.linalg.solve(lower, np.diag(scale))).astype(np.complex64)
 

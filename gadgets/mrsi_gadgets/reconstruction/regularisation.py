@@ -1,7 +1,7 @@
 """How strongly to regularise: the weight of each component from the noise, by Stein's unbiased risk estimate (SURE).
 
-The smoother of one component is h(L) = (I + lambda L)^-1, L the Laplacian of the edge prior. For noise of known power its
-mean squared error is estimated without the truth (Stein 1981, doi:10.1214/aos/1176345632):
+The smoother of one component is h(L) = (I + lambda L)^-1, L the Laplacian of the edge prior. For noise of known power
+its mean squared error is estimated without the truth (Stein 1981, doi:10.1214/aos/1176345632):
 
     SURE(lambda) = ||z - h z||^2 - n s^2 + 2 s^2 trace h,   s^2 = E|noise|^2.
 
@@ -12,7 +12,7 @@ smoother's noise are estimated with random signs (Hutchinson 1990, doi:10.1080/0
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,8 @@ from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
 from mrsi_gadgets.reconstruction.edge_prior import EdgePrior
 
 WEIGHTS = np.concatenate([[0.0], np.geomspace(0.02, 40.0, 23)])
-"""The lambdas that are tried: 0 leaves the data as they are, the largest averages over about 20 voxels. The range bounds the
-search; SURE chooses within it."""
+"""The lambdas that are tried: 0 leaves the data as they are, the largest averages over some 500 voxels of a plane. The
+range bounds the search; SURE chooses within it."""
 MOMENT_DEGREE = 20
 """Applications of the Laplacian for the moments (twice as many moments come out)."""
 FILTER_ERROR = 3e-3
@@ -53,7 +53,7 @@ class WeightChoice:
 
 
 def as_real(u: Array) -> Array:
-    """Return a complex array's real and imaginary parts side by side on the last axis (real smoothers treat both alike)."""
+    """Return real and imaginary parts side by side on the last axis: a real smoother treats both alike."""
     xp = namespace(u)
     return xp.concat([xp.real(u), xp.imag(u)], axis=-1)
 
@@ -88,8 +88,8 @@ def choose_weights(
     rng
         Draws the random signs.
     pooled_from
-        Components from here on hold no more than noise; they share one lambda, chosen from their sum, because the risk estimate of
-        one of them alone is itself mostly noise.
+        Components from here on hold no more than noise; they share one lambda, chosen from their sum, because the risk
+        estimate of one of them alone is itself mostly noise.
     """
     n_components = z.shape[-1]
     signs = _signs(mask, z, 16, rng)
@@ -99,9 +99,9 @@ def choose_weights(
     of_trace = moments[:, 2 * n_components :].mean(axis=1)
     n_voxels = int(mask.sum())
     bound, count = prior.bound, len(moments)
-    lost, error = _polynomials([lambda x, w=w: (w * x / (1 + w * x)) ** 2 for w in WEIGHTS], bound, count)
-    kept, _ = _polynomials([lambda x, w=w: 1 / (1 + w * x) for w in WEIGHTS], bound, count)
-    squared, _ = _polynomials([lambda x, w=w: 1 / (1 + w * x) ** 2 for w in WEIGHTS], bound, count)
+    lost, error = _polynomials(lambda x, w: (w * x / (1 + w * x)) ** 2, WEIGHTS, bound, count)
+    kept, _ = _polynomials(lambda x, w: 1 / (1 + w * x), WEIGHTS, bound, count)
+    squared, _ = _polynomials(lambda x, w: 1 / (1 + w * x) ** 2, WEIGHTS, bound, count)
     trace = of_trace @ kept
     risk = lost.T @ of_data - n_voxels * noise_power + 2 * noise_power * trace[:, None]
     # strong components allow only weights whose polynomial is exact to well below their noise
@@ -163,7 +163,8 @@ def smoothed_noise(
 def chebyshev_moments(columns: Array, prior: EdgePrior) -> np.ndarray:
     """Return u^T T_k(L') u for k = 0 .. 2 MOMENT_DEGREE and every column u, (moment, column) float64.
 
-    L' is the Laplacian mapped to [-1, 1]. T_2k = 2 T_k T_k - 1 and T_2k+1 = 2 T_k+1 T_k - T_1 give two moments per step.
+    L' is the Laplacian mapped to [-1, 1]. T_2k = 2 T_k T_k - 1 and T_2k+1 = 2 T_k+1 T_k - T_1 give two moments per
+    step.
     """
     xp = namespace(columns)
     moments = np.empty((2 * MOMENT_DEGREE + 1, columns.shape[-1]))
@@ -196,13 +197,13 @@ def _chebyshev(columns: Array, prior: EdgePrior, degree: int) -> Iterator[Array]
 
 
 def _polynomials(
-    functions: Sequence[Callable[[np.ndarray], np.ndarray]], bound: float, count: int
+    function: Callable[[np.ndarray, np.ndarray], np.ndarray], weights: np.ndarray, bound: float, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return Chebyshev coefficients (count, function) on [0, bound], and the largest error of each polynomial."""
+    """Return Chebyshev coefficients (count, weight) of function(x, weight) on [0, bound], and each largest error."""
     n = max(4 * count, 128)
     angles = np.pi * (np.arange(n) + 0.5) / n
     place = 0.5 * bound * (np.cos(angles) + 1)
-    values = np.stack([function(place) for function in functions], axis=1)
+    values = function(place[:, None], weights[None, :])
     terms = np.cos(np.arange(count)[:, None] * angles)
     result = 2 / n * (terms @ values)
     result[0] *= 0.5
@@ -217,7 +218,7 @@ def _filter_coefficients(bound: float, weights: np.ndarray) -> np.ndarray:
     distance = 2 / max(float(np.max(weights)) * bound, 1e-9)
     ratio = 1 + distance + np.sqrt(distance**2 + 2 * distance)
     degree = int(np.clip(np.ceil(np.log(1 / FILTER_ERROR) / np.log(ratio)), 8, 60))
-    return _polynomials([lambda x, w=w: 1 / (1 + w * x) for w in weights], bound, degree + 1)[0]
+    return _polynomials(lambda x, w: 1 / (1 + w * x), weights, bound, degree + 1)[0]
 
 
 def _signs(mask: np.ndarray, reference: Array, count: int, rng: np.random.Generator) -> Array:

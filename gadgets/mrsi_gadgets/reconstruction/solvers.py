@@ -16,7 +16,9 @@ class Status(Enum):
 
     CONVERGED = "the residual fell below the tolerance"
     STOPPED = "the callback asked to stop"
-    MAX_ITERATIONS = "the residual is still above the tolerance after the largest number of iterations; allow more of them"
+    MAX_ITERATIONS = (
+        "the residual is still above the tolerance after the largest number of iterations; allow more of them"
+    )
     BREAKDOWN = "the operator is not positive definite, so conjugate gradients cannot go on; check operator and weights"
 
 
@@ -52,10 +54,12 @@ def conjugate_gradient(
     rtol: float = 1e-5,
     callback: Callable[[int, float], bool | None] | None = None,
 ) -> Solution:
-    """Solve normal(x) = rhs for a Hermitian positive (semi)definite map (Hestenes and Stiefel 1952, doi:10.6028/jres.049.044).
+    """Solve normal(x) = rhs for a Hermitian positive (semi)definite map.
 
-    Every quantity that is compared is relative to the right-hand side, so results do not depend on the scale of the data.
-    Directions of zero curvature end the iteration: with them the right-hand side was outside the map's range.
+    Hestenes and Stiefel, J. Res. Natl. Bur. Stand. 1952, doi:10.6028/jres.049.044.
+
+    Every quantity that is compared is relative to the right-hand side, so results do not depend on the scale of the
+    data. Directions of zero curvature end the iteration: with them the right-hand side was outside the map's range.
 
     Parameters
     ----------

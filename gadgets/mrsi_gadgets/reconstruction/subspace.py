@@ -8,9 +8,9 @@ U^ = argmin || d - Omega{F B (U V)} ||^2 + sum_l lambda_l R(u_l). V comes from t
 * the edges of its own coefficients, and
 * each component's lambda, by Stein's unbiased risk estimate from the known noise.
 
-Fully sampled data need no transform inside the iterations: with sum_c |S_c|^2 = 1 and orthonormal V, A^H A is the identity, and
-the data enter through the B0-demodulated, projected, matched-filter image alone. Everything else goes through the general
-operator and conjugate gradients.
+Fully sampled data need no transform inside the iterations: with sum_c |S_c|^2 = 1 and orthonormal V, A^H A is the
+identity, and the data enter through the B0-demodulated, projected, matched-filter image alone. Everything else goes
+through the general operator and conjugate gradients.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def reconstruct_subspace(
     model
         Signal model with an orthonormal `basis`.
     water
-        (x, y, z) water image, whose edges are trusted where that lowers the risk estimate; None for the scan's own edges alone.
+        (x, y, z) water image, whose edges are trusted where that lowers the risk estimate; None for the scan's own
+        edges alone.
     prior
         ``edges`` or ``none`` (least squares on the basis).
     adapt
@@ -106,9 +107,9 @@ def reconstruct_subspace(
     Returns
     -------
     SpectralImage
-        Coefficients on an orthonormal basis (rotated to the scan's principal axes, which makes their errors independent).
-        `coefficient_sd` is the noise that is left in each after smoothing, in quadrature with the signal that the risk
-        estimate says was smoothed away; `noise_sd` is that without a prior.
+        Coefficients on an orthonormal basis (rotated to the scan's principal axes, which makes their errors
+        independent). `coefficient_sd` is the noise that is left in each after smoothing, in quadrature with the signal
+        that the risk estimate says was smoothed away; `noise_sd` is that without a prior.
 
     Raises
     ------
@@ -124,20 +125,26 @@ def reconstruct_subspace(
     check_calibration(kt, coil_maps, b0_hz, mask, noise_sd)
     times = grid_times(kt)
     if model.basis.shape[1] != len(times):
-        raise DataError(f"the signal model has {model.basis.shape[1]} points and the data {len(times)}; learn one for this protocol")
+        raise DataError(
+            f"the signal model has {model.basis.shape[1]} points and the data {len(times)}; learn one for this protocol"
+        )
     direct = kt.fully_sampled and not use_operator
     inside = np.asarray(mask, dtype=bool)
     problem = _Problem(
         kt, coil_maps, np.asarray(b0_hz, dtype=float), inside, noise_sd, np.asarray(model.basis), direct,
         np.random.default_rng(seed), rtol,
     )  # fmt: skip
-    provenance: dict[str, Any] = {"method": "subspace", "solver": "per voxel" if direct else "conjugate gradients", "prior": prior}
-    problem, image, noise = _least_squares(problem, times, model, adapt and inside.any(), provenance, progress)
+    provenance: dict[str, Any] = {
+        "method": "subspace",
+        "solver": "per voxel" if direct else "conjugate gradients",
+        "prior": prior,
+    }
+    problem, image, noise = _least_squares(problem, times, model, adapt and bool(inside.any()), provenance, progress)
     regularised = prior == "edges" and inside.any()
     errors: np.ndarray | None = None
     if regularised:
         problem, image, errors = _regularise(problem, image, noise, water, provenance)
-    scale = 1 / np.sqrt(inside.size)
+    scale = float(1 / np.sqrt(inside.size))
     sd = image_noise_sd(kt, coil_maps, noise_sd) if kt.fully_sampled else np.full(inside.shape, np.mean(noise) * scale)
     relative = np.ones((1, len(problem.basis))) if kt.fully_sampled else (noise / np.mean(noise))[None]
     coefficient_sd = sd[..., None] * relative * (1.0 if errors is None else errors)
@@ -158,14 +165,22 @@ def reconstruct_subspace(
 
 
 def _least_squares(
-    problem: _Problem, times: np.ndarray, model: TemporalBasis, adapt: bool, provenance: dict[str, Any], progress: Progress | None
+    problem: _Problem,
+    times: np.ndarray,
+    model: TemporalBasis,
+    adapt: bool,
+    provenance: dict[str, Any],
+    progress: Progress | None,
 ) -> tuple[_Problem, Array, np.ndarray]:
     """Return the problem (with shift and rows added), coefficients without a prior, and their noise SD (component,)."""
-    scale = np.sqrt(problem.mask.size)
+    scale = float(np.sqrt(problem.mask.size))
     if not problem.kt.fully_sampled:
         image, noise = _solve_without_prior(problem)
         return problem, image, noise
-    rho = demodulate(matched_image(problem.kt, problem.coil_maps, progress=_first_half(progress)), problem.b0_hz, times) * scale
+    rho = (
+        demodulate(matched_image(problem.kt, problem.coil_maps, progress=_first_half(progress)), problem.b0_hz, times)
+        * scale
+    )
     sample_sd = float(np.median(image_noise_sd(problem.kt, problem.coil_maps, problem.noise_sd))) * scale
     if adapt:
         inside = _voxels(rho, problem.mask)
@@ -175,7 +190,9 @@ def _least_squares(
             turn = like(np.exp(-2j * np.pi * shift * times), rho, rho.dtype)
             rho, inside = rho * turn, inside * turn
         rows = unexplained_rows(inside, problem.basis, sample_sd)
-        problem = replace(problem, b0_hz=problem.b0_hz + shift, basis=np.concatenate([problem.basis, rows]).astype(np.complex64))
+        problem = replace(
+            problem, b0_hz=problem.b0_hz + shift, basis=np.concatenate([problem.basis, rows]).astype(np.complex64)
+        )
         provenance |= {"shared_shift_hz": shift, "rows_added": len(rows)}
     noise = np.full(len(problem.basis), sample_sd)
     if problem.direct:
@@ -186,15 +203,15 @@ def _least_squares(
 def _regularise(
     problem: _Problem, image: Array, noise: np.ndarray, water: np.ndarray | None, provenance: dict[str, Any]
 ) -> tuple[_Problem, Array, np.ndarray]:
-    """Return the problem in rotated coefficients, the regularised image and the error left in each, relative to its noise."""
+    """Return the problem in rotated coefficients, the regularised image and its errors relative to the noise."""
     # noise of equal power in all coefficients first: the rotation then keeps it white
     flat = like((1 / noise).astype(np.float32), image, image.dtype)
     rotation, leading = principal_rotation(_voxels(image, problem.mask) * flat)
     z = (image * flat) @ like(rotation, image, image.dtype)
     # all voxels of the prior lie in the mask's bounding box
     box = _bounding_box(problem.mask)
-    mask = problem.mask[box]
-    inside = z[box] * like(mask[..., None].astype(np.float32), z, z.dtype)
+    mask, place = problem.mask[box], (*box, slice(None))
+    inside = z[place] * like(mask[..., None].astype(np.float32), z, z.dtype)
     edges, used_water = _choose_edges(inside[..., :leading], None if water is None else water[box], mask, problem.rng)
     choice = choose_weights(inside, 2.0, edges, mask, problem.rng, pooled_from=leading)
     # what is left of the noise, and what the risk estimate says of lost signal beside it
@@ -212,7 +229,7 @@ def _regularise(
         turned = replace(problem, basis=(rotation.conj().T @ problem.basis).astype(np.complex64))
         smoothed = smooth(inside, edges, choice)
         keep = like(mask[..., None], z)
-        z[box] = namespace(z).where(keep, smoothed, z[box])
+        z[place] = namespace(z).where(keep, smoothed, z[place])
         return turned, z * float(noise[0]), errors
     full = _in_full(edges, box, problem.mask.shape)
     if np.allclose(noise, noise[0], rtol=1e-6):
@@ -239,7 +256,12 @@ def _in_full(edges: EdgePrior, box: tuple[slice, slice, slice], shape: tuple[int
 
 
 def _regularise_unequal(
-    problem: _Problem, rotation: np.ndarray, noise: np.ndarray, edges: EdgePrior, choice: WeightChoice, errors: np.ndarray
+    problem: _Problem,
+    rotation: np.ndarray,
+    noise: np.ndarray,
+    edges: EdgePrior,
+    choice: WeightChoice,
+    errors: np.ndarray,
 ) -> tuple[_Problem, Array, np.ndarray]:
     """Solve with coefficients of unequal noise: the prior is diagonal only in the whitened, rotated ones.
 

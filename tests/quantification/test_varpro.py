@@ -31,7 +31,7 @@ def test_without_noise_the_five_sums_are_right_whatever_shift_width_and_phase(rn
 
 
 def test_with_noise_scatter_meets_the_cramer_rao_bound_and_the_stated_deviation(rng, make_voxels, models):
-    made = make_voxels(rng, (16, 15, 2), snr=40.0, spread=0.05)
+    made = make_voxels(rng, (16, 15, 2), snr=100.0, spread=0.05)
     model = models(made.image.protocol, metabolite_freedom=np.inf)
     maps = fit_varpro(made.image, model, intravoxel=False)
     amplitudes = np.zeros((len(made.shape), len(model.design.names)))
@@ -42,8 +42,8 @@ def test_with_noise_scatter_meets_the_cramer_rao_bound_and_the_stated_deviation(
     bound = crlb(model, amplitudes, np.array(made.noise_sd), shape=made.shape)
     for group in SUMS:
         error = maps.maps[group].value.ravel() - made.total(group)
-        # non-negative molecules and learned widths know a little more than the bound assumes
-        assert 0.8 < np.sqrt(np.mean(error**2) / np.mean(bound[group] ** 2)) < 1.15
+        # amounts that may not be negative and widths learned from all voxels know a little more than the bound assumes
+        assert 0.85 < np.sqrt(np.mean(error**2) / np.mean(bound[group] ** 2)) < 1.15
         assert 0.85 < np.std(error / maps.maps[group].sd.ravel()) < 1.15
 
 
@@ -95,7 +95,7 @@ def test_the_stated_deviation_knows_where_the_noise_of_coefficients_lies(rng, ma
     fids = clean.image.coefficients.reshape(240, -1)
     basis = np.linalg.svd(fids, full_matrices=False)[2][:24].astype(np.complex64)
     image = as_coefficients(clean.image, basis)
-    sd = np.concatenate([np.full(8, 60.0), np.full(16, 6.0)]).astype(np.float32)
+    sd = np.concatenate([np.full(8, 18.0), np.full(16, 1.8)]).astype(np.float32)
     noise = rng.standard_normal((*image.coefficients.shape, 2)) @ np.array([1, 1j]) * sd
     spread = np.broadcast_to(sd, image.coefficients.shape)
     noisy = replace(image, coefficients=(image.coefficients + noise).astype(np.complex64), coefficient_sd=spread)
@@ -103,7 +103,7 @@ def test_the_stated_deviation_knows_where_the_noise_of_coefficients_lies(rng, ma
     quiet, loud = fit_varpro(image, model), fit_varpro(noisy, model)
     for group in ("tNAA", "tCr", "tCho"):
         change = (loud.maps[group].value - quiet.maps[group].value) / loud.maps[group].sd
-        assert 0.7 < np.std(change) < 1.3
+        assert 0.8 < np.std(change) < 1.2
 
 
 def as_coefficients(image: SpectralImage, basis: np.ndarray) -> SpectralImage:
@@ -131,8 +131,8 @@ def test_maps_carry_sums_ratios_units_and_examples(rng, make_voxels, models):
     assert "tCr_per_tCr" not in maps.maps
     assert maps.maps["shift"].unit == maps.maps["linewidth"].unit == "Hz"
     assert 0.8 < np.nanmedian(maps.maps["residual"].value) < 1.2
-    # NAA and NAAG share their CH3 region: their errors are of opposite sign and the sum is known better than the parts
-    assert np.nanmedian(maps.maps["tNAA"].sd) < np.nanmedian(maps.maps["NAA"].sd)
+    # Cr and PCr differ little: their errors are of opposite sign and the sum is known better than the parts
+    assert np.nanmedian(maps.maps["tCr"].sd) < 0.5 * np.nanmedian(maps.maps["Cr"].sd)
     assert 1 <= len(maps.examples) <= 3
     for example in maps.examples:
         rest = np.linalg.norm(example.data - example.fit) / np.sqrt(2 * len(example.data)) / made.noise_sd

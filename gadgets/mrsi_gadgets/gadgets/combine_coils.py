@@ -12,7 +12,7 @@ from mrsi_gadgets.arrays import like, to_numpy
 from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.context import Context
-from mrsi_gadgets.gadgets.gadget import Gadget
+from mrsi_gadgets.gadgets.gadget import Gadget, handed_on
 from mrsi_gadgets.reconstruction.coils import compression_matrix
 from mrsi_gadgets.reconstruction.noise import apply_channel_matrix
 
@@ -42,10 +42,10 @@ class CombineCoils(Gadget):
                 continue
             if matrix is None:
                 matrix = self._compress(item, context)
-            if matrix.shape[0] == matrix.shape[1]:
-                yield item
-            else:
-                yield item.with_samples(apply_channel_matrix(matrix, item.samples))
+            square = matrix.shape[0] == matrix.shape[1]
+            ready = [item if square else item.with_samples(apply_channel_matrix(matrix, item.samples))]
+            del item
+            yield from handed_on(ready)
 
     def _compress(self, data: KtData, context: Context) -> np.ndarray:
         calibration = context.calibration

@@ -14,6 +14,7 @@ import numpy as np
 
 from mrsi_gadgets.arrays import Array
 from mrsi_gadgets.data import Protocol
+from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.models.signal_model import SignalModel
 
 
@@ -36,6 +37,18 @@ class Calibration:
     """(x, y, z) float32: water amplitude at t = 0 in the unit of SpectralImage, or None without a water reference."""
     source: dict[str, str] = field(default_factory=dict)
     """Field name -> where it came from (``water reference``, ``residual water``, ``noise scan``, ...)."""
+
+    def encoding(self) -> tuple[Array, np.ndarray, np.ndarray]:
+        """Return coil maps, B0 and mask.
+
+        Raises
+        ------
+        DataError
+            No gadget has filled them.
+        """
+        if self.coil_maps is None or self.b0_hz is None or self.mask is None:
+            raise DataError("coil maps and B0 are not known yet; put <field_map/> before the reconstruction")
+        return self.coil_maps, self.b0_hz, self.mask
 
 
 @dataclass

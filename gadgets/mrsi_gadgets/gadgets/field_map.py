@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.gadgets.context import Context
-from mrsi_gadgets.gadgets.gadget import Gadget
+from mrsi_gadgets.gadgets.gadget import Gadget, handed_on
 from mrsi_gadgets.reconstruction.field_map import (
     FieldMap,
     correct_eddy_currents,
@@ -45,7 +45,9 @@ class EstimateFieldMap(Gadget):
                     context.report.warn(
                         "no water reference: B0, coil maps and phase come from residual water, and maps are not in units of water"
                     )
-                yield correct_eddy_currents(item, found) if found.eddy_phase.any() else item
+                ready = [correct_eddy_currents(item, found) if found.eddy_phase.any() else item]
+                del item
+                yield from handed_on(ready)
             else:
                 yield item
 

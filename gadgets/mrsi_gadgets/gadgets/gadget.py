@@ -68,6 +68,16 @@ class Gadget:
         ]
 
 
+def handed_on(items: list[Any]) -> Iterator[Any]:
+    """Yield the items of a list without keeping them.
+
+    A generator that waits at its ``yield`` keeps what its names refer to. A gadget therefore deletes the name of the samples
+    it took and hands on what it made through this, or a chain would hold the samples of every stage until the last is done.
+    """
+    while items:
+        yield items.pop(0)
+
+
 def choice(name: str, value: str, valid: tuple[str, ...]) -> None:
     """Refuse a `value` of parameter `name` that is not one of `valid` (ConfigError)."""
     if value not in valid:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.gadgets.context import Context
-from mrsi_gadgets.gadgets.gadget import Gadget
+from mrsi_gadgets.gadgets.gadget import Gadget, handed_on
 from mrsi_gadgets.reconstruction.gridding import on_grid
 
 
@@ -28,6 +28,9 @@ class Grid(Gadget):
                     gridded = on_grid(item)
                 context.report.provenance["gridding"] = "in-lap linear phase, ring density, adjoint NUFFT"
                 context.progress(f"{item.role.value.replace('_', ' ')}: {item.protocol.encoding} gridded")
-                yield gridded
+                ready = [gridded]
+                del gridded
             else:
-                yield item
+                ready = [item]
+            del item
+            yield from handed_on(ready)

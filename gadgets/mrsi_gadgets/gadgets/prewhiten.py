@@ -46,9 +46,14 @@ class Prewhiten(Gadget):
                     continue
                 if whitening is None:
                     whitening = self._learn(noise, item, context)
-                for kt in (*waiting, item):
-                    yield kt.with_samples(apply_channel_matrix(whitening, to_device(kt.samples, context.device)))
-                waiting.clear()
+                waiting.append(item)
+                del item
+                while waiting:
+                    yield self._whitened(waiting.pop(0), whitening, context)
+
+    @staticmethod
+    def _whitened(kt: KtData, whitening: np.ndarray, context: Context) -> KtData:
+        return kt.with_samples(apply_channel_matrix(whitening, to_device(kt.samples, context.device)))
 
     @staticmethod
     def _learn(noise: KtData | None, data: KtData, context: Context) -> np.ndarray:

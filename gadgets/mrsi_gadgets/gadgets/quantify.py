@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from mrsi_gadgets.data import Maps, SpectralImage
-from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.data import Map, Maps, SpectralImage
+from mrsi_gadgets.gadgets.context import Calibration, Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice
 from mrsi_gadgets.physics.basis import metabolite_basis
+from mrsi_gadgets.physics.brain_values import MACROMOLECULE_T1_S
 from mrsi_gadgets.physics.macromolecules import macromolecule_basis
+from mrsi_gadgets.physics.saturation import saturated
 from mrsi_gadgets.quantification.varpro import VarproModel, fit_varpro, prepare_varpro
 
 
@@ -32,9 +34,14 @@ class Quantify(Gadget):
         with context.report.timed("prepare fit"):
             model = prepare_varpro(
                 context.protocol,
-                metabolite_basis(context.protocol),
-                macromolecule_basis(context.protocol),
+                saturated(metabolite_basis(context.protocol)),
+                saturated(macromolecule_basis(context.protocol), t1_s=MACROMOLECULE_T1_S),
             )
+        context.report.provenance["t1_weights"] = (
+            "steady state from TR and flip angle, relative to NAA"
+            if context.protocol.repetition_time_s and context.protocol.flip_angle_deg
+            else "none: the header names no TR and flip angle"
+        )
         return model
 
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
@@ -46,5 +53,15 @@ class Quantify(Gadget):
             model = context.prepared[self].result()
             with context.report.timed("quantify"):
                 maps = fit_varpro(item, model, water=context.calibration.water)
+                maps = self._with_field(maps, context.calibration)
             context.progress(f"frame {item.frame} quantified: {int(maps.mask.sum())} voxels")
             yield maps
+
+    @staticmethod
+    def _with_field(maps: Maps, calibration: Calibration) -> Maps:
+        """Return the maps with the field map as it was measured (a reconstruction may have shifted it) and the water."""
+        if calibration.b0_hz is not None:
+            maps = replace(maps, b0_hz=calibration.b0_hz)
+        if calibration.water is None:
+            return maps
+        return replace(maps, maps={**maps.maps, "water": Map(calibration.water, "a.u. (water signal at t = 0)")})

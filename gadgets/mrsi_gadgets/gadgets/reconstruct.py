@@ -66,19 +66,18 @@ class Reconstruct(Gadget):
             if isinstance(item, KtData) and item.role is Role.METABOLITE:
                 with context.report.timed("reconstruct"):
                     image = self._image(item, context)
-                context.progress(f"frame {item.frame} reconstructed ({self.method})")
+                del item
+                context.progress(f"frame {image.frame} reconstructed ({self.method})")
                 yield image
             elif not isinstance(item, KtData):
                 yield item
 
     def _image(self, kt: KtData, context: Context) -> SpectralImage:
-        calibration = context.calibration
-        known = (kt, calibration.coil_maps, calibration.b0_hz, calibration.mask)
+        known = context.calibration.encoding()
         if self.method == "fourier":
-            return reconstruct_fourier(*known)
+            return reconstruct_fourier(kt, *known)
         if self.method == "low_rank":
-            return reconstruct_low_rank(*known, rank=self.rank)
+            return reconstruct_low_rank(kt, *known, rank=self.rank)
         model = context.prepared[self].result()
-        return reconstruct_subspace(
-            *known, model=model, water=calibration.water, prior=self.prior, seed=context.seed
-        )
+        water = context.calibration.water
+        return reconstruct_subspace(kt, *known, model=model, water=water, prior=self.prior, seed=context.seed)

@@ -214,7 +214,8 @@ class RoleFrames:
                 frame.samples[:, shot, first:last] /= np.float32(count[slot])
         k, t, density = self.layout.coordinates()
         samples = frame.samples
-        frame.samples, frame.closed = samples[:, :0], True
+        # a copy: an empty view would keep the memory of the whole frame
+        frame.samples, frame.closed = samples[:, :0].copy(), True
         self.n_sent += 1
         return KtData(
             samples=samples,

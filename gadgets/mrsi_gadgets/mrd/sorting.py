@@ -91,9 +91,15 @@ def sort_readouts(
     sorter = _Sorter(protocol, water_protocol or protocol, report, header)
     for item in acquisitions:
         if isinstance(item, Acquisition):
-            yield from sorter.take(item)
-    yield from sorter.finish()
+            yield from _handed_on(sorter.take(item))
+    yield from _handed_on(sorter.finish())
     sorter.check_metabolites()
+
+
+def _handed_on(frames: list[KtData]) -> Iterator[KtData]:
+    """Yield frames without keeping them: their samples are free as soon as nobody downstream needs them."""
+    while frames:
+        yield frames.pop(0)
 
 
 class _Sorter:
@@ -156,6 +162,7 @@ class _Sorter:
         if self.metabolites is not None:
             self.held += self.metabolites.finish()
         complete += sorted(self.held, key=lambda frame: frame.frame)
+        self.held = []
         for role, count in self.unused.items():
             self.report.warn(f"{count} {_UNUSED[role]} were not used")
         return complete

@@ -22,8 +22,8 @@ from mrsi_gadgets.physics import brain_values
 from mrsi_gadgets.physics.basis import BRAIN_METABOLITES, metabolite_basis
 from mrsi_gadgets.physics.lineshapes import decaying_shift, gaussian_decay
 from mrsi_gadgets.physics.macromolecules import LIPID_SHARES, LIPIDS, MACROMOLECULES, WATER_PPM, BroadPeak
+from mrsi_gadgets.physics.saturation import field_strength_t, saturation
 
-PROTON_GYROMAGNETIC_MHZ = 42.577
 NAA_CH3_SIGNAL = 27.0
 """Signal of the NAA CH3 protons at t = 0 in normal brain (9 mM, 3 protons): the unit of nuisance strengths."""
 
@@ -172,26 +172,6 @@ def noise_sd_at_snr(protocol: Protocol, snr: float) -> float:
     filter_ = np.exp(-3.0 * times)
     height = NAA_CH3_SIGNAL * np.sum(np.exp(-times / 0.07) * filter_)
     return float(height / np.linalg.norm(filter_) / snr)
-
-
-def saturation(protocol: Protocol, t1_s: float) -> float:
-    """Return the steady-state signal of a spin of a given T1 over that of NAA in grey matter (Ernst and Anderson 1966).
-
-    sin(a) (1 - E1) / (1 - cos(a) E1), E1 = exp(-TR / T1), for both; 1 where the protocol lacks repetition time or flip
-    angle.
-    """
-    if not protocol.repetition_time_s or not protocol.flip_angle_deg:
-        return 1.0
-    cos = np.cos(np.deg2rad(protocol.flip_angle_deg))
-    naa_t1_s = brain_values.t1_s("NAA", "gm", field_strength_t(protocol))
-    e1 = np.exp(-protocol.repetition_time_s / np.array([t1_s, naa_t1_s]))
-    steady = (1 - e1) / (1 - cos * e1)
-    return float(steady[0] / steady[1])
-
-
-def field_strength_t(protocol: Protocol) -> float:
-    """Return the protocol's field strength, or the one its 1H frequency implies [T]."""
-    return protocol.field_strength_t or protocol.transmit_frequency_hz * 1e-6 / PROTON_GYROMAGNETIC_MHZ
 
 
 def _tissue_fractions(rng: np.random.Generator, n: int, csf_share: float) -> np.ndarray:

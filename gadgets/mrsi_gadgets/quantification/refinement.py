@@ -17,7 +17,6 @@ from mrsi_gadgets.quantification.lineshape_search import N_SHAPE, LineshapeExpan
 from mrsi_gadgets.quantification.nonnegative import in_order, solve_nonnegative
 
 
-
 @dataclass(frozen=True, eq=False)
 class ShapedDictionary:
     """The linear model as a function of the lineshape, in the coordinates of the fit."""
@@ -119,8 +118,8 @@ def refine(
     max_steps
         Voxels that have not settled after so many steps keep the best state that was found.
     settled_at
-        A voxel is done when the squared length of its step, in standard deviations, is below this; the next step would be
-        shorter by orders of magnitude.
+        A voxel is done when the squared length of its step, in standard deviations, is below this: the next step would
+        be shorter by orders of magnitude.
 
     Returns
     -------

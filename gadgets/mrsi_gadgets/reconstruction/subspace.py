@@ -94,7 +94,7 @@ def reconstruct_subspace(
     prior
         ``edges`` or ``none`` (least squares on the basis).
     adapt
-        Whether the scan may shift the frequency and add rows to the basis.
+        Whether the scan may shift the frequency and add rows to the basis (complete data only).
     use_operator
         Solve with the general operator although the data are complete (a check; the result is the same).
     rtol

@@ -1,0 +1,46 @@
+"""T1 weighting of a steady state: what a short repetition time leaves of each molecule's signal."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mrsi_gadgets.data import Protocol
+from mrsi_gadgets.physics import brain_values
+from mrsi_gadgets.physics.basis import BasisSet
+
+PROTON_GYROMAGNETIC_MHZ = 42.577
+
+
+def saturation(protocol: Protocol, t1_s: float) -> float:
+    """Return the steady-state signal of a spin of a given T1 over that of NAA in grey matter (Ernst and Anderson 1966).
+
+    sin(a) (1 - E1) / (1 - cos(a) E1), E1 = exp(-TR / T1), for both; 1 where the protocol lacks repetition time or flip
+    angle.
+    """
+    if not protocol.repetition_time_s or not protocol.flip_angle_deg:
+        return 1.0
+    cos = np.cos(np.deg2rad(protocol.flip_angle_deg))
+    naa_t1_s = brain_values.t1_s("NAA", "gm", field_strength_t(protocol))
+    e1 = np.exp(-protocol.repetition_time_s / np.array([t1_s, naa_t1_s]))
+    steady = (1 - e1) / (1 - cos * e1)
+    return float(steady[0] / steady[1])
+
+
+def field_strength_t(protocol: Protocol) -> float:
+    """Return the protocol's field strength, or the one its 1H frequency implies [T]."""
+    return protocol.field_strength_t or protocol.transmit_frequency_hz * 1e-6 / PROTON_GYROMAGNETIC_MHZ
+
+
+def saturated(basis: BasisSet, *, t1_s: float | None = None) -> BasisSet:
+    """Return the basis with each molecule's steady-state weight, so that fitted amplitudes are amounts.
+
+    Weights are relative to NAA's, with T1 of grey matter at the protocol's field, or with `t1_s` for every row.
+    """
+    protocol = basis.protocol
+    field_t = field_strength_t(protocol)
+    weights = [
+        saturation(protocol, brain_values.t1_s(name, "gm", field_t) if t1_s is None else t1_s) for name in basis.names
+    ]
+    return replace(basis, fids=basis.fids * np.array(weights)[:, None])

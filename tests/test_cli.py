@@ -221,11 +221,11 @@ def with_nan(scan: SmallScan) -> SmallScan:
 
 
 BAD_SCANS = {
-    r"lacks mrsi_dwell_us, mrsi_spectral_points .*add them": lambda s: s.header_without("mrsi_dwell_us").header_without(
+    r"lacks mrsi_spectral_points, mrsi_dwell_us .*add them": lambda s: s.header_without("mrsi_dwell_us").header_without(
         "mrsi_spectral_points"
     ),
-    r"mrsi_encoding 'rings' contradicts .*trajectory 'cartesian'; correct": lambda s: s.header_with(
-        "<value>csi</value>", "<value>rings</value>"
+    r"mrsi_encoding 'csi' contradicts .*trajectory 'spiral'; correct": lambda s: s.header_with(
+        "<trajectory>cartesian", "<trajectory>spiral"
     ),
     r"readout 2 .*mrsi_dwell_us 500 .*correct one": lambda s: s.header_with(
         f"<name>mrsi_dwell_us</name><value>{s.protocol.dwell_s * 1e6!r}<", "<name>mrsi_dwell_us</name><value>500.0<"
@@ -241,7 +241,7 @@ BAD_SCANS = {
     r"readout 70 holds values that are not finite .* channel 0; acquire": with_nan,
     r"no metabolite readouts came .*check": lambda s: s.with_readouts(s.noise + s.water),
     r"no metabolite readouts came .*none at all": lambda s: s.with_readouts([]),
-    r"noise readouts have 2 channels but the data 3|noise.*2.*channels.*3": lambda s: s.changed(
+    r"the noise scan has 2 channels but the data have 3; record": lambda s: s.changed(
         0, s.readouts[0].data[:2]
     ).changed(1, s.readouts[1].data[:2]),
 }
@@ -259,11 +259,11 @@ def truncated(good: Path, bad: Path) -> None:
 
 
 BAD_FILES = {
-    "does not exist|no such file|No such file": lambda good, bad: None,
+    "is not there; check": lambda good, bad: None,
     "truncated|damaged": truncated,
-    "is no HDF5 file|not an HDF5 file": lambda good, bad: bad.write_text("patient=1\n"),
-    r"is a (folder|directory)|no HDF5": lambda good, bad: bad.mkdir(),
-    "empty|no HDF5": lambda good, bad: bad.touch(),
+    "is not an HDF5 file": lambda good, bad: bad.write_text("patient=1\n"),
+    "is a folder; give": lambda good, bad: bad.mkdir(),
+    "not an HDF5 file, whatever": lambda good, bad: bad.touch(),
 }
 
 
@@ -388,7 +388,7 @@ def test_a_port_in_use_is_refused_with_the_remedy(refused):
     ],
 )
 def test_a_server_that_could_serve_nobody_does_not_start(refused, options, sentence):
-    assert sentence in refused("serve", *options)
+    assert sentence in refused("serve", "--port", "0", *options)
 
 
 # --- the other commands ---------------------------------------------------------------------------------------------
@@ -401,7 +401,7 @@ def test_the_presets_are_listed_and_an_unknown_one_is_refused(run, refused, tmp_
     assert "there is no preset 'csi17'; known are csi16" in refused("simulate", "csi17", "-o", tmp_path / "a.h5")
     assert "-o FILE.h5" in refused("simulate", "csi16")
     assert "snr" in refused("simulate", "csi16", "-o", tmp_path / "a.h5", "--snr", "0")
-    assert "cannot be" in refused("simulate", "csi16", "-o", tmp_path / "no" / "such" / "a.h5")
+    assert "folder does not exist" in refused("simulate", "csi16", "-o", tmp_path / "no" / "such" / "a.h5")
 
 
 def test_a_simulated_file_passes_the_check(run, tmp_path):
@@ -457,11 +457,9 @@ def test_the_version_is_that_of_the_package(capsys):
     assert capsys.readouterr().out == f"mrsi-gadgets {__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["replay", "scan.h5"], ["replay", "a.h5", "-o", "b", "--threads", "0"]]
-)
+@pytest.mark.parametrize("arguments", ["", "fly", "replay scan.h5", "replay scan.h5 -o folder --threads 0"])
 def test_a_command_line_that_cannot_be_read_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(arguments)
+        main(arguments.split())
     assert ended.value.code == 2
     assert "usage: mrsi" in capsys.readouterr().err

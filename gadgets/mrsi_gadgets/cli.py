@@ -189,6 +189,8 @@ def _simulate(given: argparse.Namespace) -> int:
         raise ConfigError(f"there is no preset '{given.preset}'; known are {', '.join(PRESETS)}")
     if given.output is None:
         raise ConfigError("name the file to write with -o FILE.h5")
+    if not given.output.resolve().parent.is_dir():
+        raise ConfigError(f"{given.output} cannot be written because its folder does not exist; make it first")
     lines = write_simulation(
         given.preset, given.output, snr=given.snr, seed=given.seed, noise_seed=given.noise_seed,
         progress=sys.stderr.isatty(),

@@ -226,14 +226,14 @@ def dense_laplacian(prior, mask):
     return np.asarray(prior.laplacian(identity)).reshape(n, n).astype(float)
 
 
-def test_the_smoother_is_the_inverse_of_one_plus_lambda_times_the_laplacian(xp, rng):
+def test_the_smoother_is_the_inverse_of_one_plus_lambda_times_the_squared_laplacian(xp, rng):
     _, z, mask, prior = make_smoothing_problem(rng, xp)
     choice = choose_weights(z, 2.0, prior, mask, rng)
     smoothed = to_numpy(smooth(z, prior, choice)).reshape(mask.size, -1)
     laplacian = dense_laplacian(make_smoothing_problem(rng)[3], mask)
     flat = to_numpy(z).reshape(mask.size, -1)
     for i, weight in enumerate(choice.weights):
-        wanted = np.linalg.solve(np.eye(mask.size) + weight * laplacian, flat[:, i])
+        wanted = np.linalg.solve(np.eye(mask.size) + weight * laplacian @ laplacian, flat[:, i])
         assert np.linalg.norm(smoothed[:, i] - wanted) < 0.01 * np.linalg.norm(wanted) + 0.01 * np.linalg.norm(
             flat[:, i]
         )
@@ -261,7 +261,7 @@ def test_the_noise_left_by_a_smoother_is_the_norm_of_its_rows(rng):
     gains = gains.reshape(mask.size, 3)
     laplacian = dense_laplacian(prior, mask)
     for i, weight in enumerate(choice.weights):
-        rows = np.linalg.norm(np.linalg.inv(np.eye(mask.size) + weight * laplacian), axis=1)[mask.ravel()]
+        rows = np.linalg.norm(np.linalg.inv(np.eye(mask.size) + weight * laplacian @ laplacian), axis=1)[mask.ravel()]
         ratio = gains[mask.ravel(), i] / rows
         assert ratio.mean() == pytest.approx(1, abs=0.03)
         assert ratio.std() < 0.06

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from defusedxml import ElementTree
+from defusedxml import DefusedXmlException, ElementTree
 
 from mrsi_gadgets.data import KtData
 from mrsi_gadgets.errors import ConfigError
@@ -107,7 +107,7 @@ def chain_from_xml(text: str, name: str = "") -> Chain:
     """
     try:
         root = ElementTree.fromstring(text)
-    except Exception as error:
+    except (ElementTree.ParseError, DefusedXmlException, ValueError) as error:
         raise ConfigError(f"the recipe {name or 'that was sent'} is not well-formed XML ({error})") from None
     return Chain(tuple(_gadget(element) for element in _chain_element(root)), name=name or "sent by the peer")
 

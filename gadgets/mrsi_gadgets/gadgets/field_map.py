@@ -43,7 +43,8 @@ class EstimateFieldMap(Gadget):
                         found = field_map_from_residual_water(item)
                     self._keep(found, context)
                     context.report.warn(
-                        "no water reference: B0, coil maps and phase come from residual water, and maps are not in units of water"
+                        "no water reference: B0, coil maps and phase come from residual water, and maps are not in "
+                        "units of water"
                     )
                 ready = [correct_eddy_currents(item, found) if found.eddy_phase.any() else item]
                 del item

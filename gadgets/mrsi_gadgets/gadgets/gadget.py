@@ -13,7 +13,7 @@ from mrsi_gadgets.gadgets.context import Context
 
 @dataclass(frozen=True)
 class Gadget:
-    """A stage of the chain. The fields of a subclass are its parameters: documentation, XML schema and validation in one.
+    """A stage of the chain. A subclass's fields are its parameters: documentation, XML schema and validation in one.
 
     Items whose type is not in `accepts` travel past untouched; state lives in the local variables of `process`.
     """
@@ -71,8 +71,9 @@ class Gadget:
 def handed_on(items: list[Any]) -> Iterator[Any]:
     """Yield the items of a list without keeping them.
 
-    A generator that waits at its ``yield`` keeps what its names refer to. A gadget therefore deletes the name of the samples
-    it took and hands on what it made through this, or a chain would hold the samples of every stage until the last is done.
+    A generator that waits at its ``yield`` keeps what its names refer to. A gadget therefore deletes the name of the
+    samples it took and hands on what it made through this, or a chain would hold the samples of every stage until the
+    last is done.
     """
     while items:
         yield items.pop(0)

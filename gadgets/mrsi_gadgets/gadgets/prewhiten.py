@@ -10,6 +10,7 @@ import numpy as np
 
 from mrsi_gadgets.arrays import to_device
 from mrsi_gadgets.data import KtData, Role
+from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.reconstruction.noise import (
@@ -58,6 +59,11 @@ class Prewhiten(Gadget):
     @staticmethod
     def _learn(noise: KtData | None, data: KtData, context: Context) -> np.ndarray:
         if noise is not None:
+            if noise.n_coils != data.n_coils:
+                raise DataError(
+                    f"the noise scan has {noise.n_coils} channels but the data have {data.n_coils}; record both with "
+                    "the same coils, or leave the noise scan out"
+                )
             covariance, source = covariance_from_noise_scan(noise, data.sample_time_s), "noise scan"
         else:
             covariance, source = noise_covariance_from_data(data)

@@ -59,7 +59,7 @@ class Quantify(Gadget):
 
     @staticmethod
     def _with_field(maps: Maps, calibration: Calibration) -> Maps:
-        """Return the maps with the field map as it was measured (a reconstruction may have shifted it) and the water."""
+        """Return the maps with the field map as measured (a reconstruction may have shifted it) and the water."""
         if calibration.b0_hz is not None:
             maps = replace(maps, b0_hz=calibration.b0_hz)
         if calibration.water is None:

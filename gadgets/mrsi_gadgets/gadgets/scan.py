@@ -85,8 +85,13 @@ def run_scan(
         chain, settings = _json_parameters(following.text, chain, settings, options, report)
         following = next(messages, None)
     header = parse_header(header_xml.xml)
-    context = Context(protocol=read_protocol(header, settings, warn=report.warn), report=report, seed=options.seed, on_progress=tell)
-    context.device = select_device(options.device)
+    context = Context(
+        protocol=read_protocol(header, settings, warn=report.warn),
+        report=report,
+        device=select_device(options.device),
+        seed=options.seed,
+        on_progress=tell,
+    )
     _first_provenance(context, chain)
     executor = chain.start(context)
     try:

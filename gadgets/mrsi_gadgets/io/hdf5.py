@@ -17,6 +17,8 @@ from mrsi_gadgets.errors import DataError
 @contextmanager
 def open_file(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading; whatever HDF5 finds wrong becomes a DataError with one cause."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give an MRD .h5 file")
     if not path.is_file():
         raise DataError(f"{path} is not there; check the file's name")
     try:

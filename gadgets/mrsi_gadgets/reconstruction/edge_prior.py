@@ -1,4 +1,4 @@
-"""The edge-weighted prior R(u) = sum over neighbours w_ij |u_i - u_j|^2 of eq. 7, and what its weights follow.
+"""The edge weights of the prior of eq. 7 and their Laplacian L: u^H L u = sum over neighbours w_ij |u_i - u_j|^2.
 
 Weights are small where neighbours are known to differ: across edges of the water image, and across edges that the
 scan's own coefficients show above their noise. The second kind keeps lesions that the water image does not know. Both

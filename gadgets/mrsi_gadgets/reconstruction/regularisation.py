@@ -1,7 +1,10 @@
 """How strongly to regularise: the weight of each component from the noise, by Stein's unbiased risk estimate (SURE).
 
-The smoother of one component is h(L) = (I + lambda L)^-1, L the Laplacian of the edge prior. For noise of known power
-its mean squared error is estimated without the truth (Stein 1981, doi:10.1214/aos/1176345632):
+The smoother of one component is h(L) = (I + lambda L^2)^-1, L the Laplacian of the edge prior: the penalty is
+||L u||^2, the squared curvature along unbroken tissue. It leaves alone what varies over several voxels and cuts what
+varies from voxel to voxel; the first-order penalty u^H L u takes a share of both, and lesions then keep less of their
+contrast at the same noise. For noise of known power the mean squared error is estimated without the truth (Stein 1981,
+doi:10.1214/aos/1176345632):
 
     SURE(lambda) = ||z - h z||^2 - n s^2 + 2 s^2 trace h,   s^2 = E|noise|^2.
 
@@ -20,7 +23,7 @@ import numpy as np
 from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
 from mrsi_gadgets.reconstruction.edge_prior import EdgePrior
 
-WEIGHTS = np.concatenate([[0.0], np.geomspace(0.02, 40.0, 23)])
+WEIGHTS = np.concatenate([[0.0], np.geomspace(0.005, 50.0, 23)])
 """The lambdas that are tried: 0 leaves the data as they are, the largest averages over some 500 voxels of a plane. The
 range bounds the search; SURE chooses within it."""
 MOMENT_DEGREE = 20
@@ -50,6 +53,11 @@ class WeightChoice:
     def weights(self) -> np.ndarray:
         """(component,) lambda."""
         return WEIGHTS[self.index]
+
+
+def response(x: np.ndarray, weight: float) -> np.ndarray:
+    """Return what the smoother of this weight leaves of an eigenvector of L with eigenvalue `x`."""
+    return np.asarray(1 / (1 + weight * x**2))
 
 
 def as_real(u: Array) -> Array:
@@ -99,9 +107,9 @@ def choose_weights(
     of_trace = moments[:, 2 * n_components :].mean(axis=1)
     n_voxels = int(mask.sum())
     bound, count = prior.bound, len(moments)
-    lost, error = _polynomials(lambda x, w: (w * x / (1 + w * x)) ** 2, WEIGHTS, bound, count)
-    kept, _ = _polynomials(lambda x, w: 1 / (1 + w * x), WEIGHTS, bound, count)
-    squared, _ = _polynomials(lambda x, w: 1 / (1 + w * x) ** 2, WEIGHTS, bound, count)
+    lost, error = _polynomials(lambda x, w: (1 - response(x, w)) ** 2, WEIGHTS, bound, count)
+    kept, _ = _polynomials(response, WEIGHTS, bound, count)
+    squared, _ = _polynomials(lambda x, w: response(x, w) ** 2, WEIGHTS, bound, count)
     trace = of_trace @ kept
     risk = lost.T @ of_data - n_voxels * noise_power + 2 * noise_power * trace[:, None]
     # strong components allow only weights whose polynomial is exact to well below their noise
@@ -117,7 +125,7 @@ def choose_weights(
 
 
 def smooth(z: Array, prior: EdgePrior, choice: WeightChoice) -> Array:
-    """Return (I + lambda_l L)^-1 z_l for each component l.
+    """Return (I + lambda_l L^2)^-1 z_l for each component l.
 
     Components are done in two groups, since the strongest weight in a group decides its number of steps.
     """
@@ -211,14 +219,15 @@ def _polynomials(
 
 
 def _filter_coefficients(bound: float, weights: np.ndarray) -> np.ndarray:
-    """Return the coefficients of smoothers 1 / (1 + lambda x) on [0, bound], (degree + 1, weight).
+    """Return the coefficients of smoothers `response` on [0, bound], (degree + 1, weight).
 
-    The pole at -1 / lambda sets how fast they fall (Bernstein ellipse), and so the degree that `FILTER_ERROR` needs.
+    The poles at +-i / sqrt(lambda) set how fast they fall (Bernstein ellipse), and so the degree that `FILTER_ERROR` needs.
     """
-    distance = 2 / max(float(np.max(weights)) * bound, 1e-9)
-    ratio = 1 + distance + np.sqrt(distance**2 + 2 * distance)
+    pole = -1 + 2j / max(np.sqrt(float(np.max(weights))) * bound, 1e-9)
+    root = np.sqrt(pole**2 - 1)
+    ratio = max(abs(pole + root), abs(pole - root))
     degree = int(np.clip(np.ceil(np.log(1 / FILTER_ERROR) / np.log(ratio)), 8, 60))
-    return _polynomials(lambda x, w: 1 / (1 + w * x), weights, bound, degree + 1)[0]
+    return _polynomials(response, weights, bound, degree + 1)[0]
 
 
 def _signs(mask: np.ndarray, reference: Array, count: int, rng: np.random.Generator) -> Array:

@@ -296,7 +296,7 @@ def _choose_edges(
 
 def _solve(
     problem: _Problem, edges: EdgePrior | None, choice: WeightChoice | None, *, penalty: np.ndarray | None = None,
-    samples: Array | None = None, max_iterations: int = 200, strict: bool = True,
+    samples: Array | None = None, max_iterations: int = 600, strict: bool = True,
 ) -> Array:  # fmt: skip
     """Return (A^H A + R)^-1 A^H d by conjugate gradients in the general operator."""
     kt = problem.kt if samples is None else problem.kt.with_samples(samples)
@@ -311,7 +311,7 @@ def _solve(
         image = gram(u)
         if edges is None or lambdas is None:
             return image
-        curved = edges.laplacian(u)
+        curved = edges.laplacian(edges.laplacian(u))
         return image + (curved * lambdas if matrix is None else curved @ matrix)
 
     solution = conjugate_gradient(normal, rhs, rtol=problem.rtol, max_iterations=max_iterations)

@@ -20,6 +20,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from mrsi_gadgets.arrays import select_device
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.composition import find_recipe
 from mrsi_gadgets.gadgets.scan import ScanOptions
@@ -119,6 +120,8 @@ class Server:
         self.options = options
         if options.scan.recipe is not None:
             find_recipe(options.scan.recipe, site=options.scan.site, allow_path=True)
+        if options.scan.device not in ("auto", "cpu"):
+            select_device(options.scan.device)
         self._listener = _listen(options)
         self.port = int(self._listener.getsockname()[1])
         self._warm: deque[SessionProcess] = deque()

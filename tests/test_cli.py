@@ -38,6 +38,12 @@ def same_logging(monkeypatch):
 
 
 @pytest.fixture
+def no_picture(monkeypatch):
+    """Drawing costs more than all the rest; one test sees that it is done."""
+    monkeypatch.setattr("mrsi_gadgets.output.folder.contact_sheet", lambda results, path: path.touch())
+
+
+@pytest.fixture
 def scan() -> SmallScan:
     return small_scan()
 
@@ -115,11 +121,13 @@ def test_replay_writes_maps_images_picture_and_summary(run, scan, scan_file, tmp
     assert {"reconstruct", "quantify", "last readout to last image", "whole scan"} <= set(summary["seconds"])
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_without_a_recipe_a_file_is_reconstructed_with_the_subspace(run, scan_file, tmp_path):
     assert run("replay", scan_file, "-o", tmp_path / "result", "--device", "cpu")[0] == 0
     assert summary_of(tmp_path / "result")["provenance"]["recipe"] == "subspace"
 
 
+@pytest.mark.usefixtures("no_picture")
 @pytest.mark.parametrize(
     ("before", "options", "recipe"),
     [
@@ -137,6 +145,7 @@ def test_a_stream_on_stdin_is_a_scan_and_its_configuration_counts_unless_one_is_
     assert summary_of(tmp_path / "result")["provenance"]["recipe"] == recipe
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_a_recipe_may_be_a_file_and_a_site_has_its_own(run, scan_file, tmp_path):
     (tmp_path / "site").mkdir()
     recipe = tmp_path / "site" / "ours.xml"
@@ -148,6 +157,7 @@ def test_a_recipe_may_be_a_file_and_a_site_has_its_own(run, scan_file, tmp_path)
     assert_same_images(*(read_images(tmp_path / folder / "images.h5") for folder in "ab"))
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_replay_to_a_server_gives_the_folder_of_a_replay_here(run, scan_file, tmp_path):
     options = ("--config", "fourier", "--set", "mrsi_reference_ppm=4.66")
     with serving(warm=0) as server:
@@ -162,6 +172,7 @@ def test_replay_to_a_server_gives_the_folder_of_a_replay_here(run, scan_file, tm
     assert files[0] == files[1]
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_realtime_keeps_the_pace_of_the_time_stamps_and_changes_no_result(run, scan, scan_file, tmp_path):
     code, _, _ = run(
         "replay", scan_file, "-o", tmp_path / "result", "--config", "fourier", "--device", "cpu", "--realtime"
@@ -172,6 +183,7 @@ def test_realtime_keeps_the_pace_of_the_time_stamps_and_changes_no_result(run, s
     assert_same_images(read_images(tmp_path / "result" / "images.h5"), images_here(scan, recipe="fourier"))
 
 
+@pytest.mark.usefixtures("no_picture")
 @pytest.mark.parametrize(
     ("change", "warning"),
     [
@@ -189,10 +201,13 @@ def test_a_scan_that_lacks_a_calibration_works_and_says_what_it_did_instead(run,
     assert any(warning in sentence for sentence in summary_of(tmp_path / "result")["warnings"])
 
 
+@pytest.mark.usefixtures("no_picture")
 def test_a_result_is_replaced_by_the_next_one(run, scan_file, tmp_path):
-    for recipe in ("fourier", "fourier"):
-        assert run("replay", scan_file, "-o", tmp_path / "r", "--config", recipe, "--device", "cpu")[0] == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"r"}
+    for seed in (1, 2):
+        options = ("--config", "fourier", "--device", "cpu", "--seed", seed)
+        assert run("replay", scan_file, "-o", tmp_path / "result", *options)[0] == 0
+    assert summary_of(tmp_path / "result")["provenance"]["seed"] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"result"}
 
 
 def test_the_installed_command_reads_a_pipe_and_answers_with_files_and_an_exit_code(scan, tmp_path):

@@ -30,7 +30,7 @@ class Calibration:
     b0_hz: np.ndarray | None = None
     """(x, y, z) [Hz]."""
     coil_maps: Array | None = None
-    """(coil, x, y, z) complex64; sum over coils of |S|^2 is 1 in the mask, phase that of the water reference at t = 0."""
+    """(coil, x, y, z) complex64; sum over coils of |S|^2 is 1 in the mask, phase that of the water at t = 0."""
     mask: np.ndarray | None = None
     """(x, y, z) bool: where there is enough water (or metabolite) signal."""
     water: np.ndarray | None = None

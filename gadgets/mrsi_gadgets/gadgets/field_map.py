@@ -24,6 +24,7 @@ class EstimateFieldMap(Gadget):
     element: ClassVar[str] = "field_map"
     accepts: ClassVar[tuple[type, ...]] = (KtData,)
     produces: ClassVar[tuple[type, ...]] = (KtData,)
+    requires: ClassVar[tuple[str, ...]] = ("noise_covariance",)
     provides: ClassVar[tuple[str, ...]] = ("b0_hz", "coil_maps", "mask")
 
     eddy_currents: bool = True

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, is_numpy, like, n_threads, namespace, to_numpy
+from mrsi_gadgets.arrays import Array, is_numpy, like, n_threads, namespace, one_blas_thread, to_numpy
 from mrsi_gadgets.data import Maps, SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.quantification.assembly import FitResult, assemble_maps
@@ -67,8 +67,9 @@ def fit_varpro(
     """
     _check(image, model, water)
     inside = np.flatnonzero(image.mask.ravel())
-    voxels = _voxels(image, inside, model, intravoxel=intravoxel)
-    result = _fit(voxels, model, progress or (lambda _: None))
+    with one_blas_thread():
+        voxels = _voxels(image, inside, model, intravoxel=intravoxel)
+        result = _fit(voxels, model, progress or (lambda _: None))
     return assemble_maps(image, inside, result, model, voxels, water)
 
 

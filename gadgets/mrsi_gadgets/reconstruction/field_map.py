@@ -23,7 +23,7 @@ from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.operators.encoding import grid_times
 from mrsi_gadgets.operators.fourier import Fourier, half_voxel_shift
 from mrsi_gadgets.reconstruction.coils import coil_maps_from_water, continue_smoothly, dominant_channels
-from mrsi_gadgets.reconstruction.fourier import demodulate, matched_image
+from mrsi_gadgets.reconstruction.fourier import demodulate, image_noise_sd, matched_image
 
 FIT_WINDOW_S = 0.02
 """Phase and decay are fitted up to here [s]: long against the noise, short against intravoxel dephasing."""
@@ -63,7 +63,7 @@ def correct_eddy_currents(kt: KtData, field_map: FieldMap) -> KtData:
     return kt.with_samples(kt.samples * like(phase, kt.samples, kt.samples.dtype))
 
 
-def field_map_from_water(kt: KtData, *, eddy_currents: bool = True) -> FieldMap:
+def field_map_from_water(kt: KtData, *, eddy_currents: bool = True, noise_sd: float = 1.0) -> FieldMap:
     """Return the field map of an unsuppressed water reference.
 
     Parameters
@@ -72,6 +72,8 @@ def field_map_from_water(kt: KtData, *, eddy_currents: bool = True) -> FieldMap:
         Whitened water reference on the Cartesian grid of the metabolites.
     eddy_currents
         Whether to look for a phase course that all voxels share.
+    noise_sd
+        SD of the real part of the noise of one sample (1 for whitened data).
 
     Raises
     ------
@@ -89,7 +91,7 @@ def field_map_from_water(kt: KtData, *, eddy_currents: bool = True) -> FieldMap:
     early = _early_images(kt, times)
     channels = dominant_channels(early)
     fids = to_numpy(matched_image(kt, channels)).astype(np.complex64)
-    mask = _water_mask(fids)
+    mask = _water_mask(fids, image_noise_sd(kt, channels, noise_sd))
     b0, eddy = _frequency_and_eddy_phase(fids, times, mask, eddy_currents=eddy_currents)
     fids = fids * np.exp(-1j * eddy).astype(np.complex64)
     amplitude, phase = _value_at_zero(fids, times, b0)
@@ -106,7 +108,7 @@ def field_map_from_water(kt: KtData, *, eddy_currents: bool = True) -> FieldMap:
     )
 
 
-def field_map_from_residual_water(kt: KtData) -> FieldMap:
+def field_map_from_residual_water(kt: KtData, *, noise_sd: float = 1.0) -> FieldMap:
     """Return a field map from the water that suppression left in metabolite data.
 
     The FIDs are filtered to within 0.5 ppm of water. Channels are the dominant singular vector of each voxel. Residual
@@ -117,6 +119,8 @@ def field_map_from_residual_water(kt: KtData) -> FieldMap:
     ----------
     kt
         Whitened metabolite data on a Cartesian grid.
+    noise_sd
+        SD of the real part of the noise of one sample (1 for whitened data).
 
     Raises
     ------
@@ -135,7 +139,7 @@ def field_map_from_residual_water(kt: KtData) -> FieldMap:
     early = _early_images(filtered, times)
     channels = dominant_channels(early)
     fids = to_numpy(matched_image(filtered, channels)).astype(np.complex64)
-    mask = _water_mask(fids)
+    mask = _water_mask(fids, image_noise_sd(filtered, channels, noise_sd))
     b0, _ = _frequency_and_eddy_phase(fids, times, mask, eddy_currents=False)
     amplitude, phase = _value_at_zero(fids, times, b0)
     return FieldMap(
@@ -158,14 +162,13 @@ def _early_images(kt: KtData, times: np.ndarray) -> np.ndarray:
     return to_numpy(fourier.H(few)) / np.sqrt(np.prod(shape[1:4]))
 
 
-def _water_mask(fids: np.ndarray) -> np.ndarray:
+def _water_mask(fids: np.ndarray, noise_sd: np.ndarray) -> np.ndarray:
     """Return where the early signal stands out of the noise and is at least a tenth of the bright voxels'."""
     n_early = max(2, fids.shape[-1] // 32)
     size = np.sqrt(np.mean(np.abs(fids[..., :n_early]) ** 2, axis=-1))
-    tail = fids[..., -max(fids.shape[-1] // 4, 2) :]
-    noise = float(np.median(np.sqrt(np.mean(np.abs(tail) ** 2, axis=-1))))
     bright = float(np.percentile(size, 95))
-    mask = size > max(0.1 * bright, 5 * noise if noise < bright / 5 else 0.0)
+    # twice the real part's SD squared is the noise's power in |fid|^2; the mean of a few points exceeds it by little
+    mask = size > np.maximum(0.1 * bright, 4 * np.sqrt(2) * noise_sd)
     if not mask.any() or not bright > 0:
         raise DataError(
             "no water signal stands out of the noise, so no field map can be made; check the water reference"

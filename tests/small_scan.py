@@ -31,6 +31,8 @@ class SmallScan:
     protocol: Protocol
     header_xml: str
     readouts: tuple[Acquisition, ...]
+    mean_amounts_mm: dict[str, float]
+    """Molecule -> its mean over the voxels of the head [mM]."""
 
     @property
     def noise(self) -> list[Acquisition]:
@@ -125,7 +127,8 @@ def small_scan(
     parts = [("noise", scale * noise(2, NOISE_SAMPLES)), ("water", measured(water))]
     parts += [("metabolites", measured(metabolites)) for _ in range(frames)]
     xml = header_xml(protocol, receiver_channels=n_coils, frames=frames)
-    return SmallScan(protocol, xml, tuple(_readouts(protocol, parts)))
+    means = dict(zip(AMOUNTS_MM, amounts[head].mean(axis=0).tolist(), strict=True))
+    return SmallScan(protocol, xml, tuple(_readouts(protocol, parts)), means)
 
 
 def _readouts(protocol: Protocol, parts: list[tuple[str, np.ndarray]]) -> Iterator[Acquisition]:

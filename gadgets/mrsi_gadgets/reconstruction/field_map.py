@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import ndimage
 
 from mrsi_gadgets.arrays import Array, ifftn, like, namespace, to_numpy
 from mrsi_gadgets.data import KtData
@@ -168,12 +169,20 @@ def _water_mask(fids: np.ndarray, noise_sd: np.ndarray) -> np.ndarray:
     size = np.sqrt(np.mean(np.abs(fids[..., :n_early]) ** 2, axis=-1))
     bright = float(np.percentile(size, 95))
     # twice the real part's SD squared is the noise's power in |fid|^2; the mean of a few points exceeds it by little
-    mask = size > np.maximum(0.1 * bright, 4 * np.sqrt(2) * noise_sd)
+    mask = _without_specks(size > np.maximum(0.1 * bright, 4 * np.sqrt(2) * noise_sd))
     if not mask.any() or not bright > 0:
         raise DataError(
             "no water signal stands out of the noise, so no field map can be made; check the water reference"
         )
     return np.asarray(mask)
+
+
+def _without_specks(mask: np.ndarray) -> np.ndarray:
+    """Drop pieces smaller than a quarter of the largest: side lobes of the point spread in the corners, not anatomy."""
+    labels, _ = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return np.asarray((sizes >= max(1.0, sizes.max() / 4))[labels])
 
 
 def _frequency_and_eddy_phase(

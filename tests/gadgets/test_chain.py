@@ -1,0 +1,232 @@
+"""The chain from readouts to images: what each gadget must satisfy, and what must not change the maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contracts import attributes_of, check_gadget, run_gadget
+from mrsi_gadgets import replay
+from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.gadgets.combine_coils import CombineCoils
+from mrsi_gadgets.gadgets.composition import Chain, find_recipe
+from mrsi_gadgets.gadgets.console_images import ConsoleImages
+from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.field_map import EstimateFieldMap
+from mrsi_gadgets.gadgets.gadget import Gadget
+from mrsi_gadgets.gadgets.quantify import Quantify
+from mrsi_gadgets.gadgets.reconstruct import Reconstruct
+from mrsi_gadgets.gadgets.registry import GADGETS
+from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
+from mrsi_gadgets.mrd.header import parse_header
+from mrsi_gadgets.mrd.profile import read_protocol
+from mrsi_gadgets.mrd.sorting import sort_readouts
+from mrsi_gadgets.output.meta import from_xml, values_of
+from mrsi_gadgets.output.results import Results, gather
+from mrsi_gadgets.stream.messages import Acquisition, ConfigFile, Header, Image, Message
+from served import assert_same_images
+from small_scan import WATER_SIGNAL, SmallScan, small_scan
+
+pytestmark = pytest.mark.timeout(120)
+METHODS = ["fourier", "low_rank", "subspace"]
+SHOWN = ("tNAA", "tCr", "tCho", "Ins", "Glx")
+OTHERS = [
+    EstimateFieldMap(eddy_currents=False), CombineCoils(lost_energy=0.0), CombineCoils(lost_energy=0.2),
+    Reconstruct(method="fourier"), Reconstruct(method="low_rank"), Reconstruct(method="subspace", prior="none"),
+    Reconstruct(method="subspace", rank=12), Quantify(),
+    ConsoleImages(maps=("Ins",), uncertainty=False, quantitative="none", spectra=False),
+]  # fmt: skip
+"""Gadgets with parameters other than their defaults."""
+
+
+def run(scan: SmallScan, recipe: str = "fourier", **options: Any) -> replay.ReplayResult:
+    given = replay.Scan(scan.header_xml, scan.readouts, len(scan.readouts), "small")
+    return replay.replay_here(given, ScanOptions(recipe=recipe, device="cpu", **options))
+
+
+def maps_of(scan: SmallScan, recipe: str = "fourier") -> Results:
+    return gather(run(scan, recipe).images)
+
+
+# --- every gadget ---------------------------------------------------------------------------------------------------
+
+
+def scene_of(gadget: Gadget, chain: Chain) -> tuple[list[Any], Context]:
+    """What reaches a gadget of this kind in a chain, and the context there."""
+    scan = small_scan()
+    header = parse_header(scan.header_xml)
+    context = Context(protocol=read_protocol(header))
+    context.reference_head = scan.metabolites[0].head
+    items: list[Any] = list(sort_readouts(scan.readouts, context.protocol, context.report, header))
+    for earlier in chain.gadgets:
+        if type(earlier) is type(gadget):
+            return items, context
+        items = run_gadget(earlier, items, context)
+    raise AssertionError(f"the chain has no <{gadget.element}>")
+
+
+@pytest.mark.parametrize("gadget", [*(kind() for kind in GADGETS.values()), *OTHERS], ids=repr)
+def test_a_gadget_keeps_the_contract(gadget):
+    check_gadget(gadget, lambda: scene_of(gadget, find_recipe("fourier")))
+
+
+def test_every_parameter_of_every_gadget_has_been_another_one_in_these_tests():
+    changed = {
+        (gadget.element, name)
+        for gadget in OTHERS
+        for name, text in attributes_of(gadget).items()
+        if text != attributes_of(type(gadget)())[name]
+    }
+    # the fit has one method so far
+    assert changed | {("quantify", "method")} == {
+        (element, name) for element, kind in GADGETS.items() for name, _, _ in kind.describe()
+    }
+
+
+# --- what must not change the maps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("factor", [1e6, 1e-6])
+def test_the_gain_of_the_receiver_does_not_change_the_maps(method, factor):
+    original, scaled = maps_of(small_scan(), method), maps_of(small_scan().scaled(factor), method)
+    assert set(scaled.maps) == set(original.maps)
+    np.testing.assert_array_equal(scaled.mask[0], original.mask[0])
+    for name in SHOWN:
+        ours, theirs = scaled.maps[f"{name}_per_water"], original.maps[f"{name}_per_water"]
+        limit = 1e-3 * np.nanmax(theirs.value)
+        np.testing.assert_allclose(ours.value, theirs.value, rtol=1e-3, atol=limit)
+        np.testing.assert_allclose(ours.sd, theirs.sd, rtol=1e-3, atol=limit)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_repeated_run_gives_the_same_images_to_the_bit(method):
+    assert_same_images(run(small_scan(), method).images, run(small_scan(), method).images)
+
+
+def test_the_order_of_the_readouts_does_not_change_the_maps():
+    scan = small_scan()
+    shuffled = scan.metabolites[:-1]
+    np.random.default_rng(1).shuffle(shuffled)
+    images = run(scan.with_readouts([*scan.noise, *scan.water[::-1], *shuffled, scan.metabolites[-1]])).images
+    for ours, theirs in zip(images, run(scan).images, strict=True):
+        np.testing.assert_array_equal(ours.data, theirs.data)
+
+
+# --- what the maps are ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_amounts_are_those_of_the_head_within_ten_percent(method):
+    results = maps_of(small_scan(), method)
+    mask = results.mask[0]
+    for name, molecule in {"tNAA": "NAA", "tCr": "Cr", "tCho": "PCh", "Ins": "Ins", "Glx": "Glu"}.items():
+        amount = results.maps[name].value[mask].sum() / results.maps["tCr"].value[mask].sum()
+        head = TRUE_MEANS[molecule] / TRUE_MEANS["Cr"]
+        assert amount == pytest.approx(head, rel=0.1), name
+    per_water = results.maps["tNAA_per_water"].value[mask]
+    assert np.median(per_water) == pytest.approx(TRUE_MEANS["NAA"] / (WATER_SIGNAL / 2), rel=0.15)
+
+
+TRUE_MEANS = small_scan().mean_amounts_mm
+
+
+def test_a_volume_of_unequal_sides_comes_back_in_its_own_shape_and_place():
+    scan = small_scan((5, 4, 3))
+    images = run(scan).images
+    results = gather(images)
+    assert results.maps["tNAA"].value.shape == (5, 4, 3)
+    assert results.mask[0].any()
+    for image in images:
+        if "mrsi_rows" not in image.attributes:
+            assert image.head["matrix_size"].tolist() == [5, 4, 3]
+            assert image.data.shape == (1, 3, 4, 5)
+    np.testing.assert_allclose(results.affine_ras, scan.protocol.geometry.affine_ras(), atol=1e-4)
+
+
+def test_each_frame_of_a_dynamic_scan_has_its_images_before_the_next_one_is_complete():
+    scan = small_scan(frames=2)
+    taken = 0
+    seen: list[tuple[int, int]] = []
+
+    def messages() -> Iterator[Message]:
+        nonlocal taken
+        yield ConfigFile("fourier")
+        yield Header(scan.header_xml)
+        for readout in scan.readouts:
+            taken += isinstance(readout, Acquisition)
+            yield readout
+
+    images: list[Image] = []
+
+    def send(message: Message) -> None:
+        assert isinstance(message, Image)
+        images.append(message)
+        (frame,) = values_of(from_xml(message.attributes), "mrsi_frame")
+        seen.append((int(frame), taken))
+
+    run_scan(messages(), send, ScanOptions(device="cpu"))
+    shots = int(np.prod(scan.protocol.geometry.matrix))
+    first = {count for frame, count in seen if frame == 0}
+    assert max(first) <= len(scan.readouts) - shots + 1
+    assert [frame for frame, _ in seen] == sorted(frame for frame, _ in seen)
+    results = gather(images)
+    assert set(results.maps["tNAA"].frames) == {0, 1}
+    assert results.maps["tNAA"].value.shape == (*scan.protocol.geometry.matrix, 2)
+    # the head did not change, its noise did
+    first_frame, second_frame = (results.maps["tNAA"].frames[n][results.mask[0]] for n in (0, 1))
+    assert not np.array_equal(first_frame, second_frame)
+    assert np.median(second_frame / first_frame) == pytest.approx(1.0, abs=0.05)
+
+
+# --- what is said of them -------------------------------------------------------------------------------------------
+
+
+def test_a_missing_noise_scan_is_said_in_the_summary_and_in_every_image():
+    scan = small_scan()
+    result = run(scan.with_readouts(scan.water + scan.metabolites))
+    (warning,) = result.summary["warnings"]
+    assert "no noise scan" in warning
+    for image in result.images:
+        assert values_of(from_xml(image.attributes), "mrsi_warnings") == [warning]
+    assert result.summary["provenance"]["noise"] != "noise scan"
+
+
+def test_without_a_water_reference_there_are_maps_but_none_in_units_of_water():
+    scan = small_scan()
+    result = run(scan.with_readouts(scan.noise + scan.metabolites))
+    assert any("no water reference" in warning for warning in result.summary["warnings"])
+    names = set(gather(result.images).maps)
+    assert "tNAA" in names
+    assert not {name for name in names if name.endswith("_per_water")}
+
+
+def test_a_complete_scan_has_nothing_to_warn_of():
+    assert run(small_scan()).summary["warnings"] == []
+
+
+def test_a_device_that_is_not_there_is_refused_before_any_readout_is_taken():
+    def messages() -> Iterator[Message]:
+        yield ConfigFile("fourier")
+        yield Header(small_scan().header_xml)
+        yield small_scan().readouts[0]
+        raise AssertionError("a second readout was taken")
+
+    with pytest.raises(ConfigError, match="cuda:99"):
+        run_scan(messages(), lambda message: None, ScanOptions(device="cuda:99"))
+
+
+def test_the_images_say_by_what_they_were_made():
+    result = run(small_scan(), "subspace", seed=5)
+    text = values_of(from_xml(result.images[0].attributes), "mrsi_provenance")[0]
+    for part in (
+        '"recipe": "subspace"',
+        '"seed": 5',
+        '"device": "numpy:cpu"',
+        '"noise": "noise scan"',
+        "header mrsi_dwell_us",
+    ):
+        assert part in text

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from mrsi_gadgets import replay
+from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.output.pictures import demo_sheet
 from mrsi_gadgets.output.results import Results, gather
+from mrsi_gadgets.phantom.presets import find_preset
 from mrsi_gadgets.phantom.scoring import Scores, score
 from mrsi_gadgets.phantom.simulate import write_simulation
 from mrsi_gadgets.phantom.truth import Truth
@@ -30,6 +32,9 @@ TITLES = {"fourier": "Fourier", "subspace": "learned subspace"}
 def run_demo(folder: Path, *, preset: str = "csi48") -> str:
     """Run the whole way once per method and write everything below `folder`; return a table of errors and times."""
     begin = time.perf_counter()
+    find_preset(preset)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output {folder} is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
     scan_file = folder / "brain.h5"
     log.info("simulating preset %s", preset)
@@ -40,9 +45,7 @@ def run_demo(folder: Path, *, preset: str = "csi48") -> str:
     rows = []
     with running_server() as port:
         for method in METHODS:
-            answer = replay.replay_to(
-                replay.open_scan(str(scan_file)), f"127.0.0.1:{port}", ScanOptions(recipe=method)
-            )
+            answer = replay.replay_to(replay.open_scan(str(scan_file)), f"127.0.0.1:{port}", ScanOptions(recipe=method))
             replay.save(answer, folder / method)
             results[method] = gather(answer.images)
             scores[method] = score_results(results[method], truth)

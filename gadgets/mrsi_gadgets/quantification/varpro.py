@@ -23,8 +23,10 @@ from mrsi_gadgets.quantification.preparation import VarproModel, prepare_varpro
 
 __all__ = ["VarproModel", "fit_varpro", "prepare_varpro"]
 
-_CHUNK = 96
-_NOISE_FLOOR = 1e-4
+_CHUNK = 160
+_NOISE_FLOOR = 5e-3
+"""No model is right to better than this part of the strongest coordinate that nuisance does not reach: smaller noise is
+not believed."""
 _COUNTED_NOISE = 0.1
 """Directions with less than this fraction of the largest noise SD do not count in the standard deviations."""
 
@@ -82,7 +84,7 @@ def _voxels(image: SpectralImage, inside: np.ndarray, model: VarproModel, *, int
     if image.basis is not None:
         project = to_numpy(image.basis).astype(complex) @ project
     data = signal @ like(project, signal, "complex64")
-    noise, spread, directions = _noise(image, inside, project, data)
+    noise, spread, directions = _noise(image, inside, project, data[:, model.coordinates.n_dense :])
     times = model.dictionary.expansion.node_times_s
     given = intravoxel_lineshape(image.b0_hz, image.mask, times) if intravoxel else np.ones((len(inside), len(times)))
     return Voxels(data, noise, like(given, signal, "complex64"), spread, directions)
@@ -93,7 +95,8 @@ def _noise(
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Return each voxel's noise spread evenly over the coordinates, and where it really lies, if it is not even.
 
-    Where the noise is zero (noise-free data) a small fraction of the signal takes its place.
+    `data` are the coordinates that nuisance does not reach: where the noise is next to nothing, a small fraction of
+    them takes its place.
     """
     xp = namespace(data)
     sd = np.asarray(image.noise_sd, np.float32).ravel()[inside]

@@ -166,7 +166,13 @@ class Server:
             )
             with self._lock:
                 self._sessions[thread] = None
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system allows no further thread; the sessions there are go on
+                log.error("session %d could not be started: %s", number, error)
+                client.close()
+                with self._lock:
+                    self._sessions.pop(thread)
 
     def request_stop(self) -> None:
         """Let `serve_forever` return; safe in a signal handler. `stop` has to follow."""

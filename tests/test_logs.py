@@ -1,0 +1,44 @@
+"""What the log says, and where."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from mrsi_gadgets.logs import set_up_logging
+
+
+@pytest.fixture(autouse=True)
+def same_logging():
+    log = logging.getLogger("mrsi")
+    before = (list(log.handlers), log.level, log.propagate)
+    yield
+    log.handlers[:], log.level, log.propagate = before
+
+
+def test_a_json_log_is_one_object_a_line_whatever_the_message_holds(capsys):
+    set_up_logging("INFO", "json")
+    log = logging.getLogger("mrsi.test")
+    log.debug("too small to be said")
+    log.info("two\nlines of %s", '"quotes"', extra={"session": "7"})
+    try:
+        raise ValueError("of all things")
+    except ValueError:
+        log.exception("failed")
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, second = (json.loads(line) for line in err.splitlines())
+    assert (first["message"], first["level"], first["session"]) == ('two\nlines of "quotes"', "INFO", "7")
+    assert first["time"].endswith("+00:00")
+    assert "ValueError: of all things" in second["traceback"]
+
+
+def test_a_text_log_names_level_and_place(capsys):
+    set_up_logging("WARNING", "text")
+    logging.getLogger("mrsi.test").info("not said")
+    logging.getLogger("mrsi.test").warning("mind %s", "this")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "WARNING mrsi.test[" in line
+    assert line.endswith("] mind this")

@@ -127,7 +127,9 @@ def report(results: list[dict[str, Any]]) -> None:
         for lesion, maps in r["lesions"].items():
             cells = ["-" if not math.isfinite(maps[n]) else f"{maps[n]:.2f}" for n in NAMES]
             rows.append([f"{r['snr']:g}", r["method"], lesion, *cells])
-        rows.append([f"{r['snr']:g}", r["method"], "unseen resonance in the FIDs", f"{r['unseen']:.2f}", "", "", "", ""])
+        rows.append(
+            [f"{r['snr']:g}", r["method"], "unseen resonance in the FIDs", f"{r['unseen']:.2f}", "", "", "", ""]
+        )
     print(table(["SNR", "method", "lesion", *NAMES], rows))
 
 

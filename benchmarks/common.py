@@ -37,7 +37,9 @@ def describe_machine() -> str:
     cpu = platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
         cpu = names[0] if names else cpu
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "pyfftw", "h5py", "ismrmrd"))
     return (
@@ -89,7 +91,12 @@ def calibrate(scan: SimulatedScan, *, compress: bool) -> tuple[KtData, Context]:
     header = parse_header(scan.header_xml)
     context = Context(protocol=read_protocol(header))
     items: Iterator[Any] = sort_readouts(scan.acquisitions, context.protocol, context.report, header)
-    gadgets: list[Gadget] = [Prewhiten(), Grid(), EstimateFieldMap(), CombineCoils(**({} if compress else {"lost_energy": 0.0}))]
+    gadgets: list[Gadget] = [
+        Prewhiten(),
+        Grid(),
+        EstimateFieldMap(),
+        CombineCoils(**({} if compress else {"lost_energy": 0.0})),
+    ]
     for gadget in gadgets:
         items = gadget.process(items, context)
     found = [item for item in items if isinstance(item, KtData) and item.role is Role.METABOLITE]

@@ -46,14 +46,25 @@ def main() -> int:
         write_scan(path, scan.header_xml, scan.acquisitions)
         size = sample_bytes(scan)
         del scan
-        print(f"{given.preset}: {size / 1e6:.0f} MB of samples, {repeats} repeats; paced: the scan lasts {given.seconds:g} s")
+        print(
+            f"{given.preset}: {size / 1e6:.0f} MB of samples, {repeats} repeats; paced: the scan lasts {given.seconds:g} s"
+        )
         for method in given.methods:
             for pace in (given.seconds, 0.0):
                 found = [measure(path, method, pace) for _ in range(repeats)]
                 ratios = [(peak - idle) / size for idle, peak in found]
                 idle, peak = (statistics.median(values) / 1e6 for values in zip(*found, strict=True))
                 verdict = "yes" if statistics.median(ratios) <= WANTED else "NO"
-                rows.append([method, f"{pace:g} s" if pace else "none", f"{idle:.0f}", f"{peak:.0f}", spread(ratios, ".2f"), verdict])
+                rows.append(
+                    [
+                        method,
+                        f"{pace:g} s" if pace else "none",
+                        f"{idle:.0f}",
+                        f"{peak:.0f}",
+                        spread(ratios, ".2f"),
+                        verdict,
+                    ]
+                )
     print(table(["recipe", "pace", "idle, MB", "peak, MB", "(peak - idle) / samples", f"at most {WANTED:g}"], rows))
     return 0
 

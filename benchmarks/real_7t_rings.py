@@ -54,9 +54,7 @@ def main(raw: str, picture: str) -> None:
     low, middle, high = np.percentile((b0 + left)[inside], (5, 50, 95))
     print(f"B0 in {inside.sum()} voxels: 5, 50, 95 %: {low:+.1f}, {middle:+.1f}, {high:+.1f} Hz")
     known = calibration.mask[:, :, 0]
-    print(
-        f"field map: {known.sum()} voxels, imaging water within {np.abs(left[known]).max():.1f} Hz of it"
-    )
+    print(f"field map: {known.sum()} voxels, imaging water within {np.abs(left[known]).max():.1f} Hz of it")
     ratio = np.abs(fids[inside][:, 0]) / water[inside]
     print(f"water of the imaging scan over that of the reference: {np.median(ratio):.2f}")
     ppm, spectrum = mean_spectrum(image, fids, inside)

@@ -61,11 +61,12 @@ def main() -> int:
     return 0
 
 
-def time_steps(
-    kinds: dict[str, tuple[KtData, Context]], raw: KtData, repeats: int
-) -> dict[str, list[float]]:
+def time_steps(kinds: dict[str, tuple[KtData, Context]], raw: KtData, repeats: int) -> dict[str, list[float]]:
     """Seconds of one FFT pass and of each method on each kind of data, taken in turn."""
-    actions: dict[str, Callable[[], object]] = {"FFT pass": fft_pass(raw), "FFT pass, in place": fft_pass(raw, in_place=True)}
+    actions: dict[str, Callable[[], object]] = {
+        "FFT pass": fft_pass(raw),
+        "FFT pass, in place": fft_pass(raw, in_place=True),
+    }
     for method in METHODS:
         for compression, (kt, context) in kinds.items():
             gadget = Reconstruct(method=method)
@@ -102,7 +103,11 @@ def fit_times(kt: KtData, context: Context, repeats: int) -> None:
             [method, str(voxels), spread([1e3 * v / voxels for v in values], ".3f"), f"{statistics.median(values):.2f}",
              f"{learning:.2f}", f"{preparing:.2f}"]
         )  # fmt: skip
-    print(table(["images of", "voxels", "fit, ms per voxel", "fit, s", "learn, s (before)", "prepare fit, s (before)"], rows))
+    print(
+        table(
+            ["images of", "voxels", "fit, ms per voxel", "fit, s", "learn, s (before)", "prepare fit, s (before)"], rows
+        )
+    )
 
 
 def quantify(gadget: Quantify, image: SpectralImage, context: Context) -> None:

@@ -158,7 +158,7 @@ class Protocol:
         return (np.asarray(ppm) - self.reference_ppm) * self.transmit_frequency_hz * 1e-6
 
     def ppm_axis(self, n_points: int | None = None) -> np.ndarray:
-        """Chemical shift of each point of a centred (fftshifted) spectrum of `n_points` (default n_times), ascending."""
+        """Chemical shift of each point of a centred spectrum of `n_points` (default n_times), ascending."""
         frequency = np.fft.fftshift(np.fft.fftfreq(n_points or self.n_times, self.dwell_s))
         return self.reference_ppm + frequency / (self.transmit_frequency_hz * 1e-6)
 
@@ -240,8 +240,9 @@ class KtData:
 class SpectralImage:
     """A reconstructed image function rho(r, t): coefficients on a basis, or one FID per voxel.
 
-    FIDs are free of the voxel's mean B0 shift (`b0_hz` was taken out) and in phase with the water reference where there
-    was one. Their unit is that of the samples: the signal of one voxel, so that rho summed over voxels is k-space's centre.
+    FIDs are free of the voxel's mean B0 shift (`b0_hz` was taken out) and in phase with the water reference where
+    there was one. Their unit is that of the samples: the signal of one voxel, so that rho summed over voxels is the
+    centre of k-space.
     """
 
     coefficients: Array
@@ -254,7 +255,7 @@ class SpectralImage:
     b0_hz: np.ndarray
     """(x, y, z) [Hz] that was taken out of the FIDs."""
     noise_sd: np.ndarray
-    """(x, y, z): SD of the real part of the noise in one FID sample (of a voxel's coefficients, where `basis` is set)."""
+    """(x, y, z): SD of the real part of the noise in one FID sample (with a `basis`: in one coefficient)."""
     coefficient_sd: np.ndarray | None = None
     """(x, y, z, rank): SD of the real part of each coefficient's noise, where it differs from `noise_sd`."""
     frame: int = 0

@@ -92,9 +92,7 @@ def test_one_series_per_map_and_numbers_that_do_not_change_between_frames(refere
     assert [int(frame[i].head["image_index"]) for frame in (first, second) for i in values] == list(
         range(1, 2 * len(values) + 1)
     )
-    titles = [
-        [image_title(image) for image in frame] for frame in (first, second)
-    ]
+    titles = [[image_title(image) for image in frame] for frame in (first, second)]
     assert titles[0] == titles[1]
     assert len(set(titles[0])) == len(titles[0])
 

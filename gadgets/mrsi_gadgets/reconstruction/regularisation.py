@@ -221,7 +221,8 @@ def _polynomials(
 def _filter_coefficients(bound: float, weights: np.ndarray) -> np.ndarray:
     """Return the coefficients of smoothers `response` on [0, bound], (degree + 1, weight).
 
-    The poles at +-i / sqrt(lambda) set how fast they fall (Bernstein ellipse), and so the degree that `FILTER_ERROR` needs.
+    The poles at +-i / sqrt(lambda) set how fast they fall (Bernstein ellipse), and so the degree that `FILTER_ERROR`
+    needs.
     """
     pole = -1 + 2j / max(np.sqrt(float(np.max(weights))) * bound, 1e-9)
     root = np.sqrt(pole**2 - 1)

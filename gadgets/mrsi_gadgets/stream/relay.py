@@ -87,7 +87,7 @@ def report_failure(
 
 
 def send_failure(endpoint: SocketEndpoint, peer: Peer, sentence: str, *, told: bool = False) -> None:
-    """Send the reason (unless it has been `told`) and CLOSE in the peer's dialect, let the peer read them, and close."""
+    """Send the reason (unless it has been `told`) and CLOSE in the peer's dialect, let them be read, and close."""
     LOG.error("session failed: %s", sentence, extra={"peer": peer.value})
     try:
         messages = failure_messages(peer, sentence)[int(told) :]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mrsi_gadgets.arrays import like, to_numpy
+from mrsi_gadgets.arrays import like, one_blas_thread, to_numpy
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget
@@ -114,11 +114,12 @@ def check_gadget(gadget: Gadget, scene: Callable[[], tuple[list[Any], Context]])
 
 
 def run_gadget(gadget: Gadget, items: list[Any], context: Context) -> list[Any]:
-    """Prepare a gadget and let it process items, outside of any chain."""
-    done: Future[Any] = Future()
-    done.set_result(gadget.prepare(context))
-    context.prepared[gadget] = done
-    return list(gadget.process(iter(items), context))
+    """Prepare a gadget and let it process items, as a session would but outside of any chain."""
+    with one_blas_thread():
+        done: Future[Any] = Future()
+        done.set_result(gadget.prepare(context))
+        context.prepared[gadget] = done
+        return list(gadget.process(iter(items), context))
 
 
 def attributes_of(gadget: Gadget) -> dict[str, str]:

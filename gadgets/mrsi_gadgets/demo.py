@@ -62,6 +62,8 @@ def run_demo(folder: Path, *, preset: str = "csi48") -> str:
             "NRMSE / detail error of the maps at common resolution (detail 1: no better than a tissue atlas)",
             head,
             *rows,
+            "latency: last readout sent to last image received. The scan is sent at once, so learning the basis and preparing",
+            "the fit are in it; in a real scan they are done long before the last readout (benchmarks/latency.py).",
             "",
             f"picture -> {picture}   maps -> {folder}/subspace/maps   console images -> {folder}/subspace/images.h5",
             f"whole demo {time.perf_counter() - begin:.0f} s",

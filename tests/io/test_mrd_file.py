@@ -195,7 +195,7 @@ def test_a_missing_file_a_text_and_a_folder_are_refused_in_one_sentence(tmp_path
         ("none.h5", "none.h5 is not there"),
         ("text.h5", "text.h5 is not an HDF5 file"),
         ("empty.h5", "empty.h5 is not an HDF5 file|empty.h5 is truncated"),
-        (".", "is not there"),
+        (".", "is a folder"),
     ):
         with pytest.raises(DataError, match=message) as caught:
             read_scan(tmp_path / name)

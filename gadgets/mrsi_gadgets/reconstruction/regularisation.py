@@ -55,7 +55,7 @@ class WeightChoice:
         return WEIGHTS[self.index]
 
 
-def response(x: np.ndarray, weight: float) -> np.ndarray:
+def response(x: np.ndarray, weight: np.ndarray | float) -> np.ndarray:
     """Return what the smoother of this weight leaves of an eigenvector of L with eigenvalue `x`."""
     return np.asarray(1 / (1 + weight * x**2))
 

@@ -7,6 +7,7 @@ maps and the same basis: the learned metabolite rows, on data without residual w
 
 * least squares by conjugate gradients (it stops by itself when it has converged), and
 * with an l1-wavelet prior by FISTA, exactly `--iterations` of them; its weight is chosen by the TRUE error, in BART's favour,
+* with `--total-variation` also with a joint total-variation prior (ADMM, a third of the iterations; minutes), likewise,
 
 ours per voxel, without and with its own edge prior and weights. BART knows no B0, so the problem is also posed without any.
 FID errors are taken in the frame of each result: BART's keep the voxel's frequency, ours have it removed, and the truth is
@@ -39,8 +40,8 @@ from mrsi_gadgets.phantom.simulate import SimulatedScan, simulate
 from mrsi_gadgets.reconstruction.fourier import image_noise_sd
 from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
 
-WEIGHTS = (0.1, 0.2, 0.4)
-"""Candidates for the wavelet prior's weight, in BART's own scaling of the data."""
+PRIORS = {"l1-wavelet": ("W:3:0", (0.1, 0.2, 0.4)), "total variation": ("T:3:64", (0.05, 0.1, 0.2))}
+"""BART's spatial priors and the weights that are tried, in BART's own scaling of the data."""
 _TRIAL_ITERATIONS = 5
 
 
@@ -66,6 +67,7 @@ def main() -> int:
     parser.add_argument("--preset", default="csi48")
     parser.add_argument("--iterations", type=int, default=30)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--total-variation", action="store_true", help="try that prior of BART's too (minutes)")
     parser.add_argument("--quick", action="store_true", help="preset csi16, one repeat")
     given = parser.parse_args()
     if shutil.which("bart") is None:
@@ -79,12 +81,14 @@ def main() -> int:
         for b0 in (False, True):
             problem = pose(preset, b0=b0)
             bart = Bart(Path(folder), problem)
-            found, weight = compare(problem, bart, given.iterations, repeats, times if not b0 else {})
+            found = compare(problem, bart, given.iterations, repeats, times if not b0 else {})
+            if given.total_variation:
+                found |= total_variation(problem, bart, given.iterations)
             for name, result in found.items():
                 cells = [f"{result.maps[n].nrmse:.3f} / {result.maps[n].detail:.2f}" for n in NAMES]
                 rows.append(["yes" if b0 else "no", name, f"{result.fid_error:.3f}", *cells])
             print(f"{preset}, B0 {'on' if b0 else 'off'}: {problem.kt.n_coils} channels, basis {problem.basis.shape}, "
-                  f"BART {version}, wavelet weight {weight:g}")  # fmt: skip
+                  f"BART {version}")  # fmt: skip
     print("\nFID error; NRMSE / detail error of the maps at common resolution (same fit for all)")
     print(table(["B0", "method", "FID", *NAMES], rows))
     print("\nTime without file I/O, medians (B0 off)")
@@ -135,8 +139,8 @@ class Bart:
 
 def compare(
     problem: Problem, bart: Bart, iterations: int, repeats: int, times: dict[str, list[float]]
-) -> tuple[dict[str, Scores], float]:
-    """Scores of every method, and the wavelet weight; `times` gets the seconds of each."""
+) -> dict[str, Scores]:
+    """Scores of every method; `times` gets the seconds of each."""
     fit = Quantify()
     prepare(fit, problem.context)
     found = {}
@@ -146,18 +150,30 @@ def compare(
         times[name] = [seconds_of(lambda p=prior: ours(problem, p)) for _ in range(repeats)]
     squares = ("-i", str(iterations))
     found["BART, least squares"] = judge(problem, as_image(problem, bart.pics(*squares)), fit)
-    trials = {w: fid_error_of(problem, bart.pics(*wavelets(w, _TRIAL_ITERATIONS))) for w in WEIGHTS}
-    weight = min(trials, key=lambda w: trials[w])
-    found["BART, l1-wavelet"] = judge(problem, as_image(problem, bart.pics(*wavelets(weight, iterations))), fit)
-    times["BART, least squares"] = [bart.seconds(*squares) for _ in range(repeats)]
-    times["BART, l1-wavelet"] = [bart.seconds(*wavelets(weight, iterations)) for _ in range(repeats)]
-    times["BART, one iteration"] = [bart.seconds(*wavelets(weight, 1)) for _ in range(repeats)]
-    return found, weight
+    kind, weight = best_weight(problem, bart, "l1-wavelet", _TRIAL_ITERATIONS)
+    wavelets = ("-R", f"{kind}:{weight:g}", "-i")
+    found[f"BART, l1-wavelet {weight:g}"] = judge(problem, as_image(problem, bart.pics(*wavelets, str(iterations))), fit)
+    for name, options in (("least squares", squares), ("l1-wavelet", (*wavelets, str(iterations))), ("one iteration", (*wavelets, "1"))):
+        times[f"BART, {name}"] = [bart.seconds(*options) for _ in range(repeats)]
+    return found
 
 
-def wavelets(weight: float, iterations: int) -> tuple[str, ...]:
-    """Options of an l1-wavelet prior in space, each coefficient image by itself."""
-    return "-R", f"W:3:0:{weight:g}", "-i", str(iterations)
+def total_variation(problem: Problem, bart: Bart, iterations: int) -> dict[str, Scores]:
+    """Scores with BART's joint total-variation prior."""
+    fit = Quantify()
+    prepare(fit, problem.context)
+    kind, weight = best_weight(problem, bart, "total variation", _TRIAL_ITERATIONS, "-C", "3")
+    result = bart.pics("-R", f"{kind}:{weight:g}", "-C", "3", "-i", str(max(1, iterations // 3)))
+    return {f"BART, total variation {weight:g}": judge(problem, as_image(problem, result), fit)}
+
+
+def best_weight(problem: Problem, bart: Bart, prior: str, iterations: int, *options: str) -> tuple[str, float]:
+    """Return BART's name of a prior and the weight with which the FID error is smallest after a few iterations."""
+    kind, weights = PRIORS[prior]
+    errors = {
+        w: fid_error_of(problem, bart.pics("-R", f"{kind}:{w:g}", "-i", str(iterations), *options)) for w in weights
+    }
+    return kind, min(errors, key=lambda w: errors[w])
 
 
 def ours(problem: Problem, prior: str) -> SpectralImage:

@@ -93,12 +93,12 @@ def run_scan(
         on_progress=tell,
     )
     _first_provenance(context, chain)
-    executor = chain.start(context)
-    try:
-        with one_blas_thread():
+    with one_blas_thread():
+        executor = chain.start(context)
+        try:
             _run(chain, _Source(following, messages, header, settings), context, send, observe)
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
     return report
 
 

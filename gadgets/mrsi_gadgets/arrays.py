@@ -8,7 +8,9 @@ package copies between devices unless it is called ``to_device`` or ``to_numpy``
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import array_api_compat
@@ -127,6 +129,21 @@ def one_blas_thread() -> Any:
     fights with them for the same cores and everything becomes several times slower. Parallel work is split by us.
     """
     return threadpoolctl.threadpool_limits(limits=1, user_api="blas")
+
+
+def over_columns(function: Callable[[Array], Array], columns: Array) -> Array:
+    """Return `function` of `columns`, which treats all indices of the last axis alike, in pieces on our threads.
+
+    Only NumPy arrays are split (element-wise loops there use one core); a device has its own parallelism. The pieces do
+    not change the result.
+    """
+    count = min(n_threads(), int(columns.shape[-1]) // 8)
+    if count < 2 or not is_numpy(columns):
+        return function(columns)
+    bounds = np.linspace(0, columns.shape[-1], count + 1).astype(int)
+    pieces = [np.ascontiguousarray(columns[..., a:b]) for a, b in pairwise(bounds)]
+    with ThreadPoolExecutor(count) as pool:
+        return np.concatenate(list(pool.map(function, pieces)), axis=-1)
 
 
 def fftn(x: Array, axes: Sequence[int]) -> Array:

@@ -23,7 +23,9 @@ from mrsi_gadgets.quantification.preparation import VarproModel, prepare_varpro
 
 __all__ = ["VarproModel", "fit_varpro", "prepare_varpro"]
 
-_CHUNK = 160
+_PIECE = 700
+"""At most about this many voxels are fitted at once. Large pieces keep the interpreter out of the way of the threads;
+their number depends on the voxels alone, so that the same data give the same maps on any number of cores."""
 _NOISE_FLOOR = 5e-3
 """No model is right to better than this part of the strongest coordinate that nuisance does not reach: smaller noise is
 not believed."""
@@ -121,8 +123,9 @@ def _fit(voxels: Voxels, model: VarproModel, progress: Callable[[float], None]) 
     """Run the two passes over pieces of the list of voxels that fit into the processor's cache."""
     n = voxels.data.shape[0]
     pieces = []
-    for i in range(0, n, _CHUNK):
-        rows = slice(i, min(i + _CHUNK, n))
+    size = -(-n // (2 * -(-n // (2 * _PIECE))))
+    for i in range(0, n, size):
+        rows = slice(i, min(i + size, n))
         pieces.append(
             Voxels(
                 voxels.data[rows, :],

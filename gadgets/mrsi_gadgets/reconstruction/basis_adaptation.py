@@ -13,7 +13,12 @@ MOST_ROWS = 12
 
 
 def shared_shift(
-    fids: Array, times_s: np.ndarray, basis: np.ndarray, noise_sd: float, gain: np.ndarray | None = None
+    fids: Array,
+    times_s: np.ndarray,
+    basis: np.ndarray,
+    noise_sd: float,
+    gain: np.ndarray | None = None,
+    gram: np.ndarray | None = None,
 ) -> float:
     """Return the frequency [Hz] that, taken out of all FIDs, makes them most likely under the signal model.
 
@@ -34,12 +39,14 @@ def shared_shift(
         SD of the real part of a sample's noise.
     gain
         (rank, rank) K as `wiener_gain` makes it; the identity (captured energy) where None.
+    gram
+        `time_gram` of the FIDs, where it is known already.
     """
-    few = to_numpy(fids)
-    n_times = few.shape[1]
+    n_voxels, n_times = int(fids.shape[0]), int(fids.shape[1])
+    gram = time_gram(fids) if gram is None else gram
     weighted = basis if gain is None else gain.T @ basis
     # energy(f) = sum_ab G[a, b] P[a, b] exp(-i 2 pi f (t_a - t_b)), G = X^T conj(X), P = V^H K^T V
-    product = (few.T @ few.conj()) * (basis.conj().T @ weighted)
+    product = gram * (basis.conj().T @ weighted)
     lags = np.array([np.trace(product, offset=-lag) for lag in range(n_times)])
     dwell = float(times_s[1] - times_s[0]) if n_times > 1 else 0.0
     shifts = np.linspace(-LARGEST_SHIFT_HZ, LARGEST_SHIFT_HZ, 601)
@@ -48,13 +55,19 @@ def shared_shift(
     best = int(np.argmax(energy))
     # the noise's energy has an SD of 2 s^2 sqrt(n tr K); neighbouring shifts share most of it
     degrees = len(basis) if gain is None else float(np.trace(gain).real)
-    scatter = 2 * noise_sd**2 * np.sqrt(few.shape[0] * degrees)
+    scatter = 2 * noise_sd**2 * np.sqrt(n_voxels * degrees)
     gained = energy[best] - energy[len(shifts) // 2]
     if not gained > scatter or best in (0, len(shifts) - 1):
         return 0.0
     left, top, right = energy[best - 1 : best + 2]
     offset = 0.5 * (left - right) / (left - 2 * top + right) if left - 2 * top + right < 0 else 0.0
     return float(shifts[best] + offset * (shifts[1] - shifts[0]))
+
+
+def time_gram(fids: Array) -> np.ndarray:
+    """Return X^T conj(X), (t, t), of FIDs X (voxel, t): all that shift and missing rows depend on."""
+    few = to_numpy(fids)
+    return np.asarray(few.T @ few.conj())
 
 
 def wiener_gain(model: object, coefficients: Array, noise_sd: float) -> np.ndarray | None:
@@ -85,7 +98,7 @@ def wiener_gain(model: object, coefficients: Array, noise_sd: float) -> np.ndarr
     return np.asarray(covariance @ np.linalg.inv(covariance + 2 * noise_sd**2 * np.eye(len(covariance))))
 
 
-def unexplained_rows(fids: Array, basis: np.ndarray, noise_sd: float) -> np.ndarray:
+def unexplained_rows(fids: Array, basis: np.ndarray, noise_sd: float, gram: np.ndarray | None = None) -> np.ndarray:
     """Return orthonormal rows (any, t) for signal outside the subspace that stands out of the noise.
 
     They are right singular vectors of what the basis leaves of the FIDs, with singular values above the largest one of
@@ -100,32 +113,42 @@ def unexplained_rows(fids: Array, basis: np.ndarray, noise_sd: float) -> np.ndar
     noise_sd
         SD of the real part of a sample's noise.
     """
-    few = to_numpy(fids)
-    left = few - (few @ basis.conj().T) @ basis
-    n, free = few.shape[0], few.shape[1] - len(basis)
+    n, n_times = int(fids.shape[0]), int(fids.shape[1])
+    free = n_times - len(basis)
     if free <= 0:
-        return np.empty((0, few.shape[1]), dtype=np.complex64)
+        return np.empty((0, n_times), dtype=np.complex64)
     edge = np.sqrt(n) + np.sqrt(free)
     scatter = edge ** (1 / 3) * (n * free) ** (-1 / 12)
     limit = 2 * noise_sd**2 * (edge + 3 * scatter) ** 2
-    power, rows = _leading_rows(left, min(MOST_ROWS, free, n))
+    gram = time_gram(fids) if gram is None else gram
+    if float(np.trace(gram).real) * np.finfo(np.float32).eps > 0.1 * limit:
+        # signal so strong that its rounding would look like signal outside the basis
+        gram = time_gram(to_numpy(fids).astype(np.complex128))
+    power, rows = _leading_rows(_outside(gram.conj(), basis), min(MOST_ROWS, free, n))
     rows = rows[power > limit]
     rows = rows - (rows @ basis.conj().T) @ basis
     return np.linalg.qr(rows.conj().T)[0].conj().T.astype(np.complex64) if len(rows) else rows.astype(np.complex64)
 
 
-def _leading_rows(matrix: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest squared singular values and right singular vectors (rows) by subspace iteration.
+def _outside(gram: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Return Q G Q with Q = I - V^H V: the Gram matrix X^H X of what the basis leaves."""
+    v = basis.astype(np.complex128)
+    half = gram - (gram @ v.conj().T) @ v
+    return np.asarray(half - v.conj().T @ (v @ half))
+
+
+def _leading_rows(gram: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the largest eigenvalues of X^H X and their vectors (rows) by subspace iteration.
 
     The values are Rayleigh quotients, so they are never above the true ones (Halko, Martinsson, Tropp 2011,
-    doi:10.1137/090771806). The start is the strongest rows of the matrix itself: nothing is drawn.
+    doi:10.1137/090771806). The start is the strongest columns of the matrix itself: nothing is drawn.
     """
-    strongest = np.argsort(np.sum(np.abs(matrix) ** 2, axis=1))[::-1][: 2 * count]
-    span = np.linalg.qr(matrix[strongest].conj().T)[0]
+    strongest = np.argsort(np.real(np.diag(gram)))[::-1][: 2 * count]
+    span = np.linalg.qr(gram[:, strongest])[0]
     for _ in range(6):
-        span = np.linalg.qr(matrix.conj().T @ (matrix @ span))[0]
-    _, values, vectors = np.linalg.svd(matrix @ span, full_matrices=False)
-    return values[:count] ** 2, (vectors @ span.conj().T)[:count]
+        span = np.linalg.qr(gram @ span)[0]
+    values, vectors = np.linalg.eigh(span.conj().T @ gram @ span)
+    return values[::-1][:count], (span @ vectors).conj().T[::-1][:count]
 
 
 def principal_rotation(coefficients: Array) -> tuple[np.ndarray, int]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
+from mrsi_gadgets.arrays import Array, like, namespace, over_columns, to_numpy
 from mrsi_gadgets.reconstruction.edge_prior import EdgePrior
 
 WEIGHTS = np.concatenate([[0.0], np.geomspace(0.005, 50.0, 23)])
@@ -138,13 +138,22 @@ def smooth(z: Array, prior: EdgePrior, choice: WeightChoice) -> Array:
 
 def _smooth_group(z: Array, prior: EdgePrior, index: np.ndarray) -> Array:
     coefficients = _filter_coefficients(prior.bound, WEIGHTS[index])
-    both = np.concatenate([coefficients, coefficients], axis=1).astype(np.float32)
+    gains = np.concatenate([coefficients, coefficients], axis=1).astype(np.float32)
     columns = as_real(z)
-    total: Array | None = None
-    for degree, term in enumerate(_chebyshev(columns, prior, len(both) - 1)):
-        gain = like(both[degree], columns)
-        total = term * gain if total is None else total + term * gain
-    return as_complex(total)
+    # gains ride along as extra rows, so that a piece of the columns brings its own
+    xp = namespace(columns)
+    grid = tuple(int(n) for n in columns.shape[:3])
+    flat = xp.concat([xp.reshape(columns, (-1, columns.shape[-1])), like(gains, columns)], axis=0)
+
+    def filtered(piece: Array) -> Array:
+        n = int(np.prod(grid))
+        values, gain = xp.reshape(piece[:n, :], (*grid, piece.shape[-1])), piece[n:, :]
+        total = xp.zeros_like(values)
+        for degree, term in enumerate(_chebyshev(values, prior, len(gains) - 1)):
+            total += term * gain[degree, :]
+        return total
+
+    return as_complex(over_columns(filtered, flat))
 
 
 def smoothed_noise(
@@ -174,6 +183,10 @@ def chebyshev_moments(columns: Array, prior: EdgePrior) -> np.ndarray:
     L' is the Laplacian mapped to [-1, 1]. T_2k = 2 T_k T_k - 1 and T_2k+1 = 2 T_k+1 T_k - T_1 give two moments per
     step.
     """
+    return np.asarray(over_columns(lambda some: _moments(some, prior), columns))
+
+
+def _moments(columns: Array, prior: EdgePrior) -> np.ndarray:
     xp = namespace(columns)
     moments = np.empty((2 * MOMENT_DEGREE + 1, columns.shape[-1]))
     previous: Array | None = None

@@ -24,7 +24,13 @@ from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
 from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.operators.encoding import encoding_operator, grid_times
-from mrsi_gadgets.reconstruction.basis_adaptation import principal_rotation, shared_shift, unexplained_rows, wiener_gain
+from mrsi_gadgets.reconstruction.basis_adaptation import (
+    principal_rotation,
+    shared_shift,
+    time_gram,
+    unexplained_rows,
+    wiener_gain,
+)
 from mrsi_gadgets.reconstruction.edge_prior import EdgePrior, edge_distances, edge_prior
 from mrsi_gadgets.reconstruction.fourier import Progress, check_calibration, demodulate, image_noise_sd, matched_image
 from mrsi_gadgets.reconstruction.regularisation import WeightChoice, choose_weights, smooth, smoothed_noise
@@ -185,11 +191,14 @@ def _least_squares(
     if adapt:
         inside = _voxels(rho, problem.mask)
         gain = wiener_gain(model, inside @ like(problem.basis.conj().T.copy(), rho, rho.dtype), sample_sd)
-        shift = shared_shift(inside, times, problem.basis, sample_sd, gain)
+        gram = time_gram(inside)
+        shift = shared_shift(inside, times, problem.basis, sample_sd, gain, gram)
         if shift:
-            turn = like(np.exp(-2j * np.pi * shift * times), rho, rho.dtype)
+            turned = np.exp(-2j * np.pi * shift * times)
+            turn = like(turned, rho, rho.dtype)
             rho, inside = rho * turn, inside * turn
-        rows = unexplained_rows(inside, problem.basis, sample_sd)
+            gram = gram * np.outer(turned, turned.conj())
+        rows = unexplained_rows(inside, problem.basis, sample_sd, gram)
         problem = replace(
             problem, b0_hz=problem.b0_hz + shift, basis=np.concatenate([problem.basis, rows]).astype(np.complex64)
         )

@@ -2,17 +2,21 @@
 
     python benchmarks/bart_pics.py [--preset csi48] [--iterations 30] [--repeats 3]
 
-`bart pics -B basis` (Debian package bart) and ours get the same whitened, compressed, fully sampled k-space, the same coil
-maps and the same basis: the learned metabolite rows, on data without residual water and lipids. BART solves
+`bart pics -B basis` (Debian package bart) and ours get the same whitened, compressed, fully sampled k-space, the
+same coil maps and the same basis: the learned metabolite rows, on data without residual water and lipids. BART
+solves
 
 * least squares by conjugate gradients (it stops by itself when it has converged), and
-* with an l1-wavelet prior by FISTA, exactly `--iterations` of them; its weight is chosen by the TRUE error, in BART's favour,
-* with `--total-variation` also with a joint total-variation prior (ADMM, a third of the iterations; minutes), likewise,
+* with an l1-wavelet prior by FISTA, exactly `--iterations` of them; its weight is chosen by the TRUE error, in
+  BART's favour,
+* with `--total-variation` also with a joint total-variation prior (ADMM, a third of the iterations; minutes),
+  likewise,
 
-ours per voxel, without and with its own edge prior and weights. BART knows no B0, so the problem is also posed without any.
-FID errors are taken in the frame of each result: BART's keep the voxel's frequency, ours have it removed, and the truth is
-turned to the same. Maps come from the same fit; BART's FIDs are demodulated by our B0 map for it. BART's time is that of the
-process less `bart copy` of the same k-space and result (start and file I/O); ours is the step alone. Simulated data.
+ours per voxel, without and with its own edge prior and weights. BART knows no B0, so the problem is also posed
+without any. FID errors are taken in the frame of each result: BART's keep the voxel's frequency, ours have it
+removed, and the truth is turned to the same. Maps come from the same fit; BART's FIDs are demodulated by our B0 map
+for it. BART's time is that of the process less `bart copy` of the same k-space and result (start and file I/O);
+ours is the step alone. Simulated data.
 """
 
 from __future__ import annotations
@@ -152,8 +156,14 @@ def compare(
     found["BART, least squares"] = judge(problem, as_image(problem, bart.pics(*squares)), fit)
     kind, weight = best_weight(problem, bart, "l1-wavelet", _TRIAL_ITERATIONS)
     wavelets = ("-R", f"{kind}:{weight:g}", "-i")
-    found[f"BART, l1-wavelet {weight:g}"] = judge(problem, as_image(problem, bart.pics(*wavelets, str(iterations))), fit)
-    for name, options in (("least squares", squares), ("l1-wavelet", (*wavelets, str(iterations))), ("one iteration", (*wavelets, "1"))):
+    found[f"BART, l1-wavelet {weight:g}"] = judge(
+        problem, as_image(problem, bart.pics(*wavelets, str(iterations))), fit
+    )
+    for name, options in (
+        ("least squares", squares),
+        ("l1-wavelet", (*wavelets, str(iterations))),
+        ("one iteration", (*wavelets, "1")),
+    ):
         times[f"BART, {name}"] = [bart.seconds(*options) for _ in range(repeats)]
     return found
 
@@ -215,7 +225,9 @@ def report_times(times: dict[str, list[float]], iterations: int) -> None:
     fast, full = median["ours, least squares"], median["ours, edge prior"]
     rows = [[name, f"{s:.2f}", f"{s / fast:.0f}", f"{s / full:.0f}"] for name, s in median.items()]
     alone = (median["BART, l1-wavelet"] - median["BART, one iteration"]) * iterations / max(iterations - 1, 1)
-    rows.append([f"BART, {iterations} iterations without set-up", f"{alone:.2f}", f"{alone / fast:.0f}", f"{alone / full:.0f}"])
+    rows.append(
+        [f"BART, {iterations} iterations without set-up", f"{alone:.2f}", f"{alone / fast:.0f}", f"{alone / full:.0f}"]
+    )
     print(table(["", "s", "over ours, least squares", "over ours, edge prior"], rows))
 
 

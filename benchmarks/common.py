@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine's description, tables, medians, and a scan brought to the reconstruction step."""
+"""What the benchmarks share: the machine, tables, medians, a scan brought to the reconstruction step."""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 
     python benchmarks/crlb.py [--preset csi48] [--snr 20] [--brains 5]
 
-The bound of each voxel's amounts in the fit's own model (all molecules, one phase, shift and lineshape free), at the true
-amounts, the true field within the voxel and the noise that the simulation adds, without any nuisance. The voxels' errors are
-independent; drawn and brought to the common resolution they give the smallest errors of an unbiased fit voxel by voxel. With
-the fit's priors of weak molecules and macromolecules it is a Bayesian bound. Only a spatial prior goes below, at the price of
-bias, which accuracy.py shows beside it.
+The bound of each voxel's amounts in the fit's own model (all molecules, one phase, shift and lineshape free), at
+the true amounts, the true field within the voxel and the noise that the simulation adds, without any nuisance. The
+voxels' errors are independent; drawn and brought to the common resolution they give the smallest errors of an
+unbiased fit voxel by voxel. With the fit's priors of weak molecules and macromolecules it is a Bayesian bound. Only
+a spatial prior goes below, at the price of bias, which accuracy.py shows beside it.
 """
 
 from __future__ import annotations
@@ -43,13 +43,19 @@ def bounds(truth: Truth, seed: int = 0) -> dict[str, dict[str, dict[str, float]]
     given = intravoxel_lineshape(truth.b0_hz, truth.brain_mask, times)
     found = {}
     for kind, with_priors in KINDS.items():
-        sd = crlb(model, amounts(truth, model), noise_of_amounts(truth)[truth.brain_mask], given=given, with_priors=with_priors)
+        sd = crlb(
+            model,
+            amounts(truth, model),
+            noise_of_amounts(truth)[truth.brain_mask],
+            given=given,
+            with_priors=with_priors,
+        )
         found[kind] = {name: errors(sd[name], truth, name, np.random.default_rng(seed)) for name in NAMES}
     return found
 
 
 def amounts(truth: Truth, model: Any) -> np.ndarray:
-    """True amplitudes (voxel, column) [mM] of the brain mask."""
+    """Return the true amplitudes (voxel, column) [mM] of the brain mask."""
     mask, design = truth.brain_mask, model.design
     peaks = [name for name in truth.names if name in brain_values.MACROMOLECULE_MM]
     usual = sum(float(np.mean(brain_values.MACROMOLECULE_MM[name])) for name in peaks)
@@ -62,7 +68,7 @@ def amounts(truth: Truth, model: Any) -> np.ndarray:
 
 
 def noise_of_amounts(truth: Truth) -> np.ndarray:
-    """SD (x, y, z) of the real part of a voxel's FID after matched combination, in mM of fully received NAA protons."""
+    """Return the SD (x, y, z) of the real part of a voxel's combined FID, in mM of a proton excited like NAA's."""
     preset = truth.preset
     maps = truth.coil_maps * preset.receiver_gain
     inverse = np.linalg.inv(truth.noise_covariance / 2.0)
@@ -74,7 +80,7 @@ def noise_of_amounts(truth: Truth) -> np.ndarray:
 
 
 def errors(sd: np.ndarray, truth: Truth, name: str, rng: np.random.Generator) -> dict[str, float]:
-    """Errors of a map whose voxels are off by independent Gaussian errors of the given SD."""
+    """Return the errors of a map whose voxels are off by independent Gaussian errors of the given SD."""
     mask = truth.brain_mask
     wanted = common_resolution(truth.content(name), mask)
     atlas = np.stack([common_resolution(f, mask)[mask] for f in truth.fractions_resolved], axis=1)

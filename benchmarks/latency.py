@@ -2,11 +2,11 @@
 
     python benchmarks/latency.py [--preset csi48] [--seconds 10] [--repeats 5]
 
-A server is started and its session process is warm. The scan is sent live over TCP by a process of its own, at an even pace
-so that it lasts `--seconds` (a real scan of this size takes 23 minutes: what is prepared beside the readouts has far more
-time there), and once more as fast as it goes. The latency is the client's: from the last readout handed to the network to
-the last image received; unpaced, up to 4 MiB of readouts still wait in the client then. Stages come from the same chain run
-in this process at the same pace.
+A server is started and its session process is warm. The scan is sent live over TCP by a process of its own, at an
+even pace so that it lasts `--seconds` (a real scan of this size takes 23 minutes: what is prepared beside the
+readouts has far more time there), and once more as fast as it goes. The latency is the client's: from the last
+readout handed to the network to the last image received; unpaced, up to 4 MiB of readouts still wait in the client
+then. Stages come from the same chain run in this process at the same pace.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py [--preset csi48] [--repeats 3]
 
-The peak is VmHWM of the session process (the kernel's own high-water mark), read while it runs and when the last image has
-come; idle is VmRSS of the same process, warm, before the client connects. All samples: noise, water reference and
-metabolites. The scan is sent by a process of its own, paced so that it lasts `--seconds`, and once as fast as it goes.
+The peak is VmHWM of the session process (the kernel's own high-water mark), read while it runs and when the last
+image has come; idle is VmRSS of the same process, warm, before the client connects. All samples: noise, water
+reference and metabolites. The scan is sent by a process of its own, paced so that it lasts `--seconds`, and once as
+fast as it goes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def main() -> int:
         size = sample_bytes(scan)
         del scan
         print(
-            f"{given.preset}: {size / 1e6:.0f} MB of samples, {repeats} repeats; paced: the scan lasts {given.seconds:g} s"
+            f"{given.preset}: {size / 1e6:.0f} MB of samples, {repeats} repeats; paced: the scan lasts "
+            f"{given.seconds:g} s"
         )
         for method in given.methods:
             for pace in (given.seconds, 0.0):

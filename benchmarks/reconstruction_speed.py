@@ -2,10 +2,11 @@
 
     python benchmarks/reconstruction_speed.py [--preset csi48] [--repeats 7]
 
-The step begins with sorted, whitened data and ends with the spectral image; it is what `<reconstruct>` does. Learning the
-subspace and preparing the fit need no data and run while the scan is measured, so they are listed apart. One FFT pass is
-the spatial transform of all raw samples (all coils and times) as they lie in memory, pyFFTW with two threads, planned
-(FFTW_MEASURE) before the clock starts, in the same process. All ratios are medians of ratios within one round.
+The step begins with sorted, whitened data and ends with the spectral image; it is what `<reconstruct>` does.
+Learning the subspace and preparing the fit need no data and run while the scan is measured, so they are listed
+apart. One FFT pass is the spatial transform of all raw samples (all coils and times) as they lie in memory, pyFFTW
+with two threads, planned (FFTW_MEASURE) before the clock starts, in the same process. All ratios are medians of
+ratios within one round.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def main() -> int:
     raw, raw_context = calibrate(scan, compress=False)
     few, few_context = calibrate(scan, compress=True)
     print(
-        f"{given.preset}: {raw.n_coils} channels ({few.n_coils} after compression) x {raw.samples.shape[1]} k-space points x "
-        f"{raw.samples.shape[2]} times = {raw.samples.nbytes / 1e6:.0f} MB; {repeats} rounds, median (smallest to largest)"
+        f"{given.preset}: {raw.n_coils} channels ({few.n_coils} after compression) x {raw.samples.shape[1]} k-space "
+        f"points x {raw.samples.shape[2]} times = {raw.samples.nbytes / 1e6:.0f} MB of metabolite data; {repeats} "
+        "rounds, median (smallest to largest)"
     )
     report(time_steps({"off": (raw, raw_context), "on": (few, few_context)}, raw, repeats))
     print()

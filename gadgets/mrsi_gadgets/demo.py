@@ -63,7 +63,7 @@ def run_demo(folder: Path, *, preset: str = "csi48") -> str:
             head,
             *rows,
             "latency: last readout sent to last image received. The scan is sent at once, so learning the basis and",
-            "preparing the fit are in it; in a real scan they are done before the last readout (benchmarks/latency.py).",
+            "preparing the fit are in it; in a real scan they are done before its end (benchmarks/latency.py).",
             "",
             f"picture -> {picture}   maps -> {folder}/subspace/maps   console images -> {folder}/subspace/images.h5",
             f"whole demo {time.perf_counter() - begin:.0f} s",

@@ -14,12 +14,10 @@ import socket
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from mrsi_gadgets.arrays import centred_ifftn
 from mrsi_gadgets.gadgets.node import run_connection
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.logs import set_up_logging
+from mrsi_gadgets.server.rehearsal import rehearse
 from mrsi_gadgets.stream.session import Peer
 from mrsi_gadgets.stream.transport import Connection
 
@@ -46,15 +44,6 @@ def options_from_text(text: str) -> ScanOptions:
     return ScanOptions(**values)
 
 
-def warm_up() -> None:
-    """Pay before the scan for what the first call of a library costs (imports, FFT plans, thread pools)."""
-    import mrsi_gadgets.gadgets.registry
-    import mrsi_gadgets.output.console  # noqa: F401
-
-    centred_ifftn(np.zeros((2, 16, 16, 1, 32), np.complex64), (1, 2, 3))
-    np.linalg.svd(np.ones((8, 8)))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Serve one session on the inherited socket; the process ends with it."""
     parser = argparse.ArgumentParser(prog="python -m mrsi_gadgets.server.worker")
@@ -65,8 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--log-level", default="INFO")
     parser.add_argument("--log-format", default="text")
     given = parser.parse_args(arguments)
+    set_up_logging("ERROR", given.log_format)
+    rehearse()
     set_up_logging(given.log_level, given.log_format)
-    warm_up()
     with socket.socket(fileno=given.ready) as ready, contextlib.suppress(BrokenPipeError):
         # the server may have stopped in the meantime; the end of the session socket tells
         ready.sendall(READY)

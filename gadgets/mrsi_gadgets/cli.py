@@ -157,7 +157,7 @@ def _replay(given: argparse.Namespace) -> int:
     scan = replay.open_scan(given.file)
     bar = sys.stderr.isatty()
     if given.realtime:
-        scan = replay.paced(scan, options.settings)
+        scan = replay.in_real_time(scan, options.settings)
     if given.to:
         result = replay.replay_to(scan, given.to, options, progress=bar)
     else:

@@ -21,8 +21,8 @@ from mrsi_gadgets.io.mrd_file import read_scan
 from mrsi_gadgets.mrd.header import parse_header
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.output.folder import write_results
-from mrsi_gadgets.stream.client import send_scan
-from mrsi_gadgets.stream.messages import Acquisition, ConfigFile, ConfigText, Header, Image, Message
+from mrsi_gadgets.stream.client import paced, send_scan
+from mrsi_gadgets.stream.messages import ConfigFile, ConfigText, Header, Image, Message
 from mrsi_gadgets.stream.session import Session
 from mrsi_gadgets.stream.transport import Connection
 
@@ -67,23 +67,10 @@ def open_scan(source: str) -> Scan:
     raise DataError("the stream on stdin holds no header; pipe an MRD stream into it")
 
 
-def paced(scan: Scan, settings: Mapping[str, str]) -> Scan:
+def in_real_time(scan: Scan, settings: Mapping[str, str]) -> Scan:
     """Return the scan with readouts that come at the times their stamps say, relative to the first."""
     tick_s = read_protocol(parse_header(scan.header_xml), settings).time_tick_ms * 1e-3
-
-    def readouts() -> Iterator[Message]:
-        begin = first = None
-        for message in scan.readouts:
-            if isinstance(message, Acquisition):
-                stamp = int(message.head["acquisition_time_stamp"])
-                if begin is None or first is None:
-                    begin, first = time.perf_counter(), stamp
-                wait = begin + (stamp - first) * tick_s - time.perf_counter()
-                if wait > 0:
-                    time.sleep(wait)
-            yield message
-
-    return replace(scan, readouts=readouts())
+    return replace(scan, readouts=paced(scan.readouts, tick_s))
 
 
 def replay_here(scan: Scan, options: ScanOptions, *, progress: bool = False, keep: bool = False) -> ReplayResult:

@@ -32,7 +32,7 @@ def test_a_working_stage_holds_its_own_samples_and_none_of_the_stages_before_it(
         return map(note, items)
 
     items = noted("sorted", sort_readouts(scan.acquisitions, context.protocol, context.report, header))
-    for gadget in (Prewhiten(), Grid(), EstimateFieldMap(), CombineCoils()):
+    for gadget in (Prewhiten(), Grid(), EstimateFieldMap(), CombineCoils(lost_energy=0.2)):
         items = noted(gadget.element, gadget.process(items, context))
     data = next(item for item in items if item.role is Role.METABOLITE)
     alive = [stage for stage, samples in made if samples() is not None and samples() is not data.samples]

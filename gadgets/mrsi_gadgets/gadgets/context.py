@@ -15,7 +15,6 @@ import numpy as np
 from mrsi_gadgets.arrays import Array
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import DataError
-from mrsi_gadgets.models.signal_model import SignalModel
 
 
 @dataclass
@@ -87,8 +86,6 @@ class Context:
     seed: int = 0
     reference_head: np.void | None = None
     """ACQUISITION_HEADER of the first metabolite readout: geometry, stamps and uid for the images."""
-    signal_model: SignalModel | None = None
-    """What the reconstruction learned of FIDs before the scan, for gadgets that work in its coordinates."""
     prepared: dict[Any, Future[Any]] = field(default_factory=dict)
     """Gadget -> what its `prepare` returns, computed beside the arriving readouts."""
     on_progress: Callable[[str], None] | None = None

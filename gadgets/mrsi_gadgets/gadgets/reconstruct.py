@@ -50,7 +50,6 @@ class Reconstruct(Gadget):
             return None
         with context.report.timed("learn subspace"):
             model = learn_subspace(context.protocol, rank=self.rank, seed=context.seed)
-        context.signal_model = model
         context.report.provenance["signal_model"] = {
             "rank": model.rank,
             "metabolite_rank": model.metabolite_rank,

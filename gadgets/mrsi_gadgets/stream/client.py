@@ -8,7 +8,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -142,6 +142,24 @@ def send_scan(
     return result
 
 
+def paced(
+    items: Iterable[Message], tick_s: float, *, wait: Callable[[float], object] = time.sleep
+) -> Iterator[Message]:
+    """Yield `items`, each readout when its time stamp says so, counted from the first; late ones at once.
+
+    `tick_s` is the unit of `acquisition_time_stamp` [s]; `wait` sleeps.
+    """
+    begin: tuple[float, int] | None = None
+    for item in items:
+        if isinstance(item, Acquisition):
+            stamp = int(item.head["acquisition_time_stamp"])
+            begin = begin or (time.perf_counter(), stamp)
+            delay = begin[0] + (stamp - begin[1]) * tick_s - time.perf_counter()
+            if delay > 0:
+                wait(delay)
+        yield item
+
+
 def connect(host: str, port: int, timeout_s: float = CONNECT_TIMEOUT_S) -> socket.socket:
     """Open a connection to a server.
 
@@ -183,11 +201,9 @@ class _Sender(threading.Thread):
         super().__init__(name="scan sender", daemon=True)
         self._connection = connection
         self._opening = opening
-        self._items = items
-        self._progress = progress
-        self._tick_s = tick_s
         self._stopped = threading.Event()
-        self._first: tuple[float, int] | None = None
+        self._items = paced(items, tick_s, wait=self._stopped.wait) if tick_s else items
+        self._progress = progress
         self.error: Exception | None = None
         self.count = 0
         self.last_sent = float("nan")
@@ -206,8 +222,6 @@ class _Sender(threading.Thread):
         for message in self._opening:
             self._connection.send(message)
         for item in self._items:
-            if self._tick_s and isinstance(item, Acquisition):
-                self._wait_for(item)
             if self._stopped.is_set():
                 return
             self._connection.send(item)
@@ -216,16 +230,6 @@ class _Sender(threading.Thread):
                 self._progress(self.count)
         self._connection.send(Close())
         self.last_sent = time.perf_counter()
-
-    def _wait_for(self, readout: Acquisition) -> None:
-        """Sleep until the readout is due; time stamps that go back are sent at once."""
-        stamp = int(readout.head["acquisition_time_stamp"])
-        if self._first is None:
-            self._first = time.perf_counter(), stamp
-        start, first = self._first
-        delay = start + (stamp - first) * (self._tick_s or 0.0) - time.perf_counter()
-        if delay > 0:
-            self._stopped.wait(delay)
 
     def stop(self) -> None:
         """Send no more items; a thread that is just reading one ends after it."""

@@ -90,10 +90,10 @@ def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior
     fit = refine(problem, dictionary, first.fit.shape, start, first.fit.free, max_steps=_FINAL_STEPS)
     cov, variance = covariance(fit.normal, fit.free)
     if voxels.spread is not None and voxels.directions is not None:
-        directions = like(voxels.directions, data, "complex64")[None, :, :]
-        noise = directions * like(voxels.spread / more[:, None], data, "float32")[:, None, :]
-        spread = propagated(problem, dictionary, fit.shape, fit.amplitudes, noise)
-        cov = xp.matmul(cov, xp.matmul(spread, cov))
+        directions = like(voxels.directions, data, "complex64")
+        spread = like(voxels.spread / more[:, None], data, "float32")
+        actual = propagated(problem, dictionary, fit.shape, fit.amplitudes, directions, spread)
+        cov = xp.matmul(cov, xp.matmul(actual, cov))
         own = xp.linalg.diagonal(cov)
         variance = xp.where(own > 0, own, variance)
     head = fit.residual[:, : coordinates.n_dense, None]

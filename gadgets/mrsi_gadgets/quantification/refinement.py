@@ -161,7 +161,14 @@ def information(problem: Problem, dictionary: ShapedDictionary, shape: Array, am
     return _linearise(problem, shape, amplitudes, dictionary).gram
 
 
-def propagated(problem: Problem, dictionary: ShapedDictionary, shape: Array, amplitudes: Array, noise: Array) -> Array:
+def propagated(
+    problem: Problem,
+    dictionary: ShapedDictionary,
+    shape: Array,
+    amplitudes: Array,
+    directions: Array,
+    spread: Array,
+) -> Array:
     """Return M so that N^-1 M N^-1 is the covariance under noise other than the white noise that was assumed.
 
     The estimate is N^-1 (J^H W^H W y + prior) with the normal matrix N. With noise of covariance 2 S instead of 2 I
@@ -171,8 +178,10 @@ def propagated(problem: Problem, dictionary: ShapedDictionary, shape: Array, amp
     ----------
     problem, dictionary, shape, amplitudes
         As for `refine`, at the solution.
-    noise
-        (voxel or 1, coordinate, k) complex64: factor of S.
+    directions
+        (coordinate, k) complex64: directions of the noise, the same in all voxels.
+    spread
+        (voxel, k) float32: its SD in each of them; S = D diag(spread^2) D^H.
     """
     xp = namespace(shape)
     coefficients = dictionary.expansion.coefficients(shape, problem.given)
@@ -183,7 +192,9 @@ def propagated(problem: Problem, dictionary: ShapedDictionary, shape: Array, amp
     twice = xp.matmul(xp.matrix_transpose(xp.conj(problem.whiten)), once)
     weighted = xp.concat([twice, columns[:, n:, :]], axis=1)
     adjoint = xp.matrix_transpose(xp.conj(weighted))
-    response = xp.matmul(adjoint, noise)
+    # one product for all voxels; a voxel's own spread comes after
+    columns_of_all = xp.reshape(adjoint, (-1, adjoint.shape[2]))
+    response = xp.reshape(columns_of_all @ directions, (*adjoint.shape[:2], directions.shape[1])) * spread[:, None, :]
     actual = xp.real(xp.matmul(response, xp.matrix_transpose(xp.conj(response))))
     assumed = xp.real(xp.matmul(adjoint, weighted))
     normal = xp.real(xp.matmul(xp.matrix_transpose(xp.conj(columns)), weighted))

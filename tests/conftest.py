@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from mrsi_gadgets.data import Geometry, Protocol
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -20,16 +24,33 @@ def rng() -> np.random.Generator:
 @pytest.fixture(params=["numpy", "torch", "array_api_strict"])
 def xp(request):
     """An array-API namespace: the numeric suite runs on each of them."""
-    import array_api_compat
+    name = request.param if request.param == "array_api_strict" else f"array_api_compat.{request.param}"
+    return importlib.import_module(name)
 
-    if request.param == "numpy":
-        import array_api_compat.numpy as module
-    elif request.param == "torch":
-        import array_api_compat.torch as module
-    else:
-        module = pytest.importorskip("array_api_strict")
-    assert array_api_compat is not None
-    return module
+
+@pytest.fixture
+def make_protocol() -> Callable[..., Protocol]:
+    """Return a factory of small 1H protocols; keywords replace fields."""
+
+    def make(**fields) -> Protocol:
+        defaults = {
+            "nucleus": "1H",
+            "transmit_frequency_hz": 123.25e6,
+            "reference_ppm": 4.65,
+            "dwell_s": 1 / 1500,
+            "n_times": 384,
+            "acquisition_delay_s": 0.0,
+            "geometry": Geometry((3, 4, 5), (60.0, 80.0, 100.0)),
+            "encoding": "csi",
+        }
+        return Protocol(**{**defaults, **fields})
+
+    return make
+
+
+@pytest.fixture
+def protocol(make_protocol) -> Protocol:
+    return make_protocol()
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,13 @@ import threadpoolctl
 Array = Any
 """An array of any array-API namespace. Shapes and units are stated where it is used."""
 
-_PLANNED: dict[tuple[Any, ...], Any] = {}
+_IDLE_PLANS: dict[tuple[Any, ...], list[Any]] = {}
+"""FFTW plans that no thread is using. A plan knows the arrays it works on, so each thread takes one for itself."""
 _MAX_PLANS = 32
+_ONE_THREAD = 1 << 19
+"""Transforms of fewer elements than this stay on one thread."""
+_PIECE_BYTES = 400_000
+"""Work that is cut into pieces takes about so much at once: half of what a core's second cache holds."""
 
 
 def namespace(*arrays: Array) -> Any:
@@ -134,16 +139,40 @@ def one_blas_thread() -> Any:
 def over_columns(function: Callable[[Array], Array], columns: Array) -> Array:
     """Return `function` of `columns`, which treats all indices of the last axis alike, in pieces on our threads.
 
-    Only NumPy arrays are split (element-wise loops there use one core); a device has its own parallelism. The pieces do
-    not change the result.
+    Only NumPy arrays are split (element-wise loops there use one core); a device has its own parallelism. Less than 32
+    columns for each thread are not worth starting it. The pieces do not change the result.
     """
-    count = min(n_threads(), int(columns.shape[-1]) // 8)
+    count = min(n_threads(), int(columns.shape[-1]) // 32)
     if count < 2 or not is_numpy(columns):
         return function(columns)
     bounds = np.linspace(0, columns.shape[-1], count + 1).astype(int)
     pieces = [np.ascontiguousarray(columns[..., a:b]) for a, b in pairwise(bounds)]
     with ThreadPoolExecutor(count) as pool:
         return np.concatenate(list(pool.map(function, pieces)), axis=-1)
+
+
+def over_pieces(function: Callable[[slice], Array], length: int, item_bytes: int) -> list[Array]:
+    """Return `function` of consecutive slices that make up `length` items, on our threads.
+
+    The slices are as long as fits into a core's own cache; they depend on the sizes alone, so that any number of
+    threads computes the same.
+
+    Parameters
+    ----------
+    function
+        Takes a slice; called on several threads at once.
+    length
+        Number of items in all.
+    item_bytes
+        Bytes of one item.
+    """
+    count = max(1, min(length, -(-length * item_bytes // _PIECE_BYTES)))
+    bounds = np.linspace(0, length, count + 1).astype(int)
+    pieces = [slice(int(a), int(b)) for a, b in pairwise(bounds)]
+    if count == 1 or n_threads() == 1:
+        return [function(piece) for piece in pieces]
+    with ThreadPoolExecutor(min(n_threads(), count)) as pool:
+        return list(pool.map(function, pieces))
 
 
 def fftn(x: Array, axes: Sequence[int]) -> Array:
@@ -184,27 +213,33 @@ def _planned_fft(x: np.ndarray, axes: tuple[int, ...], *, forward: bool) -> np.n
     if np.empty_like(x).strides != x.strides:
         # a view with gaps (a slice): no fresh array has its strides, which a plan needs
         x = np.ascontiguousarray(x)
-    key = (x.shape, x.strides, x.dtype.char, axes, forward, n_threads())
-    plan = _PLANNED.get(key)
-    if plan is None:
-        if len(_PLANNED) >= _MAX_PLANS:
-            _PLANNED.pop(next(iter(_PLANNED)))
-        example = pyfftw.empty_aligned(x.shape, dtype=x.dtype)
-        if example.strides != x.strides:
-            example = np.empty_like(x)
-        result = pyfftw.empty_aligned(x.shape, dtype=x.dtype)
-        plan = pyfftw.FFTW(
-            example,
-            result,
-            axes=axes,
-            direction="FFTW_FORWARD" if forward else "FFTW_BACKWARD",
-            flags=("FFTW_ESTIMATE", "FFTW_UNALIGNED"),
-            threads=n_threads(),
-        )
-        _PLANNED[key] = plan
+    threads = n_threads() if x.size >= _ONE_THREAD else 1
+    key = (x.shape, x.strides, x.dtype.char, axes, forward, threads)
+    try:
+        plan = _IDLE_PLANS[key].pop()
+    except (KeyError, IndexError):
+        plan = _new_plan(x, axes, forward, threads)
     result = np.empty(x.shape, dtype=x.dtype)
     plan.update_arrays(x, result)
     plan.execute()
+    if key not in _IDLE_PLANS and len(_IDLE_PLANS) >= _MAX_PLANS:
+        _IDLE_PLANS.pop(next(iter(_IDLE_PLANS)), None)
+    _IDLE_PLANS.setdefault(key, []).append(plan)
     scale = 1.0 / np.sqrt(np.prod([x.shape[a] for a in axes]))
     result *= x.dtype.type(scale)
     return result
+
+
+def _new_plan(x: np.ndarray, axes: tuple[int, ...], forward: bool, threads: int) -> Any:
+    """Plan by FFTW's rules and not by its clock (ESTIMATE), so that every run computes the same digits."""
+    example = pyfftw.empty_aligned(x.shape, dtype=x.dtype)
+    if example.strides != x.strides:
+        example = np.empty_like(x)
+    return pyfftw.FFTW(
+        example,
+        pyfftw.empty_aligned(x.shape, dtype=x.dtype),
+        axes=axes,
+        direction="FFTW_FORWARD" if forward else "FFTW_BACKWARD",
+        flags=("FFTW_ESTIMATE", "FFTW_UNALIGNED"),
+        threads=threads,
+    )

@@ -11,7 +11,13 @@ from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.reconstruction.edge_prior import edge_distances, edge_prior
 from mrsi_gadgets.reconstruction.fourier import field_phase, reconstruct_fourier
 from mrsi_gadgets.reconstruction.low_rank import noise_threshold, reconstruct_low_rank
-from mrsi_gadgets.reconstruction.regularisation import WEIGHTS, choose_weights, smooth, smoothed_noise
+from mrsi_gadgets.reconstruction.regularisation import (
+    WEIGHTS,
+    choose_pooled_weight,
+    choose_weights,
+    smooth,
+    smoothed_noise,
+)
 from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
 
 
@@ -252,6 +258,26 @@ def test_the_risk_estimate_is_the_error_on_average_and_its_choice_nearly_the_bes
     # the smallest of many estimates is a little optimistic; 130 voxels leave a scatter of 2 sqrt(2 / 130)
     np.testing.assert_allclose(np.mean(risks, axis=0), np.mean(errors, axis=0), atol=0.25)
     np.testing.assert_array_less(np.mean(errors, axis=0), np.mean(best, axis=0) + 0.25)
+
+
+def test_components_without_signal_share_a_weight_whose_risk_is_that_of_their_mean(rng):
+    """60 components of noise and one weak wave that all share: each alone is below the noise, their mean is not."""
+    _, _, mask, prior = make_smoothing_problem(rng)
+    x, _, _ = synthetic.coordinates((13, 11, 1))
+    wave = 0.5 * np.cos(2 * x)[..., None] * mask[..., None]
+    noise = (rng.standard_normal((13, 11, 1, 60)) + 1j * rng.standard_normal((13, 11, 1, 60))) * mask[..., None]
+    both = (noise + wave).astype(np.complex64)
+    pooled = [choose_pooled_weight(both, 2.0, prior, mask, np.random.default_rng(i)) for i in range(20)]
+    alone = choose_weights(both, 2.0, prior, mask, rng)
+    assert all(len(p.index) == 60 and len(set(p.index)) == 1 for p in pooled)
+    at = [replace(alone, index=p.index) for p in pooled]
+    errors = [np.mean(np.abs(smooth(both, prior, c) - wave)[mask] ** 2) for c in at]
+    assert np.mean([p.risk[0] for p in pooled]) == pytest.approx(np.mean(errors), abs=0.1)
+    everything = [
+        np.mean(np.abs(smooth(both, prior, replace(alone, index=np.full(60, i))) - wave)[mask] ** 2)
+        for i in range(len(WEIGHTS))
+    ]
+    assert np.mean(errors) < 1.3 * min(everything)
 
 
 def test_the_noise_left_by_a_smoother_is_the_norm_of_its_rows(rng):

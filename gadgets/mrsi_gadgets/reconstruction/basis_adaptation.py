@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import blas
 
 from mrsi_gadgets.arrays import Array, to_numpy
+from mrsi_gadgets.reconstruction.fourier import field_phase
 
 LARGEST_SHIFT_HZ = 15.0
 """The shared shift is searched within this; water's offset from temperature is a few Hz."""
@@ -47,10 +49,10 @@ def shared_shift(
     weighted = basis if gain is None else gain.T @ basis
     # energy(f) = sum_ab G[a, b] P[a, b] exp(-i 2 pi f (t_a - t_b)), G = X^T conj(X), P = V^H K^T V
     product = gram * (basis.conj().T @ weighted)
-    lags = np.array([np.trace(product, offset=-lag) for lag in range(n_times)])
+    lags = _diagonal_sums(product)
     dwell = float(times_s[1] - times_s[0]) if n_times > 1 else 0.0
     shifts = np.linspace(-LARGEST_SHIFT_HZ, LARGEST_SHIFT_HZ, 601)
-    phase = np.exp(-2j * np.pi * shifts[:, None] * dwell * np.arange(1, n_times))
+    phase = field_phase(lags, shifts, -dwell * np.arange(1, n_times))
     energy = lags[0].real + 2 * (phase @ lags[1:]).real
     best = int(np.argmax(energy))
     # the noise's energy has an SD of 2 s^2 sqrt(n tr K); neighbouring shifts share most of it
@@ -66,8 +68,20 @@ def shared_shift(
 
 def time_gram(fids: Array) -> np.ndarray:
     """Return X^T conj(X), (t, t), of FIDs X (voxel, t): all that shift and missing rows depend on."""
-    few = to_numpy(fids)
-    return np.asarray(few.T @ few.conj())
+    few = np.ascontiguousarray(to_numpy(fids))
+    # a Hermitian rank-k update computes one triangle only
+    update = blas.zherk if few.dtype == np.complex128 else blas.cherk
+    lower = update(1.0, few.T, lower=1)
+    return np.asarray(np.tril(lower) + np.tril(lower, -1).conj().T)
+
+
+def _diagonal_sums(square: np.ndarray) -> np.ndarray:
+    """Return the sums of the main and the lower diagonals, s_k = sum_a square[a + k, a]."""
+    n = len(square)
+    # written in rows of 2 n numbers and read in rows of 2 n + 1, diagonals become columns
+    numbers = np.zeros(n * (2 * n + 1), dtype=square.dtype)
+    numbers[: 2 * n * n].reshape(n, 2 * n)[:, :n] = square.T
+    return np.asarray(numbers.reshape(n, 2 * n + 1)[:, :n].sum(axis=0))
 
 
 def wiener_gain(model: object, coefficients: Array, noise_sd: float) -> np.ndarray | None:
@@ -133,8 +147,10 @@ def unexplained_rows(fids: Array, basis: np.ndarray, noise_sd: float, gram: np.n
 def _outside(gram: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """Return Q G Q with Q = I - V^H V: the Gram matrix X^H X of what the basis leaves."""
     v = basis.astype(np.complex128)
-    half = gram - (gram @ v.conj().T) @ v
-    return np.asarray(half - v.conj().T @ (v @ half))
+    # with A = V G: Q G Q = G - M - M^H, M = V^H (A - (A V^H) V / 2)
+    seen = v @ gram
+    part = v.conj().T @ (seen - 0.5 * (seen @ v.conj().T) @ v)
+    return np.asarray(gram - part - part.conj().T)
 
 
 def _leading_rows(gram: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,10 @@ doi:10.1109/34.56205.)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from scipy import sparse
 
 from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
 from mrsi_gadgets.errors import DataError
@@ -25,16 +27,41 @@ class EdgePrior:
     """(x - 1, y, z, 1), (x, y - 1, z, 1), (x, y, z - 1, 1): real, between 0 and 1."""
 
     @property
+    def grid(self) -> tuple[int, int, int]:
+        """Voxels along x, y and z."""
+        x, y, z = self.weights
+        return int(x.shape[0]) + 1, int(y.shape[1]) + 1, int(z.shape[2]) + 1
+
+    @cached_property
     def bound(self) -> float:
         """Upper bound of the eigenvalues of `laplacian` (Gershgorin: twice the largest sum of weights at a voxel)."""
-        x, y, z = self.weights
+        x = self.weights[0]
         xp = namespace(x)
-        grid = (x.shape[0] + 1, y.shape[1] + 1, z.shape[2] + 1)
-        degree = like(np.zeros((*grid, 1), dtype=np.float32), x)
+        degree = like(np.zeros((*self.grid, 1), dtype=np.float32), x)
         for axis, w in enumerate(self.weights):
             if w.shape[axis]:
                 degree = degree + _pad(w, axis, before=True) + _pad(w, axis, before=False)
         return 2 * float(xp.max(degree))
+
+    @cached_property
+    def matrix(self) -> sparse.csr_array:
+        """`laplacian` as a sparse matrix over the voxels of the grid, on the host.
+
+        One sparse product reads each neighbour once from cache, where the differences above pass over the whole image
+        a dozen times: the recursions of `regularisation` take a third of the time.
+        """
+        grid = self.grid
+        place = np.arange(int(np.prod(grid))).reshape(grid)
+        rows, columns, values = [], [], []
+        for axis, w in enumerate(self.weights):
+            rows.append(place[_part(axis, 0, -1)[:3]].ravel())
+            columns.append(place[_part(axis, 1, None)[:3]].ravel())
+            values.append(to_numpy(w).ravel())
+        row, column, value = np.concatenate(rows), np.concatenate(columns), np.concatenate(values)
+        upper = sparse.coo_array((value, (row, column)), shape=(place.size, place.size)).tocsr()
+        upper.eliminate_zeros()
+        both = upper + upper.T
+        return sparse.csr_array(sparse.diags_array(np.asarray(both.sum(axis=1)), format="csr") - both)
 
     def laplacian(self, u: Array) -> Array:
         """Return D^T W D u for u of shape (x, y, z, any), half the gradient of R."""

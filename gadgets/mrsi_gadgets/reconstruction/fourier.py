@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, ifftn, like, namespace, to_numpy
+from mrsi_gadgets.arrays import Array, ifftn, is_numpy, like, namespace, over_pieces, to_numpy
 from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.operators.encoding import grid_times
@@ -40,10 +40,10 @@ def check_calibration(kt: KtData, coil_maps: Array, b0_hz: np.ndarray, mask: np.
 
 
 def matched_image(kt: KtData, coil_maps: Array, *, progress: Progress | None = None) -> Array:
-    """Return sum_c conj(S_c) F^H d_c, (x, y, z, t): transform and matched combination, one coil at a time.
+    """Return sum_c conj(S_c) F^H d_c, (x, y, z, t): transform and matched combination.
 
     Division by the square root of the number of voxels is included, so this is rho wherever sum_c |S_c|^2 = 1 and
-    k-space is complete. Never more than two arrays of one coil's size are made. k-space and image shifts are phases
+    k-space is complete. No second array of the data's size is made. k-space and image shifts are phases
     and index rolls that are folded into the coil maps: the data are touched once by the transform and once by the sum.
 
     Parameters
@@ -53,19 +53,38 @@ def matched_image(kt: KtData, coil_maps: Array, *, progress: Progress | None = N
     coil_maps
         (coil, x, y, z).
     progress
-        Called after each coil.
+        Called after each piece, by any of our threads.
     """
-    xp = namespace(kt.samples)
     dense = kt.dense
     grid = tuple(int(n) for n in dense.shape[1:4])
     if grid != tuple(kt.protocol.geometry.matrix):
         raise DataError(
             f"the k-space grid {grid} is not the image matrix {kt.protocol.geometry.matrix}; use the general operator"
         )
-    axes = tuple(a for a in range(3) if grid[a] > 1)
     weights, ramp = _shifted_weights(kt, coil_maps, grid)
-    total: Array | None = None
-    for coil in range(kt.n_coils):
+    if not is_numpy(dense):
+        return _combined_image(dense, weights, ramp, progress)
+    # a few times at once, so that transform, combination and sum happen within a core's cache
+    result = np.empty(dense.shape[1:], dtype=dense.dtype)
+    done: list[int] = []
+
+    def combine(times: slice) -> None:
+        result[..., times] = _combined_image(dense[..., times], weights, ramp)
+        done.append(times.stop - times.start)
+        if progress is not None:
+            progress(sum(done) / result.shape[-1], "Fourier transform and coil combination")
+
+    over_pieces(combine, result.shape[-1], int(np.prod(grid)) * result.itemsize)
+    return result
+
+
+def _combined_image(dense: Array, weights: Array, ramp: Array | None, progress: Progress | None = None) -> Array:
+    """Return sum_c weight_c IFFT(d_c ramp), rolled to image order, (x, y, z, t)."""
+    xp = namespace(dense)
+    grid = tuple(int(n) for n in dense.shape[1:4])
+    axes = tuple(a for a in range(3) if grid[a] > 1)
+    total: Array = None
+    for coil in range(dense.shape[0]):
         channel = dense[coil, ...] if ramp is None else dense[coil, ...] * ramp
         image = ifftn(channel, axes) if axes else channel
         weight = weights[coil, ..., None]
@@ -77,7 +96,7 @@ def matched_image(kt: KtData, coil_maps: Array, *, progress: Progress | None = N
         else:
             total += image * weight
         if progress is not None:
-            progress((coil + 1) / kt.n_coils, "Fourier transform and coil combination")
+            progress((coil + 1) / dense.shape[0], "Fourier transform and coil combination")
     if axes:
         total = xp.roll(total, tuple(grid[a] // 2 for a in axes), axis=axes)
     return total

@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 
-from mrsi_gadgets.arrays import Array, like, namespace, over_columns, to_numpy
+from mrsi_gadgets.arrays import Array, is_numpy, like, namespace, over_columns, to_numpy
 from mrsi_gadgets.reconstruction.edge_prior import EdgePrior
 
 WEIGHTS = np.concatenate([[0.0], np.geomspace(0.005, 50.0, 23)])
@@ -31,6 +32,8 @@ MOMENT_DEGREE = 20
 FILTER_ERROR = 3e-3
 """Largest error of the polynomial that applies a smoother; those of weaker weights are met far better."""
 PROBES = 32
+MIXTURES = 16
+"""Random mixtures that stand for all components without signal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,11 @@ class WeightChoice:
     """(component,) estimated squared error |u - truth|^2, mean over the voxels."""
     noise: np.ndarray
     """(component,) the part of it that is noise: noise power times the mean of the smoother's squared rows."""
+
+    def with_more(self, other: WeightChoice) -> WeightChoice:
+        """Return the choice for these components and then for those of `other`."""
+        pairs = ((self.index, other.index), (self.risk, other.risk), (self.noise, other.noise))
+        return WeightChoice(*(np.concatenate(pair) for pair in pairs))
 
     @property
     def bias_power(self) -> np.ndarray:
@@ -73,13 +81,7 @@ def as_complex(u: Array) -> Array:
 
 
 def choose_weights(
-    z: Array,
-    noise_power: float,
-    prior: EdgePrior,
-    mask: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    pooled_from: int | None = None,
+    z: Array, noise_power: float, prior: EdgePrior, mask: np.ndarray, rng: np.random.Generator
 ) -> WeightChoice:
     """Return the lambda of smallest SURE for each component.
 
@@ -95,33 +97,60 @@ def choose_weights(
         (x, y, z) bool.
     rng
         Draws the random signs.
-    pooled_from
-        Components from here on hold no more than noise; they share one lambda, chosen from their sum, because the risk
-        estimate of one of them alone is itself mostly noise.
     """
-    n_components = z.shape[-1]
-    signs = _signs(mask, z, 16, rng)
-    columns = namespace(z).concat([as_real(z), signs], axis=-1)
+    risk, of_trace = _risks(z, noise_power, prior, mask, rng)
+    index = np.argmin(risk, axis=0)
+    return _choice(index, risk[index, np.arange(len(index))], noise_power, of_trace, prior, mask)
+
+
+def choose_pooled_weight(
+    z: Array, noise_power: float, prior: EdgePrior, mask: np.ndarray, rng: np.random.Generator
+) -> WeightChoice:
+    """Return one lambda for components that hold no more than noise, chosen by their mean risk.
+
+    The risk estimate of one of them alone is itself mostly noise. Their sum is estimated from a few mixtures with
+    random signs, whose moments are those of the sum on average.
+
+    Parameters
+    ----------
+    z, noise_power, prior, mask, rng
+        As for `choose_weights`.
+    """
+    n = int(z.shape[-1])
+    mixtures = z
+    if n > MIXTURES:
+        signs = (rng.integers(0, 2, (n, MIXTURES)) * 2 - 1) / np.sqrt(n)
+        mixtures = z @ like(signs.astype(np.float32), z, z.dtype)
+    risk, of_trace = _risks(mixtures, noise_power, prior, mask, rng)
+    pooled = risk.mean(axis=1)
+    index = np.full(n, int(np.argmin(pooled)))
+    return _choice(index, np.full(n, pooled.min()), noise_power, of_trace, prior, mask)
+
+
+def _risks(
+    z: Array, noise_power: float, prior: EdgePrior, mask: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return SURE (weight, component), summed over the voxels, and the moments of the trace."""
+    n_components = int(z.shape[-1])
+    columns = namespace(z).concat([as_real(z), _signs(mask, z, 16, rng)], axis=-1)
     moments = chebyshev_moments(columns, prior)
     of_data = moments[:, :n_components] + moments[:, n_components : 2 * n_components]
     of_trace = moments[:, 2 * n_components :].mean(axis=1)
     n_voxels = int(mask.sum())
-    bound, count = prior.bound, len(moments)
-    lost, error = _polynomials(lambda x, w: (1 - response(x, w)) ** 2, WEIGHTS, bound, count)
-    kept, _ = _polynomials(response, WEIGHTS, bound, count)
-    squared, _ = _polynomials(lambda x, w: response(x, w) ** 2, WEIGHTS, bound, count)
-    trace = of_trace @ kept
-    risk = lost.T @ of_data - n_voxels * noise_power + 2 * noise_power * trace[:, None]
+    lost, error = _polynomials(lambda x, w: (1 - response(x, w)) ** 2, WEIGHTS, prior.bound, len(moments))
+    kept, _ = _polynomials(response, WEIGHTS, prior.bound, len(moments))
+    risk = lost.T @ of_data - n_voxels * noise_power + 2 * noise_power * (of_trace @ kept)[:, None]
     # strong components allow only weights whose polynomial is exact to well below their noise
     risk[error[:, None] * of_data[0] > 0.02 * n_voxels * noise_power] = np.inf
-    index = np.argmin(risk, axis=0)
-    chosen = risk[index, np.arange(n_components)]
-    if pooled_from is not None and pooled_from < n_components:
-        pooled = risk[:, pooled_from:].mean(axis=1)
-        index[pooled_from:] = np.argmin(pooled)
-        chosen[pooled_from:] = pooled.min()
-    noise = noise_power * (of_trace @ squared)[index]
-    return WeightChoice(index, chosen / n_voxels, noise / n_voxels)
+    return risk, of_trace
+
+
+def _choice(
+    index: np.ndarray, risk: np.ndarray, noise_power: float, of_trace: np.ndarray, prior: EdgePrior, mask: np.ndarray
+) -> WeightChoice:
+    squared, _ = _polynomials(lambda x, w: response(x, w) ** 2, WEIGHTS, prior.bound, len(of_trace))
+    n_voxels = int(mask.sum())
+    return WeightChoice(index, risk / n_voxels, noise_power * (of_trace @ squared)[index] / n_voxels)
 
 
 def smooth(z: Array, prior: EdgePrior, choice: WeightChoice) -> Array:
@@ -183,28 +212,34 @@ def chebyshev_moments(columns: Array, prior: EdgePrior) -> np.ndarray:
     L' is the Laplacian mapped to [-1, 1]. T_2k = 2 T_k T_k - 1 and T_2k+1 = 2 T_k+1 T_k - T_1 give two moments per
     step.
     """
-    return np.asarray(over_columns(lambda some: _moments(some, prior), columns))
-
-
-def _moments(columns: Array, prior: EdgePrior) -> np.ndarray:
-    xp = namespace(columns)
     moments = np.empty((2 * MOMENT_DEGREE + 1, columns.shape[-1]))
     previous: Array | None = None
     for k, term in enumerate(_chebyshev(columns, prior, MOMENT_DEGREE)):
-        even = to_numpy(xp.sum(term * term, axis=(0, 1, 2), dtype=xp.float64))
-        if k == 0:
+        even = _dots(term, term)
+        if previous is None:
             moments[0] = even
         else:
-            odd = to_numpy(xp.sum(term * previous, axis=(0, 1, 2), dtype=xp.float64))
+            odd = _dots(term, previous)
             moments[2 * k - 1] = odd if k == 1 else 2 * odd - moments[1]
             moments[2 * k] = 2 * even - moments[0]
         previous = term
     return moments
 
 
+def _dots(a: Array, b: Array) -> np.ndarray:
+    """Return the sum of a * b over the grid for each column, in float64 (on the host within rows of y and z only)."""
+    if is_numpy(a):
+        return np.asarray(np.sum(np.einsum("xyzc,xyzc->xc", a, b), axis=0, dtype=np.float64))
+    xp = namespace(a)
+    return to_numpy(xp.sum(a * b, axis=(0, 1, 2), dtype=xp.float64))
+
+
 def _chebyshev(columns: Array, prior: EdgePrior, degree: int) -> Iterator[Array]:
     """Yield T_k(L') u for k = 0 .. degree, L' = 2 L / bound - 1."""
     scale = 2 / max(prior.bound, 1e-12)
+    if is_numpy(columns):
+        yield from _chebyshev_sparse(columns, prior, degree, scale)
+        return
     older, old = columns, scale * prior.laplacian(columns) - columns
     yield older
     yield old
@@ -215,6 +250,21 @@ def _chebyshev(columns: Array, prior: EdgePrior, degree: int) -> Iterator[Array]
         new -= older
         older, old = old, new
         yield new
+
+
+def _chebyshev_sparse(columns: np.ndarray, prior: EdgePrior, degree: int, scale: float) -> Iterator[np.ndarray]:
+    """`_chebyshev` with one sparse product a step."""
+    shape = columns.shape
+    older = columns.reshape(-1, shape[-1])
+    double = ((2 * scale) * prior.matrix - 2 * sparse.eye_array(len(older), format="csr")).astype(columns.dtype)
+    old = 0.5 * (double @ older)
+    yield columns
+    yield old.reshape(shape)
+    for _ in range(2, degree + 1):
+        new = double @ old
+        new -= older
+        older, old = old, new
+        yield new.reshape(shape)
 
 
 def _polynomials(

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
+from mrsi_gadgets.arrays import Array, is_numpy, like, namespace, over_pieces, to_numpy
 from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.operators.encoding import encoding_operator, grid_times
@@ -33,7 +33,13 @@ from mrsi_gadgets.reconstruction.basis_adaptation import (
 )
 from mrsi_gadgets.reconstruction.edge_prior import EdgePrior, edge_distances, edge_prior
 from mrsi_gadgets.reconstruction.fourier import Progress, check_calibration, demodulate, image_noise_sd, matched_image
-from mrsi_gadgets.reconstruction.regularisation import WeightChoice, choose_weights, smooth, smoothed_noise
+from mrsi_gadgets.reconstruction.regularisation import (
+    WeightChoice,
+    choose_pooled_weight,
+    choose_weights,
+    smooth,
+    smoothed_noise,
+)
 from mrsi_gadgets.reconstruction.solvers import conjugate_gradient
 
 PRIORS = ("edges", "none")
@@ -179,34 +185,40 @@ def _least_squares(
     progress: Progress | None,
 ) -> tuple[_Problem, Array, np.ndarray]:
     """Return the problem (with shift and rows added), coefficients without a prior, and their noise SD (component,)."""
-    scale = float(np.sqrt(problem.mask.size))
     if not problem.kt.fully_sampled:
         image, noise = _solve_without_prior(problem)
         return problem, image, noise
-    rho = (
-        demodulate(matched_image(problem.kt, problem.coil_maps, progress=_first_half(progress)), problem.b0_hz, times)
-        * scale
-    )
-    sample_sd = float(np.median(image_noise_sd(problem.kt, problem.coil_maps, problem.noise_sd))) * scale
+    matched = matched_image(problem.kt, problem.coil_maps, progress=_first_half(progress))
+    rho = demodulate(matched, problem.b0_hz, times)
+    sample_sd = float(np.median(image_noise_sd(problem.kt, problem.coil_maps, problem.noise_sd)))
+    turn = np.ones(len(times), dtype=complex)
     if adapt:
         inside = _voxels(rho, problem.mask)
         gain = wiener_gain(model, inside @ like(problem.basis.conj().T.copy(), rho, rho.dtype), sample_sd)
         gram = time_gram(inside)
         shift = shared_shift(inside, times, problem.basis, sample_sd, gain, gram)
         if shift:
-            turned = np.exp(-2j * np.pi * shift * times)
-            turn = like(turned, rho, rho.dtype)
-            rho, inside = rho * turn, inside * turn
-            gram = gram * np.outer(turned, turned.conj())
+            turn = np.exp(-2j * np.pi * shift * times)
+            inside, gram = inside * like(turn, rho, rho.dtype), gram * np.outer(turn, turn.conj())
         rows = unexplained_rows(inside, problem.basis, sample_sd, gram)
         problem = replace(
             problem, b0_hz=problem.b0_hz + shift, basis=np.concatenate([problem.basis, rows]).astype(np.complex64)
         )
         provenance |= {"shared_shift_hz": shift, "rows_added": len(rows)}
-    noise = np.full(len(problem.basis), sample_sd)
+    # rho is in the image's unit; the operators are unitary
+    scale = float(np.sqrt(problem.mask.size))
+    noise = np.full(len(problem.basis), sample_sd * scale)
     if problem.direct:
-        return problem, rho @ like(np.ascontiguousarray(problem.basis.conj().T), rho, rho.dtype), noise
+        analysis = like((scale * turn[:, None] * problem.basis.conj().T).astype(np.complex64), rho, rho.dtype)
+        return problem, _projected(rho, analysis), noise
     return problem, _solve(problem, None, None), noise
+
+
+def _projected(rho: Array, analysis: Array) -> Array:
+    """Return rho @ analysis, (x, y, z, component)."""
+    if not is_numpy(rho):
+        return rho @ analysis
+    return np.concatenate(over_pieces(lambda x: rho[x] @ analysis, rho.shape[0], rho[0].nbytes), axis=0)
 
 
 def _regularise(
@@ -221,8 +233,10 @@ def _regularise(
     box = _bounding_box(problem.mask)
     mask, place = problem.mask[box], (*box, slice(None))
     inside = z[place] * like(mask[..., None].astype(np.float32), z, z.dtype)
-    edges, used_water = _choose_edges(inside[..., :leading], None if water is None else water[box], mask, problem.rng)
-    choice = choose_weights(inside, 2.0, edges, mask, problem.rng, pooled_from=leading)
+    water = None if water is None else water[box]
+    edges, choice, used_water = _choose_edges(inside[..., :leading], water, mask, problem.rng)
+    if leading < len(rotation):
+        choice = choice.with_more(choose_pooled_weight(inside[..., leading:], 2.0, edges, mask, problem.rng))
     # what is left of the noise, and what the risk estimate says of lost signal beside it
     left = smoothed_noise(edges, choice, mask, inside, problem.rng)
     errors = np.ones((*problem.mask.shape, len(noise)), dtype=np.float32)
@@ -286,21 +300,28 @@ def _regularise_unequal(
 
 def _choose_edges(
     z: Array, water: np.ndarray | None, mask: np.ndarray, rng: np.random.Generator
-) -> tuple[EdgePrior, bool]:
-    """Return the edge weights: from the scan's smoothed leading components, with the water's where the risk falls."""
+) -> tuple[EdgePrior, WeightChoice, bool]:
+    """Return the edge weights, from the scan's smoothed leading components and with the water's where the risk falls.
+
+    The weights SURE chose with them come along, and whether the water's edges were taken.
+    """
     reference = namespace(z).real(z)
     edges = edge_prior(mask, reference)
     for _ in range(2):
         pilot = smooth(z, edges, choose_weights(z, 2.0, edges, mask, rng))
         own = edge_distances(pilot, 4.0)
         edges = edge_prior(mask, reference, (own,))
+    # the same random signs for both, so that only the edges differ
+    seed = int(rng.integers(2**32))
+    choice = choose_weights(z, 2.0, edges, mask, np.random.default_rng(seed))
     if water is None:
-        return edges, False
+        return edges, choice, False
     image = like(np.where(mask, water, 0)[..., None].astype(np.float32), reference)
     both = edge_prior(mask, reference, (own, edge_distances(image)))
-    seed = int(rng.integers(2**32))
-    risks = [float(choose_weights(z, 2.0, e, mask, np.random.default_rng(seed)).risk.sum()) for e in (edges, both)]
-    return (both, True) if risks[1] < risks[0] else (edges, False)
+    with_water = choose_weights(z, 2.0, both, mask, np.random.default_rng(seed))
+    if with_water.risk.sum() < choice.risk.sum():
+        return both, with_water, True
+    return edges, choice, False
 
 
 def _solve(

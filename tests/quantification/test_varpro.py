@@ -106,6 +106,21 @@ def test_the_stated_deviation_knows_where_the_noise_of_coefficients_lies(rng, ma
         assert 0.8 < np.std(change) < 1.2
 
 
+def test_priors_count_in_the_deviation_of_coefficients_as_they_do_in_that_of_fids(rng, make_voxels, models):
+    """White noise on a complete basis is the white noise of the FIDs, so every stated deviation must be the same."""
+    image = make_voxels(rng, (6, 5, 1)).image
+    image = replace(image, noise_sd=np.full((6, 5, 1), 0.4, np.float32))
+    n_times = image.protocol.n_times
+    basis = np.fft.fft(np.eye(n_times), norm="ortho").astype(np.complex64)
+    spread = np.repeat(image.noise_sd[..., None], n_times, axis=3)
+    on_basis = replace(as_coefficients(image, basis), coefficient_sd=spread)
+    model = models(image.protocol)
+    fids, coefficients = fit_varpro(image, model), fit_varpro(on_basis, model)
+    for name in ("tNAA", "tCho", "Ins", "GABA"):
+        ratio = coefficients.maps[name].sd / fids.maps[name].sd
+        assert np.median(ratio) == pytest.approx(1, abs=0.03)
+
+
 def as_coefficients(image: SpectralImage, basis: np.ndarray) -> SpectralImage:
     return replace(image, coefficients=image.coefficients @ basis.conj().T, basis=basis)
 

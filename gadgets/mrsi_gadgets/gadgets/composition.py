@@ -67,10 +67,19 @@ class Chain:
         return replace(self, gadgets=tuple(changed))
 
     def start(self, context: Context) -> ThreadPoolExecutor:
-        """Begin every gadget's `prepare` beside the arriving readouts; shut the executor down after the run."""
+        """Begin every gadget's `prepare` beside the arriving readouts; shut the executor down after the run.
+
+        Their `calibrated` follows when the field map is there.
+        """
         executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+
+        def calibrate() -> None:
+            for gadget in self.gadgets:
+                context.calibrated[gadget] = executor.submit(gadget.calibrated, context)
+
         for gadget in self.gadgets:
             context.prepared[gadget] = executor.submit(gadget.prepare, context)
+        context.on_calibration = calibrate
         return executor
 
     def run(

@@ -88,6 +88,10 @@ class Context:
     """ACQUISITION_HEADER of the first metabolite readout: geometry, stamps and uid for the images."""
     prepared: dict[Any, Future[Any]] = field(default_factory=dict)
     """Gadget -> what its `prepare` returns, computed beside the arriving readouts."""
+    calibrated: dict[Any, Future[Any]] = field(default_factory=dict)
+    """Gadget -> what its `calibrated` returns, computed beside the arriving readouts; empty where nobody asked."""
+    on_calibration: Callable[[], None] | None = None
+    """Called when the field map is there."""
     on_progress: Callable[[str], None] | None = None
     """Told a sentence when a stage is reached."""
 

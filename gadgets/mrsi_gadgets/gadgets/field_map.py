@@ -61,4 +61,6 @@ class EstimateFieldMap(Gadget):
         for name in ("b0_hz", "coil_maps", "mask", "water"):
             calibration.source[name] = found.source
         context.report.provenance["field_map"] = found.source
+        if context.on_calibration is not None:
+            context.on_calibration()
         context.progress(f"field map from {found.source}: {int(found.mask.sum())} voxels")

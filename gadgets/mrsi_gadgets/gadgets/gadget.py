@@ -31,6 +31,10 @@ class Gadget:
         """Compute what needs no data (models, dictionaries); runs while readouts arrive. Default: nothing."""
         return None
 
+    def calibrated(self, context: Context) -> Any:
+        """Compute what needs field map and mask but no metabolite data; runs while those arrive. Default: nothing."""
+        return None
+
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
         """Yield what becomes of `items`."""
         raise TypeError(f"{type(self).__name__} does not define process")

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
+
 from mrsi_gadgets.data import Map, Maps, SpectralImage
 from mrsi_gadgets.gadgets.context import Calibration, Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice
@@ -13,7 +15,7 @@ from mrsi_gadgets.physics.basis import metabolite_basis
 from mrsi_gadgets.physics.brain_values import MACROMOLECULE_T1_S
 from mrsi_gadgets.physics.macromolecules import macromolecule_basis
 from mrsi_gadgets.physics.saturation import saturated
-from mrsi_gadgets.quantification.varpro import VarproModel, fit_varpro, prepare_varpro
+from mrsi_gadgets.quantification.varpro import VarproModel, field_lineshape, fit_varpro, prepare_varpro
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,12 @@ class Quantify(Gadget):
         )
         return model
 
+    def calibrated(self, context: Context) -> np.ndarray:
+        """Compute the lineshape that the field gives to each voxel."""
+        _, b0_hz, mask = context.calibration.encoding()
+        with context.report.timed("lineshapes of the field"):
+            return field_lineshape(b0_hz, mask, context.prepared[self].result())
+
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
         """Turn spectral images into maps."""
         for item in items:
@@ -51,8 +59,10 @@ class Quantify(Gadget):
                 yield item
                 continue
             model = context.prepared[self].result()
+            ahead = context.calibrated.get(self)
             with context.report.timed("quantify"):
-                maps = fit_varpro(item, model, water=context.calibration.water)
+                lineshape = None if ahead is None else ahead.result()
+                maps = fit_varpro(item, model, water=context.calibration.water, lineshape=lineshape)
                 maps = self._with_field(maps, context.calibration)
             context.progress(f"frame {item.frame} quantified: {int(maps.mask.sum())} voxels")
             yield maps

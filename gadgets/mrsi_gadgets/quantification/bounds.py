@@ -72,7 +72,7 @@ def crlb(
     # deviations of the macromolecules have no meaning without their prior
     counted = np.ones(m, bool) if with_priors else model.design.typical == 0
     precision[:, :m] = np.where(counted, model.design.prior_sd**-2.0, 0.0) / scale[:, None] ** 2
-    problem = Problem(
+    problem = Problem.of(
         np.zeros((n, model.dictionary.products.shape[1]), np.complex64),
         whitener(energy.astype(np.float32), model.coordinates),
         (np.ones((n, nodes)) if given is None else np.asarray(given)).astype(np.complex64),

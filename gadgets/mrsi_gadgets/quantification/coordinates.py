@@ -145,4 +145,19 @@ def whitener(energy: Array, coordinates: Coordinates) -> Array:
     for i, factor in enumerate(coordinates.factors):
         outer = like(factor @ factor.conj().T, energy, "complex128")[None, :, :]
         covariance = covariance + xp.astype(energy[:, i], xp.float64)[:, None, None] * outer
-    return xp.astype(xp.linalg.inv(xp.linalg.cholesky(covariance)) * 2**0.5, xp.complex64)
+    # the factor's condition number is the root of the covariance's, which single precision bears
+    factor = xp.astype(xp.linalg.cholesky(covariance), xp.complex64)
+    return _inverse_of_lower(factor) * 2**0.5
+
+
+def _inverse_of_lower(matrices: Array) -> Array:
+    """Return the inverses of lower triangular matrices (any, n, n) in blocks, a sixth of a general inverse."""
+    xp = namespace(matrices)
+    n = int(matrices.shape[1])
+    if n <= 8:
+        return xp.linalg.inv(matrices)
+    half = n // 2
+    first, last = _inverse_of_lower(matrices[:, :half, :half]), _inverse_of_lower(matrices[:, half:, half:])
+    corner = -xp.matmul(last, xp.matmul(matrices[:, half:, :half], first))
+    above = xp.zeros_like(matrices[:, :half, half:])
+    return xp.concat([xp.concat([first, above], axis=2), xp.concat([corner, last], axis=2)], axis=1)

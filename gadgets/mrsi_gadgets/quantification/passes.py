@@ -65,7 +65,7 @@ def first_pass(voxels: Voxels, model: VarproModel) -> FirstPass:
     start = positive @ like(model.templates, data, "float32")
     residual = data - model_at(dictionary, first.shape, start, voxels.given)
     whiten = whitener(band_energy(residual, coordinates), coordinates)
-    problem = Problem(data, whiten, voxels.given, *_prior(model, scale, WEAK_PRIOR))
+    problem = Problem.of(data, whiten, voxels.given, *_prior(model, scale, WEAK_PRIOR))
     fit = refine(problem, dictionary, first.shape, max_steps=_FIRST_STEPS, settled_at=_FIRST_SETTLED)
     degrees = 2 * data.shape[1] - np.sum(to_numpy(fit.free), axis=1)
     return FirstPass(problem, scale, fit, np.sqrt(to_numpy(fit.cost) / np.maximum(degrees, 1)))
@@ -84,15 +84,15 @@ def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior
     residual = first.fit.residual * inverse[:, None]
     whiten = whitener(band_energy(residual, coordinates), coordinates)
     scale = first.scale * inverse
-    data = first.problem.data * inverse[:, None]
-    problem = Problem(data, whiten, first.problem.given, *_prior(model, scale, shape_prior))
+    data = voxels.data * (like(1 / (voxels.noise_sd * more), voxels.data, "float32"))[:, None]
+    problem = Problem.of(data, whiten, first.problem.given, *_prior(model, scale, shape_prior))
     start = first.fit.amplitudes * inverse[:, None]
     fit = refine(problem, dictionary, first.fit.shape, start, first.fit.free, max_steps=_FINAL_STEPS)
     cov, variance = covariance(fit.normal, fit.free)
     if voxels.spread is not None and voxels.directions is not None:
         directions = like(voxels.directions, data, "complex64")
         spread = like(voxels.spread / more[:, None], data, "float32")
-        actual = propagated(problem, dictionary, fit.shape, fit.amplitudes, directions, spread)
+        actual = propagated(problem, dictionary, fit.shape, fit.amplitudes, fit.normal, directions, spread)
         cov = xp.matmul(cov, xp.matmul(actual, cov))
         own = xp.linalg.diagonal(cov)
         variance = xp.where(own > 0, own, variance)

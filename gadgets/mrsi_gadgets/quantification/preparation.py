@@ -102,7 +102,7 @@ def prepare_varpro(
     coordinates = fid_coordinates(protocol, nuisance, shaped, weight)
     products = coordinates.columns(shaped).reshape(-1, expansion.rank, len(design.names)).transpose(1, 0, 2)
     dictionary = ShapedDictionary(
-        expansion, allowed, np.ascontiguousarray(products, dtype=np.complex64), design.bounded
+        expansion, allowed, np.ascontiguousarray(products, dtype=np.complex64), design.bounded, coordinates.n_dense
     )
     templates = _templates(design)
     composites = products @ templates.T

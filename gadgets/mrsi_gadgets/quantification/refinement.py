@@ -3,11 +3,16 @@
 Each step solves one bounded linear least-squares problem per voxel for the amplitudes AND the change of phase, shift
 and widths (the separable problem of eq. 19 linearised in the lineshape only). At its solution the normal matrix is
 the Fisher information, from which the standard deviations follow. Voxels leave the batch when they are done.
+
+Amplitudes are real, so everything here is: a complex coordinate becomes two real ones, in the order real head,
+imaginary head, real tail, imaginary tail (`stacked`), where the head is what the whitening touches. All columns of the
+model of all voxels then come out of one real matrix product, ready for the next.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -27,21 +32,63 @@ class ShapedDictionary:
     """(k, coordinate, column) complex64: function k of the expansion times each column of the design."""
     bounded: np.ndarray
     """(column,) bool."""
+    n_dense: int
+    """How many leading coordinates are whitened together."""
+
+    @cached_property
+    def for_columns(self) -> np.ndarray:
+        """(2 k, 2 coordinate * (column + 4)) float32: coefficients (Re, Im) -> stacked columns, and room for four."""
+        k, d, m = self.products.shape
+        room = np.zeros((2, k, 2 * d, m + N_SHAPE), np.float32)
+        for part, values in enumerate((self.products, 1j * self.products)):
+            room[part, ..., :m] = np.moveaxis(stacked(np.moveaxis(values, 2, 1), self.n_dense), 1, 2)
+        return room.reshape(2 * k, -1)
+
+    @cached_property
+    def for_signal(self) -> np.ndarray:
+        """(column, 2 k * coordinate) float32: amplitudes -> real and imaginary parts of each function's signal."""
+        both = np.stack([self.products.real, self.products.imag])
+        return np.ascontiguousarray(np.moveaxis(both, 3, 0).reshape(self.products.shape[2], -1))
+
+
+def stacked(values: Array, n_dense: int) -> Array:
+    """Return complex coordinates (..., coordinate) as real ones (..., 2 coordinate) in the order of this module."""
+    xp = namespace(values)
+    head, tail = values[..., :n_dense], values[..., n_dense:]
+    return xp.concat([xp.real(head), xp.imag(head), xp.real(tail), xp.imag(tail)], axis=-1)
+
+
+def unstacked(values: Array, n_dense: int) -> Array:
+    """Undo `stacked`."""
+    xp = namespace(values)
+    head, tail = values[..., : 2 * n_dense], values[..., 2 * n_dense :]
+    half = tail.shape[-1] // 2
+    return xp.concat(
+        [head[..., :n_dense] + 1j * head[..., n_dense:], tail[..., :half] + 1j * tail[..., half:]], axis=-1
+    )
 
 
 class Problem(NamedTuple):
     """What is given for a batch of voxels."""
 
     data: Array
-    """(voxel, coordinate) complex64 in units of the noise (real part 1)."""
+    """(voxel, 2 coordinate) float32 in units of the noise (each part 1), `stacked`."""
     whiten: Array
-    """(voxel, n_dense, n_dense) for the leading coordinates."""
+    """(voxel, 2 n_dense, 2 n_dense) float32 for the leading coordinates, real and imaginary parts."""
     given: Array
     """(voxel, node) complex64: known lineshape at the nodes of the expansion."""
     mean: Array
     """(voxel, column + 4) float64: mean of the Gaussian priors of amplitudes, phase, shift, Lorentz and Gauss rate."""
     precision: Array
     """(voxel, column + 4) float64: their precision; 0: none."""
+
+    @classmethod
+    def of(cls, data: Array, whiten: Array, given: Array, mean: Array, precision: Array) -> Problem:
+        """Make a problem of complex data (voxel, coordinate) and a complex whitening (voxel, n_dense, n_dense)."""
+        xp = namespace(data)
+        real, imaginary = xp.real(whiten), xp.imag(whiten)
+        rows = [xp.concat([real, -imaginary], axis=2), xp.concat([imaginary, real], axis=2)]
+        return cls(stacked(data, whiten.shape[1]), xp.concat(rows, axis=1), given, mean, precision)
 
     def take(self, rows: Array) -> Problem:
         """Keep only some voxels."""
@@ -142,7 +189,7 @@ def refine(
         rows = xp.nonzero(settled)[0]
         if rows.shape[0]:
             ends = (batch.best_shape, batch.best_amplitudes) if last else (new_shape, new_amplitudes)
-            done.append(_finished(batch, here, rows, *ends))
+            done.append(_finished(batch, here, rows, *ends, n_dense=dictionary.n_dense))
         if rows.shape[0] == batch.shape.shape[0]:
             break
         batch = batch._replace(shape=new_shape, amplitudes=new_amplitudes)
@@ -153,7 +200,8 @@ def refine(
 
 def model_at(dictionary: ShapedDictionary, shape: Array, amplitudes: Array, given: Array) -> Array:
     """Return the molecules' signal (voxel, coordinate) for lineshapes (voxel, 4), amplitudes and known lineshapes."""
-    return _derivatives(dictionary, dictionary.expansion.coefficients(shape, given), amplitudes)[:, 0, :]
+    parts = _signal(dictionary, dictionary.expansion.coefficients(shape, given)[:, :1, :], amplitudes)
+    return unstacked(parts[:, 0, :], dictionary.n_dense)
 
 
 def information(problem: Problem, dictionary: ShapedDictionary, shape: Array, amplitudes: Array) -> Array:
@@ -166,6 +214,7 @@ def propagated(
     dictionary: ShapedDictionary,
     shape: Array,
     amplitudes: Array,
+    normal: Array,
     directions: Array,
     spread: Array,
 ) -> Array:
@@ -178,6 +227,8 @@ def propagated(
     ----------
     problem, dictionary, shape, amplitudes
         As for `refine`, at the solution.
+    normal
+        (voxel, unknown, unknown) float64: N there.
     directions
         (coordinate, k) complex64: directions of the noise, the same in all voxels.
     spread
@@ -185,20 +236,21 @@ def propagated(
     """
     xp = namespace(shape)
     coefficients = dictionary.expansion.coefficients(shape, problem.given)
-    parts = _derivatives(dictionary, coefficients, amplitudes)
-    columns = xp.concat([_columns_at(dictionary, coefficients), xp.matrix_transpose(parts[:, 1:, :])], axis=2)
+    columns = _columns(dictionary, coefficients, _signal(dictionary, coefficients, amplitudes))
     n = problem.whiten.shape[1]
     once = xp.matmul(problem.whiten, columns[:, :n, :])
-    twice = xp.matmul(xp.matrix_transpose(xp.conj(problem.whiten)), once)
-    weighted = xp.concat([twice, columns[:, n:, :]], axis=1)
-    adjoint = xp.matrix_transpose(xp.conj(weighted))
+    columns[:, :n, :] = xp.matmul(xp.matrix_transpose(problem.whiten), once)
+    adjoint = xp.matrix_transpose(columns)
+    # A^H D of complex A and D in real numbers: real parts beside imaginary parts
+    across = xp.matrix_transpose(directions)
+    sides = xp.matrix_transpose(
+        xp.concat([stacked(across, dictionary.n_dense), stacked(-1j * across, dictionary.n_dense)], axis=0)
+    )
     # one product for all voxels; a voxel's own spread comes after
-    columns_of_all = xp.reshape(adjoint, (-1, adjoint.shape[2]))
-    response = xp.reshape(columns_of_all @ directions, (*adjoint.shape[:2], directions.shape[1])) * spread[:, None, :]
-    actual = xp.real(xp.matmul(response, xp.matrix_transpose(xp.conj(response))))
-    assumed = xp.real(xp.matmul(adjoint, weighted))
-    normal = xp.real(xp.matmul(xp.matrix_transpose(xp.conj(columns)), weighted))
-    return xp.astype(normal + actual - assumed, xp.float64)
+    response = xp.reshape(xp.reshape(adjoint, (-1, adjoint.shape[2])) @ sides, (*adjoint.shape[:2], sides.shape[1]))
+    response = response * xp.concat([spread, spread], axis=1)[:, None, :]
+    actual = xp.matmul(response, xp.matrix_transpose(response))
+    return normal + xp.astype(actual - xp.matmul(adjoint, columns), xp.float64)
 
 
 def _advance(
@@ -227,44 +279,57 @@ def _advance(
     return batch, shape, amplitudes, length, accept
 
 
-def _finished(batch: _Batch, here: _Linearised, rows: Array, shape: Array, amplitudes: Array) -> tuple[Array, ...]:
+def _finished(
+    batch: _Batch, here: _Linearised, rows: Array, shape: Array, amplitudes: Array, *, n_dense: int
+) -> tuple[Array, ...]:
     """Return of some voxels the place in the whole, then the fields of `Fit`."""
     xp = namespace(shape)
     fields = (batch.index, shape, amplitudes, batch.free, here.gram, here.cost, batch.problem.data - here.model)
-    return tuple(xp.take(array, rows, axis=0) for array in fields)
+    *kept, residual = (xp.take(array, rows, axis=0) for array in fields)
+    return (*kept, unstacked(residual, n_dense))
 
 
-def _columns_at(dictionary: ShapedDictionary, coefficients: Array) -> Array:
-    """Columns of the model at each voxel's lineshape, (voxel, coordinate, column)."""
+def _columns(dictionary: ShapedDictionary, coefficients: Array, parts: Array | None = None) -> Array:
+    """Columns at each voxel's lineshape and, last, the derivatives in `parts`, (voxel, 2 coordinate, any)."""
     xp = namespace(coefficients)
-    k, d, m = dictionary.products.shape
-    products = like(dictionary.products, coefficients, "complex64")
-    return xp.reshape(coefficients[:, 0, :] @ xp.reshape(products, (k, d * m)), (-1, d, m))
+    n_coordinates, m = dictionary.products.shape[1:]
+    products = like(dictionary.for_columns, coefficients, "float32")
+    at_zero = coefficients[:, 0, :]
+    both = xp.concat([xp.real(at_zero), xp.imag(at_zero)], axis=1)
+    columns = xp.reshape(both @ products, (-1, 2 * n_coordinates, m + N_SHAPE))
+    if parts is None:
+        return columns[:, :, :m]
+    columns[:, :, m:] = xp.matrix_transpose(parts[:, 1:, :])
+    return columns
 
 
-def _derivatives(dictionary: ShapedDictionary, coefficients: Array, amplitudes: Array) -> Array:
-    """Model and its derivatives by the lineshape parameters, (voxel, 5, coordinate)."""
+def _signal(dictionary: ShapedDictionary, coefficients: Array, amplitudes: Array) -> Array:
+    """Model and its derivatives by the lineshape parameters, (voxel, any, 2 coordinate) for `coefficients` of any."""
     xp = namespace(coefficients)
-    k, d, m = dictionary.products.shape
-    products = xp.reshape(like(dictionary.products, coefficients, "complex64"), (k * d, m))
-    summed = xp.astype(amplitudes, xp.complex64) @ xp.matrix_transpose(products)
-    return xp.matmul(coefficients, xp.reshape(summed, (-1, k, d)))
+    k, d, _ = dictionary.products.shape
+    count = coefficients.shape[1]
+    functions = xp.astype(amplitudes, xp.float32) @ like(dictionary.for_signal, coefficients, "float32")
+    real, imaginary = xp.real(coefficients), xp.imag(coefficients)
+    rows = [xp.concat([real, -imaginary], axis=2), xp.concat([imaginary, real], axis=2)]
+    both = xp.matmul(xp.concat(rows, axis=1), xp.reshape(functions, (-1, 2 * k, d)))
+    real, imaginary = both[:, :count, :], both[:, count:, :]
+    n = dictionary.n_dense
+    return xp.concat([real[..., :n], imaginary[..., :n], real[..., n:], imaginary[..., n:]], axis=2)
 
 
-def _whitened(columns: Array, whiten: Array) -> Array:
-    """Apply the whitening of the leading coordinates and stack real and imaginary parts, (voxel, 2 coordinate, m)."""
-    xp = namespace(columns)
+def _whiten(values: Array, whiten: Array) -> Array:
+    """Whiten the leading rows of (voxel, 2 coordinate, any) in place."""
     n = whiten.shape[1]
-    head = xp.matmul(whiten, columns[:, :n, :])
-    tail = columns[:, n:, :]
-    return xp.concat([xp.real(head), xp.real(tail), xp.imag(head), xp.imag(tail)], axis=1)
+    values[:, :n, :] = namespace(values).matmul(whiten, values[:, :n, :])
+    return values
 
 
 def _amplitudes_only(problem: Problem, dictionary: ShapedDictionary, shape: Array) -> tuple[Array, Array]:
     """Fit the amplitudes at a fixed lineshape."""
     xp = namespace(shape)
-    columns = _columns_at(dictionary, dictionary.expansion.coefficients(shape, problem.given))
-    gram, rhs = _normal(_whitened(columns, problem.whiten), _whitened(problem.data[:, :, None], problem.whiten))
+    columns = _columns(dictionary, dictionary.expansion.coefficients(shape, problem.given))
+    data = xp.asarray(problem.data[:, :, None], copy=True)
+    gram, rhs = _normal(_whiten(columns, problem.whiten), _whiten(data, problem.whiten))
     m = rhs.shape[1]
     precision = problem.precision[:, :m]
     x, free = solve_nonnegative(
@@ -293,10 +358,9 @@ def _linearise(problem: Problem, shape: Array, amplitudes: Array, dictionary: Sh
     """Return the normal equations of the problem linearised in the lineshape."""
     xp = namespace(shape)
     coefficients = dictionary.expansion.coefficients(shape, problem.given)
-    parts = _derivatives(dictionary, coefficients, amplitudes)
-    columns = xp.concat([_columns_at(dictionary, coefficients), xp.matrix_transpose(parts[:, 1:, :])], axis=2)
-    columns = _whitened(columns, problem.whiten)
-    residual = _whitened((problem.data - parts[:, 0, :])[:, :, None], problem.whiten)
+    parts = _signal(dictionary, coefficients, amplitudes)
+    columns = _whiten(_columns(dictionary, coefficients, parts), problem.whiten)
+    residual = _whiten((problem.data - parts[:, 0, :])[:, :, None], problem.whiten)
     gram, slope = _normal(columns, residual)
     place = xp.astype(xp.concat([amplitudes, shape], axis=1), xp.float64)
     away = problem.mean - place

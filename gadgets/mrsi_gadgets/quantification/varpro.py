@@ -21,7 +21,7 @@ from mrsi_gadgets.quantification.intravoxel import intravoxel_lineshape
 from mrsi_gadgets.quantification.passes import FirstPass, Voxels, final_pass, first_pass, learn_shape_prior
 from mrsi_gadgets.quantification.preparation import VarproModel, prepare_varpro
 
-__all__ = ["VarproModel", "fit_varpro", "prepare_varpro"]
+__all__ = ["VarproModel", "field_lineshape", "fit_varpro", "prepare_varpro"]
 
 _PIECE = 700
 """At most about this many voxels are fitted at once. Large pieces keep the interpreter out of the way of the threads;
@@ -39,6 +39,7 @@ def fit_varpro(
     *,
     water: np.ndarray | None = None,
     intravoxel: bool = True,
+    lineshape: np.ndarray | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Maps:
     """Fit every voxel of the image's mask.
@@ -56,6 +57,8 @@ def fit_varpro(
         (x, y, z) amplitude of water at t = 0 in the image's unit; None: no ``NAME_per_water`` maps.
     intravoxel
         Whether the image's field map tells the lineshape that the field within each voxel makes.
+    lineshape
+        (voxel, node) complex64: that lineshape, where `field_lineshape` has computed it already.
     progress
         Called with the fraction that is done.
 
@@ -72,12 +75,36 @@ def fit_varpro(
     _check(image, model, water)
     inside = np.flatnonzero(image.mask.ravel())
     with one_blas_thread():
-        voxels = _voxels(image, inside, model, intravoxel=intravoxel)
+        if not intravoxel:
+            lineshape = np.ones((len(inside), len(model.dictionary.expansion.node_times_s)), np.complex64)
+        elif lineshape is None:
+            lineshape = field_lineshape(image.b0_hz, image.mask, model)
+        voxels = _voxels(image, inside, model, lineshape)
         result = _fit(voxels, model, progress or (lambda _: None))
     return assemble_maps(image, inside, result, model, voxels, water)
 
 
-def _voxels(image: SpectralImage, inside: np.ndarray, model: VarproModel, *, intravoxel: bool) -> Voxels:
+def field_lineshape(b0_hz: np.ndarray, mask: np.ndarray, model: VarproModel) -> np.ndarray:
+    """Return the lineshape that the field gives to each voxel of the mask, at the times the fit wants it.
+
+    A shift that all voxels share does not change it, so it can be computed as soon as the field map is there.
+
+    Parameters
+    ----------
+    b0_hz, mask
+        (x, y, z) field [Hz] and where to fit.
+    model
+        What `prepare_varpro` made.
+
+    Returns
+    -------
+    ndarray
+        (voxel, node) complex64.
+    """
+    return intravoxel_lineshape(b0_hz, mask, model.dictionary.expansion.node_times_s)
+
+
+def _voxels(image: SpectralImage, inside: np.ndarray, model: VarproModel, lineshape: np.ndarray) -> Voxels:
     """Bring the voxels of the mask into the coordinates of the fit, with their noise and known lineshape."""
     xp = namespace(image.coefficients)
     flat = xp.reshape(image.coefficients, (-1, image.coefficients.shape[3]))
@@ -87,9 +114,9 @@ def _voxels(image: SpectralImage, inside: np.ndarray, model: VarproModel, *, int
         project = to_numpy(image.basis).astype(complex) @ project
     data = signal @ like(project, signal, "complex64")
     noise, spread, directions = _noise(image, inside, project, data[:, model.coordinates.n_dense :])
-    times = model.dictionary.expansion.node_times_s
-    given = intravoxel_lineshape(image.b0_hz, image.mask, times) if intravoxel else np.ones((len(inside), len(times)))
-    return Voxels(data, noise, like(given, signal, "complex64"), spread, directions)
+    if lineshape.shape[0] != len(inside):
+        raise DataError(f"the lineshapes are those of {lineshape.shape[0]} voxels; the mask holds {len(inside)}")
+    return Voxels(data, noise, like(lineshape, signal, "complex64"), spread, directions)
 
 
 def _noise(
@@ -108,7 +135,7 @@ def _noise(
         spread = np.repeat(sd[:, None], rank, axis=1)
         if image.coefficient_sd is not None:
             spread = np.asarray(image.coefficient_sd, np.float32).reshape(-1, rank)[inside]
-        sd = np.sqrt(np.sum(spread**2, axis=1) / n_coordinates)
+        sd = np.sqrt(spread**2 @ np.sum(np.abs(project) ** 2, axis=1) / n_coordinates).astype(np.float32)
         matter = np.median(spread**2, axis=0) > _COUNTED_NOISE**2 * np.max(np.median(spread**2, axis=0))
         spread, directions = spread[:, matter], project[matter].T
     peak = to_numpy(xp.max(xp.abs(data), axis=1)).astype(np.float32)

@@ -23,7 +23,7 @@ from mrsi_gadgets.quantification.preparation import VarproModel, prepare_varpro
 
 __all__ = ["VarproModel", "field_lineshape", "fit_varpro", "prepare_varpro"]
 
-_PIECE = 700
+_PIECE = 400
 """At most about this many voxels are fitted at once. Large pieces keep the interpreter out of the way of the threads;
 their number depends on the voxels alone, so that the same data give the same maps on any number of cores."""
 _NOISE_FLOOR = 5e-3

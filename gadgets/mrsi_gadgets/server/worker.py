@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import logging
 import socket
@@ -22,6 +23,8 @@ from mrsi_gadgets.stream.session import Peer
 from mrsi_gadgets.stream.transport import Connection
 
 READY = b"R"
+_M_MMAP_THRESHOLD = -3
+_LARGE_BLOCK = 8 << 20
 
 
 def options_to_text(options: ScanOptions) -> str:
@@ -44,6 +47,16 @@ def options_from_text(text: str) -> ScanOptions:
     return ScanOptions(**values)
 
 
+def return_large_blocks() -> None:
+    """Have the C library return large freed arrays to the system at once, for as long as the process lives.
+
+    glibc raises the size from which it does so with every large array that is freed (up to 32 MiB), and a session then
+    keeps a third more memory than it uses. Other C libraries have no such setting; there nothing happens.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Serve one session on the inherited socket; the process ends with it."""
     parser = argparse.ArgumentParser(prog="python -m mrsi_gadgets.server.worker")
@@ -55,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--log-format", default="text")
     given = parser.parse_args(arguments)
     set_up_logging("ERROR", given.log_format)
+    return_large_blocks()
     rehearse()
     set_up_logging(given.log_level, given.log_format)
     with socket.socket(fileno=given.ready) as ready, contextlib.suppress(BrokenPipeError):

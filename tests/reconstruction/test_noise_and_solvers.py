@@ -139,3 +139,16 @@ def test_a_callback_can_stop_and_zero_data_give_zeros(rng):
 def test_infinite_data_are_refused():
     with pytest.raises(NumericalError, match="not finite"):
         conjugate_gradient(lambda x: x, np.array([1.0, np.inf]))
+
+
+@pytest.mark.parametrize("n_new", [2, 4])
+def test_a_channel_matrix_may_overwrite_the_samples_it_takes(rng, n_new):
+    samples = (rng.standard_normal((4, 3, 5)) + 1j * rng.standard_normal((4, 3, 5))).astype(np.complex64)
+    matrix = (rng.standard_normal((n_new, 4)) + 1j * rng.standard_normal((n_new, 4))).astype(np.complex64)
+    wanted = np.einsum("nc,cst->nst", matrix, samples)
+    kept = samples.copy()
+    np.testing.assert_allclose(apply_channel_matrix(matrix, samples), wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(samples, kept)
+    result = apply_channel_matrix(matrix, samples, overwrite=True)
+    assert np.shares_memory(result, samples)
+    np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-5)

@@ -42,8 +42,10 @@ class CombineCoils(Gadget):
                 continue
             if matrix is None:
                 matrix = self._compress(item, context)
-            square = matrix.shape[0] == matrix.shape[1]
-            ready = [item if square else item.with_samples(apply_channel_matrix(matrix, item.samples))]
+            if matrix.shape[0] != matrix.shape[1]:
+                ready = [item.with_samples(apply_channel_matrix(matrix, item.samples, overwrite=context.may_overwrite))]
+            else:
+                ready = [item]
             del item
             yield from handed_on(ready)
 

@@ -47,7 +47,11 @@ class EstimateFieldMap(Gadget):
                         "no water reference: B0, coil maps and phase come from residual water, and maps are not in "
                         "units of water"
                     )
-                ready = [correct_eddy_currents(item, found) if found.eddy_phase.any() else item]
+                ready = [
+                    correct_eddy_currents(item, found, overwrite=context.may_overwrite)
+                    if found.eddy_phase.any()
+                    else item
+                ]
                 del item
                 yield from handed_on(ready)
             else:

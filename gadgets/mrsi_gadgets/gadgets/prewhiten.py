@@ -54,7 +54,9 @@ class Prewhiten(Gadget):
 
     @staticmethod
     def _whitened(kt: KtData, whitening: np.ndarray, context: Context) -> KtData:
-        return kt.with_samples(apply_channel_matrix(whitening, to_device(kt.samples, context.device)))
+        return kt.with_samples(
+            apply_channel_matrix(whitening, to_device(kt.samples, context.device), overwrite=context.may_overwrite)
+        )
 
     @staticmethod
     def _learn(noise: KtData | None, data: KtData, context: Context) -> np.ndarray:

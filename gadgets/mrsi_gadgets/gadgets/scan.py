@@ -90,6 +90,7 @@ def run_scan(
         report=report,
         device=select_device(options.device),
         seed=options.seed,
+        may_overwrite=observe is None,
         on_progress=tell,
     )
     _first_provenance(context, chain)

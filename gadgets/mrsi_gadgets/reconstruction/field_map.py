@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from mrsi_gadgets.arrays import Array, ifftn, like, namespace, to_numpy
+from mrsi_gadgets.arrays import Array, ifftn, is_numpy, like, namespace, to_numpy
 from mrsi_gadgets.data import KtData
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.operators.encoding import grid_times
@@ -58,10 +58,15 @@ class FieldMap:
         return np.interp(times_s, self.times_s, self.eddy_phase)
 
 
-def correct_eddy_currents(kt: KtData, field_map: FieldMap) -> KtData:
-    """Return the data without the phase course of the eddy currents, which all voxels and so all of k-space share."""
-    phase = np.exp(-1j * field_map.eddy_phase_at(grid_times(kt)))
-    return kt.with_samples(kt.samples * like(phase, kt.samples, kt.samples.dtype))
+def correct_eddy_currents(kt: KtData, field_map: FieldMap, *, overwrite: bool = False) -> KtData:
+    """Return the data without the phase course of the eddy currents, which all voxels and so all of k-space share.
+
+    With `overwrite` NumPy samples are changed in place.
+    """
+    phase = like(np.exp(-1j * field_map.eddy_phase_at(grid_times(kt))), kt.samples, kt.samples.dtype)
+    if overwrite and is_numpy(kt.samples):
+        return kt.with_samples(np.multiply(kt.samples, phase, out=kt.samples))
+    return kt.with_samples(kt.samples * phase)
 
 
 def field_map_from_water(kt: KtData, *, eddy_currents: bool = True, noise_sd: float = 1.0) -> FieldMap:

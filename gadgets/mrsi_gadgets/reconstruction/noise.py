@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
+from mrsi_gadgets.arrays import Array, is_numpy, like, namespace, over_pieces, to_numpy
 from mrsi_gadgets.data import KtData
 from mrsi_gadgets.errors import DataError
 
@@ -128,11 +128,24 @@ def whitening_matrix(covariance: np.ndarray) -> np.ndarray:
     return (np.sqrt(2) * np.linalg.solve(lower, np.diag(scale))).astype(np.complex64)
 
 
-def apply_channel_matrix(matrix: np.ndarray, samples: Array) -> Array:
-    """Return the samples (coil, ...) of new channels: matrix (new, coil) times old channels."""
+def apply_channel_matrix(matrix: np.ndarray, samples: Array, *, overwrite: bool = False) -> Array:
+    """Return the samples (coil, ...) of new channels: matrix (new, coil) times old channels.
+
+    With `overwrite` NumPy samples lose their old values and their memory holds the new ones, where these are not more.
+    """
     xp = namespace(samples)
     n_coils = samples.shape[0]
     if matrix.shape[1] != n_coils:
         raise DataError(f"a matrix for {matrix.shape[1]} channels was applied to {n_coils}; the coil count has changed")
     flat = xp.reshape(samples, (n_coils, -1))
-    return xp.reshape(like(matrix, samples, samples.dtype) @ flat, (matrix.shape[0], *samples.shape[1:]))
+    weights = like(matrix, samples, samples.dtype)
+    n_new = matrix.shape[0]
+    shape = (n_new, *samples.shape[1:])
+    if not (overwrite and is_numpy(samples) and n_new <= n_coils and np.shares_memory(flat, samples)):
+        return xp.reshape(weights @ flat, shape)
+
+    def replace(part: slice) -> None:
+        flat[:n_new, part] = weights @ flat[:, part]
+
+    over_pieces(replace, flat.shape[1], n_coils * flat.itemsize)
+    return samples[:n_new]

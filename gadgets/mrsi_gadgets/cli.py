@@ -80,13 +80,15 @@ def _add_scan_options(parser: argparse.ArgumentParser, *, recipe_help: str) -> N
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--threads", type=_positive, help="threads for numeric libraries (also MRSI_THREADS)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="profile key over the header's")
+    parser.add_argument("--sequence", help="sequence description of the header: a shipped name or a .toml path")
     parser.add_argument("--seed", type=int, default=0)
 
 
 def _scan_options(given: argparse.Namespace) -> ScanOptions:
     return ScanOptions(
-        recipe=given.config, site=given.config_dir, device=given.device, settings=_settings(given.set), seed=given.seed
-    )
+        recipe=given.config, site=given.config_dir, device=given.device, settings=_settings(given.set), seed=given.seed,
+        sequence=given.sequence,
+    )  # fmt: skip
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, str]:
@@ -157,7 +159,7 @@ def _replay(given: argparse.Namespace) -> int:
     scan = replay.open_scan(given.file)
     bar = sys.stderr.isatty()
     if given.realtime:
-        scan = replay.in_real_time(scan, options.settings)
+        scan = replay.in_real_time(scan, options)
     if given.to:
         result = replay.replay_to(scan, given.to, options, progress=bar)
     else:
@@ -202,13 +204,14 @@ def _simulate(given: argparse.Namespace) -> int:
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="profile key over the header's")
+    parser.add_argument("--sequence", help="sequence description of the header: a shipped name or a .toml path")
     parser.set_defaults(run=_check)
 
 
 def _check(given: argparse.Namespace) -> int:
     from mrsi_gadgets.mrd.check import check_file
 
-    report = check_file(given.file, _settings(given.set))
+    report = check_file(given.file, _settings(given.set), sequence=given.sequence)
     _say(report.text())
     return EXIT_OK if report.ok else EXIT_FAILED
 

@@ -6,7 +6,7 @@ import logging
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +18,7 @@ from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, is_recipe_path
 from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
 from mrsi_gadgets.io.mrd_file import read_scan
+from mrsi_gadgets.mrd.adapters import adapted
 from mrsi_gadgets.mrd.header import parse_header
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.output.folder import write_results
@@ -67,9 +68,10 @@ def open_scan(source: str) -> Scan:
     raise DataError("the stream on stdin holds no header; pipe an MRD stream into it")
 
 
-def in_real_time(scan: Scan, settings: Mapping[str, str]) -> Scan:
+def in_real_time(scan: Scan, options: ScanOptions) -> Scan:
     """Return the scan with readouts that come at the times their stamps say, relative to the first."""
-    tick_s = read_protocol(parse_header(scan.header_xml), settings).time_tick_ms * 1e-3
+    header = adapted(parse_header(scan.header_xml), options.sequence)
+    tick_s = read_protocol(header, options.settings).time_tick_ms * 1e-3
     return replace(scan, readouts=paced(scan.readouts, tick_s))
 
 

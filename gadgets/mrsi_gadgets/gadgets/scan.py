@@ -16,6 +16,7 @@ from mrsi_gadgets.data import Role
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, Chain, find_recipe, recipe_from_text
 from mrsi_gadgets.gadgets.context import Context, Report
+from mrsi_gadgets.mrd.adapters import adapted
 from mrsi_gadgets.mrd.header import MrdHeader, parse_header
 from mrsi_gadgets.mrd.keys import PROFILE_KEYS, base_key
 from mrsi_gadgets.mrd.profile import read_protocol
@@ -38,6 +39,8 @@ class ScanOptions:
     settings: Mapping[str, str] = field(default_factory=dict)
     """Profile keys (``mrsi_...``) that override the header's."""
     seed: int = 0
+    sequence: str | None = None
+    """Name or path of a sequence description; None: the one that knows the header, where there is one."""
 
 
 def run_scan(
@@ -84,7 +87,7 @@ def run_scan(
     if isinstance(following, Text):
         chain, settings = _json_parameters(following.text, chain, settings, options, report)
         following = next(messages, None)
-    header = parse_header(header_xml.xml)
+    header = adapted(parse_header(header_xml.xml), options.sequence)
     context = Context(
         protocol=read_protocol(header, settings, warn=report.warn),
         report=report,

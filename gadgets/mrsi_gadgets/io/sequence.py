@@ -23,7 +23,7 @@ MRD_COUNTERS = (
 )  # fmt: skip
 REQUIRED_KEYS = ("mrsi_nucleus", "mrsi_encoding", "mrsi_dwell_us", "mrsi_acq_delay_us")
 _SECTIONS = {
-    "": {"name", "matches", "profile", "geometry", "counters", "water_reference", "noise", "readout", "rings"},
+    "": {"name", "input", "matches", "profile", "geometry", "counters", "water_reference", "noise", "readout", "rings"},
     "geometry": {"matrix", "fov_mm", "origin"},
     "water_reference": {"flag"},
     "noise": {"sample_time_us"},
@@ -139,7 +139,7 @@ def find_sequence(wanted: str | None, sequence_file: str) -> SequenceDescription
     ConfigError
         There is no such description, or none knows this sequence; the keys to supply are named.
     """
-    shipped = {path.stem: path for folder in _folders() for path in sorted(folder.glob("*.toml"))}
+    shipped = shipped_descriptions("twix")
     if wanted is not None:
         path = shipped.get(wanted, Path(wanted))
         if path.suffix != ".toml":
@@ -156,6 +156,12 @@ def find_sequence(wanted: str | None, sequence_file: str) -> SequenceDescription
             f"{', '.join(REQUIRED_KEYS)}, the geometry and the counters"
         )
     return fitting[0]
+
+
+def shipped_descriptions(kind: str) -> dict[str, Path]:
+    """Return name -> path of the shipped descriptions of raw files (``twix``) or of streams (``mrd``)."""
+    paths = [path for folder in _folders() for path in sorted(folder.glob("*.toml"))]
+    return {path.stem: path for path in paths if read_toml(path).get("input", "twix") == kind}
 
 
 def _folders() -> Iterator[Path]:
@@ -175,12 +181,9 @@ def read_sequence(path: Path) -> SequenceDescription:
     ConfigError
         It cannot be read, lacks something, or says something unknown.
     """
-    try:
-        text = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise ConfigError(f"the sequence description {path} cannot be read ({problem.strerror})") from problem
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise ConfigError(f"the sequence description {path} is no valid TOML ({problem})") from problem
+    text = read_toml(path)
+    if text.get("input", "twix") != "twix":
+        raise ConfigError(f"{path.name} describes {text['input']} streams, not raw files; give another description")
     for section, known in _SECTIONS.items():
         table = text if section == "" else text.get(section, {})
         for key in table:
@@ -188,6 +191,22 @@ def read_sequence(path: Path) -> SequenceDescription:
                 where = f"[{section}] " if section else ""
                 raise ConfigError(f"{path.name}: {where}{key} is not known; known are {', '.join(sorted(known))}")
     return _Reader(path, text).description()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read the tables of a sequence description.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be read or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise ConfigError(f"the sequence description {path} cannot be read ({problem.strerror})") from problem
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"the sequence description {path} is no valid TOML ({problem})") from problem
 
 
 class _Reader:

@@ -13,6 +13,7 @@ import numpy as np
 from mrsi_gadgets.data import KtData, Protocol, Role
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.io.mrd_file import Scan, read_scan
+from mrsi_gadgets.mrd.adapters import adapted
 from mrsi_gadgets.mrd.header import MrdHeader, parse_header
 from mrsi_gadgets.mrd.layout import read_head
 from mrsi_gadgets.mrd.profile import read_protocol
@@ -59,7 +60,9 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def check_file(path: str | os.PathLike[str], settings: Mapping[str, str] = _NOTHING) -> CheckReport:
+def check_file(
+    path: str | os.PathLike[str], settings: Mapping[str, str] = _NOTHING, *, sequence: str | None = None
+) -> CheckReport:
     """Check an MRD file against the MRSI profile, by sorting it as a reconstruction would.
 
     Parameters
@@ -68,6 +71,8 @@ def check_file(path: str | os.PathLike[str], settings: Mapping[str, str] = _NOTH
         The .h5 file.
     settings
         Explicit profile values.
+    sequence
+        Sequence description for the header, by name or path; None: the one that knows it.
 
     Returns
     -------
@@ -76,12 +81,12 @@ def check_file(path: str | os.PathLike[str], settings: Mapping[str, str] = _NOTH
     Raises
     ------
     ConfigError
-        A setting is no key of the profile or has a wrong value.
+        A setting is no key of the profile or has a wrong value, or there is no such sequence description.
     """
     report = CheckReport(os.fspath(path))
     try:
         scan = read_scan(path)
-        header = parse_header(scan.header_xml)
+        header = adapted(parse_header(scan.header_xml), sequence, tell=report.facts.append)
     except DataError as problem:
         report.errors.append(str(problem))
         return report

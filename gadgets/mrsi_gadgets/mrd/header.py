@@ -79,6 +79,8 @@ class MrdHeader:
     sequence_type: str = ""
     user: Mapping[str, Value] = field(default_factory=dict)
     """User parameters of all four types by name."""
+    adapted: Mapping[str, tuple[Value, str]] = field(default_factory=dict)
+    """Profile key -> (value, source): what a vendor adapter derived (`mrd.adapters`)."""
     frame_of_reference_uid: str = ""
     series_description: str = ""
 

@@ -157,8 +157,6 @@ class KeyReader:
     header: MrdHeader
     settings: Mapping[str, str]
     space: int = 0
-    adapted: Mapping[str, tuple[Value, str]] = field(default_factory=dict)
-    """Key -> (value, source): what a vendor adapter (profile 2.6.5) knows; last in priority."""
     provenance: dict[str, str] = field(default_factory=dict)
     """Protocol field -> source."""
     missing: list[str] = field(default_factory=list)
@@ -183,8 +181,8 @@ class KeyReader:
                 return self._read(key, name, self.settings[name], "setting", ConfigError), f"setting {name}"
             if name in self.header.user:
                 return self._read(key, name, self.header.user[name], "header", DataError), f"header {name}"
-        if key in self.adapted:
-            value, source = self.adapted[key]
+        if key in self.header.adapted:
+            value, source = self.header.adapted[key]
             return self._read(key, key, value, source, DataError), source
         return None
 

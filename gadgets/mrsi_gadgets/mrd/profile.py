@@ -89,7 +89,7 @@ def read_protocol(
     if keys.missing:
         raise DataError(
             f"the header lacks {', '.join(keys.missing)} (MRSI profile 1.0); add them as userParameters of the header, "
-            "or give them as settings"
+            "give them as settings, or describe the sequence in a file (--sequence)"
         )
     _check_axes(axes, fields["water_reference"])
     _check_trajectory(kind, encoding, space)

@@ -36,6 +36,7 @@ def options_to_text(options: ScanOptions) -> str:
             "device": options.device,
             "settings": dict(options.settings),
             "seed": options.seed,
+            "sequence": options.sequence,
         }
     )
 

@@ -61,6 +61,7 @@ def make_image(
     lipids: float = 0.0,
     spread: float = 0.3,
     scale: float = 1.0,
+    lorentz: np.ndarray | None = None,
 ) -> Made:
     protocol = make_protocol(matrix)
     t, n = protocol.times_s, int(np.prod(matrix))
@@ -76,6 +77,8 @@ def make_image(
         ],
         axis=1,
     )
+    if lorentz is not None:
+        shape[:, 2:] = np.stack([lorentz, 0 * lorentz], axis=1)
     phase, shift, lorentz, gauss = (shape[:, i : i + 1] for i in range(4))
     fids = sum(
         amounts[name][:, None] * fid * np.exp(-t * rates[name])

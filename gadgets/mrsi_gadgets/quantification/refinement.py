@@ -81,14 +81,19 @@ class Problem(NamedTuple):
     """(voxel, column + 4) float64: mean of the Gaussian priors of amplitudes, phase, shift, Lorentz and Gauss rate."""
     precision: Array
     """(voxel, column + 4) float64: their precision; 0: none."""
+    tails: Array
+    """(voxel, column + 4) float64: 1 / nu of a Student t prior with that mean and precision; 0: Gaussian."""
 
     @classmethod
-    def of(cls, data: Array, whiten: Array, given: Array, mean: Array, precision: Array) -> Problem:
+    def of(
+        cls, data: Array, whiten: Array, given: Array, mean: Array, precision: Array, tails: Array | None = None
+    ) -> Problem:
         """Make a problem of complex data (voxel, coordinate) and a complex whitening (voxel, n_dense, n_dense)."""
         xp = namespace(data)
         real, imaginary = xp.real(whiten), xp.imag(whiten)
         rows = [xp.concat([real, -imaginary], axis=2), xp.concat([imaginary, real], axis=2)]
-        return cls(stacked(data, whiten.shape[1]), xp.concat(rows, axis=1), given, mean, precision)
+        tails = xp.zeros_like(precision) if tails is None else tails
+        return cls(stacked(data, whiten.shape[1]), xp.concat(rows, axis=1), given, mean, precision, tails)
 
     def take(self, rows: Array) -> Problem:
         """Keep only some voxels."""
@@ -364,11 +369,27 @@ def _linearise(problem: Problem, shape: Array, amplitudes: Array, dictionary: Sh
     gram, slope = _normal(columns, residual)
     place = xp.astype(xp.concat([amplitudes, shape], axis=1), xp.float64)
     away = problem.mean - place
-    pull = problem.precision * away
-    cost = xp.sum(residual[:, :, 0] ** 2, axis=1) + xp.astype(xp.sum(pull * away, axis=1), xp.float32)
-    gram = _with_diagonal(gram, problem.precision)
+    precision, penalty = _prior_at(problem, away)
+    pull = precision * away
+    cost = xp.sum(residual[:, :, 0] ** 2, axis=1) + xp.astype(xp.sum(penalty, axis=1), xp.float32)
+    gram = _with_diagonal(gram, precision)
     rhs = xp.matmul(gram, place[:, :, None])[:, :, 0] + slope + pull
     return _Linearised(gram, rhs, parts[:, 0, :], cost)
+
+
+def _prior_at(problem: Problem, away: Array) -> tuple[Array, Array]:
+    """Return the precision of the Gaussian that touches each prior at this distance from its mean, and -2 log of it.
+
+    A Student t prior pulls with (nu + 1) / (nu + z^2) of the Gaussian's force at z standard deviations: iteratively
+    reweighted least squares (Lange, Little, Taylor 1989, doi:10.1080/01621459.1989.10478852).
+    """
+    xp = namespace(away)
+    squared = problem.precision * away**2
+    tails = problem.tails
+    precision = problem.precision * (1 + tails) / (1 + tails * squared)
+    some = tails > 0
+    divisor = xp.where(some, tails, xp.ones_like(tails))
+    return precision, xp.where(some, (1 + tails) / divisor * xp.log1p(tails * squared), squared)
 
 
 def _step(batch: _Batch, here: _Linearised, dictionary: ShapedDictionary) -> tuple[Array, Array, Array, Array]:

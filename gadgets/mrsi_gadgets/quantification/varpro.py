@@ -122,8 +122,10 @@ def _voxels(image: SpectralImage, inside: np.ndarray, model: VarproModel, linesh
 def _noise(
     image: SpectralImage, inside: np.ndarray, project: np.ndarray, data: Array
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Return each voxel's noise spread evenly over the coordinates, and where it really lies, if it is not even.
+    """Return the SD of a voxel's noise in a coordinate, and where the noise really lies, if it is not even.
 
+    Coefficients that a prior has smoothed hold less noise than samples do, but hardly less where the signal is: the fit
+    weighs data against priors with the noise of the samples, and only the standard deviations count what is left.
     `data` are the coordinates that nuisance does not reach: where the noise is next to nothing, a small fraction of
     them takes its place.
     """
@@ -131,11 +133,10 @@ def _noise(
     sd = np.asarray(image.noise_sd, np.float32).ravel()[inside]
     spread = directions = None
     if image.basis is not None:
-        rank, n_coordinates = project.shape
+        rank = project.shape[0]
         spread = np.repeat(sd[:, None], rank, axis=1)
         if image.coefficient_sd is not None:
             spread = np.asarray(image.coefficient_sd, np.float32).reshape(-1, rank)[inside]
-        sd = np.sqrt(spread**2 @ np.sum(np.abs(project) ** 2, axis=1) / n_coordinates).astype(np.float32)
         matter = np.median(spread**2, axis=0) > _COUNTED_NOISE**2 * np.max(np.median(spread**2, axis=0))
         spread, directions = spread[:, matter], project[matter].T
     peak = to_numpy(xp.max(xp.abs(data), axis=1)).astype(np.float32)

@@ -85,7 +85,7 @@ def main() -> int:
         for b0 in (False, True):
             problem = pose(preset, b0=b0)
             bart = Bart(Path(folder), problem)
-            found = compare(problem, bart, given.iterations, repeats, times if not b0 else {})
+            found = compare(problem, bart, given.iterations, 0 if b0 else repeats, times)
             if given.total_variation:
                 found |= total_variation(problem, bart, given.iterations)
             for name, result in found.items():
@@ -144,14 +144,14 @@ class Bart:
 def compare(
     problem: Problem, bart: Bart, iterations: int, repeats: int, times: dict[str, list[float]]
 ) -> dict[str, Scores]:
-    """Scores of every method; `times` gets the seconds of each."""
+    """Scores of every method; `times` gets the seconds of each, where there are repeats."""
     fit = Quantify()
     prepare(fit, problem.context)
     found = {}
     for name, prior in (("ours, least squares", "none"), ("ours, edge prior", "edges")):
         image = ours(problem, prior)
         found[name] = judge(problem, image, fit)
-        times[name] = [seconds_of(lambda p=prior: ours(problem, p)) for _ in range(repeats)]
+        times.setdefault(name, []).extend(seconds_of(lambda p=prior: ours(problem, p)) for _ in range(repeats))
     squares = ("-i", str(iterations))
     found["BART, least squares"] = judge(problem, as_image(problem, bart.pics(*squares)), fit)
     kind, weight = best_weight(problem, bart, "l1-wavelet", _TRIAL_ITERATIONS)
@@ -164,7 +164,7 @@ def compare(
         ("l1-wavelet", (*wavelets, str(iterations))),
         ("one iteration", (*wavelets, "1")),
     ):
-        times[f"BART, {name}"] = [bart.seconds(*options) for _ in range(repeats)]
+        times.setdefault(f"BART, {name}", []).extend(bart.seconds(*options) for _ in range(repeats))
     return found
 
 

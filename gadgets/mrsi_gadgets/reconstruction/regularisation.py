@@ -83,7 +83,11 @@ def as_complex(u: Array) -> Array:
 def choose_weights(
     z: Array, noise_power: float, prior: EdgePrior, mask: np.ndarray, rng: np.random.Generator
 ) -> WeightChoice:
-    """Return the lambda of smallest SURE for each component.
+    """Return for each component the smallest lambda whose SURE is the smallest within its own standard error.
+
+    The estimate itself is uncertain by the scatter of ||noise||^2, s^2 sqrt(n) over n voxels. Among lambdas it cannot
+    tell apart, the one that takes least from the data is right (the one-standard-error rule of Breiman et al.,
+    Classification and Regression Trees, 1984): smoothing too much hides lesions, smoothing too little shows noise.
 
     Parameters
     ----------
@@ -99,7 +103,7 @@ def choose_weights(
         Draws the random signs.
     """
     risk, of_trace = _risks(z, noise_power, prior, mask, rng)
-    index = np.argmin(risk, axis=0)
+    index = np.argmax(risk <= risk.min(axis=0) + noise_power * np.sqrt(mask.sum()), axis=0)
     return _choice(index, risk[index, np.arange(len(index))], noise_power, of_trace, prior, mask)
 
 

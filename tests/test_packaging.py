@@ -17,13 +17,14 @@ from mrsi_gadgets.gadgets.composition import find_recipe, recipe_folders, recipe
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {"fourier", "low_rank", "subspace"}
 LOOK = """
-import sys
 import mrsi_gadgets
 from mrsi_gadgets.gadgets.composition import find_recipe, recipe_names
-from mrsi_gadgets.io.sequence import find_sequence
+from mrsi_gadgets.io.sequence import find_sequence, shipped_descriptions
+from mrsi_gadgets.mrd.adapters import shipped_adapters
 print(mrsi_gadgets.__file__)
 print(*(name for name in recipe_names() if find_recipe(name).gadgets))
-print(*(find_sequence(name, "").name for name in sys.argv[1:]))
+print(*(find_sequence(name, "").name for name in shipped_descriptions("twix")))
+print(*(adapter.name for adapter in shipped_adapters()))
 """
 
 
@@ -77,7 +78,7 @@ def test_an_installed_wheel_finds_its_own_recipes_and_sequences(unpacked, tmp_pa
     environment = os.environ | {"PYTHONPATH": str(unpacked)}
     environment.pop("MRSI_CONFIG_DIR", None)
     looked = subprocess.run(
-        [sys.executable, "-c", LOOK, *sorted(names)],
+        [sys.executable, "-c", LOOK],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -85,10 +86,12 @@ def test_an_installed_wheel_finds_its_own_recipes_and_sequences(unpacked, tmp_pa
         timeout=120,
     )
     assert looked.returncode == 0, looked.stderr
-    module, recipes, sequences = looked.stdout.splitlines()
+    module, recipes, raw_files, streams = looked.stdout.splitlines()
     assert Path(module) == unpacked / "mrsi_gadgets" / "__init__.py"
     assert set(recipes.split()) == shipped("config", "xml")
-    assert set(sequences.split()) == names
+    assert set(raw_files.split()) | set(streams.split()) == names
+    assert raw_files
+    assert streams
 
 
 def test_the_wheel_says_what_it_is_and_what_it_needs(unpacked):

@@ -166,7 +166,12 @@ def over_pieces(function: Callable[[slice], Array], length: int, item_bytes: int
     item_bytes
         Bytes of one item.
     """
-    count = max(1, min(length, -(-length * item_bytes // _PIECE_BYTES)))
+    return over_parts(function, length, -(-length * item_bytes // _PIECE_BYTES))
+
+
+def over_parts(function: Callable[[slice], Array], length: int, count: int) -> list[Array]:
+    """Return `function` of `count` consecutive slices of about equal length, on our threads."""
+    count = max(1, min(length, count))
     bounds = np.linspace(0, length, count + 1).astype(int)
     pieces = [slice(int(a), int(b)) for a, b in pairwise(bounds)]
     if count == 1 or n_threads() == 1:
@@ -180,9 +185,14 @@ def fftn(x: Array, axes: Sequence[int]) -> Array:
     return _transform(x, tuple(axes), forward=True)
 
 
-def ifftn(x: Array, axes: Sequence[int]) -> Array:
-    """Inverse of `fftn` (unitary, kernel exp(+i 2 pi j k / n))."""
-    return _transform(x, tuple(axes), forward=False)
+def ifftn(x: Array, axes: Sequence[int], *, unitary: bool = True, into: np.ndarray | None = None) -> Array:
+    """Inverse of `fftn` (unitary, kernel exp(+i 2 pi j k / n)); not `unitary`: the plain sum, sqrt(n) times that.
+
+    `into` takes the result where `x` is a NumPy array; fresh memory for each of many transforms costs as much as they.
+    """
+    if is_numpy(x):
+        return _planned_fft(x, tuple(axes), forward=False, unitary=unitary, into=into)
+    return _transform(x, tuple(axes), forward=False, unitary=unitary)
 
 
 def centred_fftn(x: Array, axes: Sequence[int]) -> Array:
@@ -199,45 +209,46 @@ def centred_ifftn(x: Array, axes: Sequence[int]) -> Array:
     return fft.fftshift(ifftn(fft.ifftshift(x, axes=axes), axes), axes=axes)
 
 
-def _transform(x: Array, axes: tuple[int, ...], *, forward: bool) -> Array:
+def _transform(x: Array, axes: tuple[int, ...], *, forward: bool, unitary: bool = True) -> Array:
     if is_numpy(x):
         return _planned_fft(x, axes, forward=forward)
     xp = namespace(x)
-    return (xp.fft.fftn if forward else xp.fft.ifftn)(x, axes=axes, norm="ortho")
+    return (xp.fft.fftn if forward else xp.fft.ifftn)(x, axes=axes, norm="ortho" if unitary else "forward")
 
 
-def _planned_fft(x: np.ndarray, axes: tuple[int, ...], *, forward: bool) -> np.ndarray:
+def _planned_fft(
+    x: np.ndarray, axes: tuple[int, ...], *, forward: bool, unitary: bool = True, into: np.ndarray | None = None
+) -> np.ndarray:
     """Transform with a cached multi-threaded FFTW plan (one plan per shape, strides, type and direction)."""
     if x.dtype not in (np.complex64, np.complex128):
         x = x.astype(np.complex64 if x.dtype == np.float32 else np.complex128)
-    if np.empty_like(x).strides != x.strides:
-        # a view with gaps (a slice): no fresh array has its strides, which a plan needs
-        x = np.ascontiguousarray(x)
     threads = n_threads() if x.size >= _ONE_THREAD else 1
     key = (x.shape, x.strides, x.dtype.char, axes, forward, threads)
+    result = np.empty(x.shape, dtype=x.dtype) if into is None else into
     try:
         plan = _IDLE_PLANS[key].pop()
+        plan.update_arrays(x, result)
     except (KeyError, IndexError):
-        plan = _new_plan(x, axes, forward, threads)
-    result = np.empty(x.shape, dtype=x.dtype)
-    plan.update_arrays(x, result)
+        plan = _new_plan(x, result, axes, forward, threads)
     plan.execute()
     if key not in _IDLE_PLANS and len(_IDLE_PLANS) >= _MAX_PLANS:
         _IDLE_PLANS.pop(next(iter(_IDLE_PLANS)), None)
     _IDLE_PLANS.setdefault(key, []).append(plan)
-    scale = 1.0 / np.sqrt(np.prod([x.shape[a] for a in axes]))
-    result *= x.dtype.type(scale)
+    if unitary:
+        # real times real: half the work of a complex product
+        parts = result.view(result.real.dtype)
+        parts *= parts.dtype.type(1.0 / np.sqrt(np.prod([x.shape[a] for a in axes])))
     return result
 
 
-def _new_plan(x: np.ndarray, axes: tuple[int, ...], forward: bool, threads: int) -> Any:
-    """Plan by FFTW's rules and not by its clock (ESTIMATE), so that every run computes the same digits."""
-    example = pyfftw.empty_aligned(x.shape, dtype=x.dtype)
-    if example.strides != x.strides:
-        example = np.empty_like(x)
+def _new_plan(x: np.ndarray, result: np.ndarray, axes: tuple[int, ...], forward: bool, threads: int) -> Any:
+    """Plan by FFTW's rules and not by its clock (ESTIMATE), so that every run computes the same digits.
+
+    Such planning leaves the arrays as they are. A view with gaps (a slice) is transformed from where it lies.
+    """
     return pyfftw.FFTW(
-        example,
-        pyfftw.empty_aligned(x.shape, dtype=x.dtype),
+        x,
+        result,
         axes=axes,
         direction="FFTW_FORWARD" if forward else "FFTW_BACKWARD",
         flags=("FFTW_ESTIMATE", "FFTW_UNALIGNED"),

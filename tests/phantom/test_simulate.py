@@ -22,7 +22,7 @@ from mrsi_gadgets.phantom.truth import Truth
 from mrsi_gadgets.stream.messages import Flag
 
 
-def matched_fids(k, truth, *, demodulate=True):
+def matched_fids(k, truth, *, demodulate=True, shift_hz=0.0):
     """Fourier image with the true coils, B0 and eddy-current phase taken out; unit of the truth's FIDs."""
     image = np.moveaxis(image_from_kspace(np.moveaxis(k, 0, -1)), -1, 0)
     whitening = np.linalg.inv(truth.noise_covariance)
@@ -31,17 +31,23 @@ def matched_fids(k, truth, *, demodulate=True):
     fids = np.einsum("dxyz,dxyzt->xyzt", weights, image) / np.sum(weights * maps, axis=0)[..., None]
     if demodulate:
         times = truth.protocol.times_s
-        fids = fids * np.exp(-2j * np.pi * truth.b0_hz[..., None] * times - 1j * truth.preset.eddy_phase)
+        fids = fids * np.exp(-2j * np.pi * (truth.b0_hz[..., None] + shift_hz) * times - 1j * truth.preset.eddy_phase)
     return fids
 
 
 def test_exact_coils_and_b0_give_back_the_true_fids(clean_scan):
     # What is left: 1.3 min of drift, and coil maps that vary within voxels of 14 mm.
-    fids = matched_fids(clean_scan.metabolites, clean_scan.truth)
+    drift = clean_scan.truth.preset.drift_between_scans_hz
+    assert drift == pytest.approx(0.1 * 256 * 0.3 / 60)
+    fids = matched_fids(clean_scan.metabolites, clean_scan.truth, shift_hz=drift)
     mask = clean_scan.truth.brain_mask
     error = np.linalg.norm((fids - clean_scan.truth.fids)[mask]) / np.linalg.norm(clean_scan.truth.fids[mask])
     assert error < 0.03
     assert fid_error(fids, clean_scan.truth) < 0.03
+    early = matched_fids(clean_scan.metabolites, clean_scan.truth)
+    moved = np.sum((early * clean_scan.truth.fids.conj())[mask], axis=0)
+    step = np.sum(moved[20:] * moved[:-20].conj())
+    assert np.angle(step) / (2 * np.pi * 20 * clean_scan.protocol.dwell_s) == pytest.approx(drift, abs=0.02)
 
 
 def test_water_reference_shows_the_true_b0_and_amount_of_water(clean_scan):

@@ -13,7 +13,7 @@ from mrsi_gadgets.phantom.anatomy import Anatomy
 UNKNOWN = "unknown"
 """Name of the resonance that is in no basis set."""
 UNKNOWN_PPM = 2.87
-"""Its chemical shift (a singlet, as of methyl groups on nitrogen); no molecule of the basis has a line there."""
+"""Its chemical shift (a singlet, as of methyl groups on nitrogen); of the basis, aspartate has weak lines nearby."""
 
 
 @dataclass(frozen=True)

@@ -43,12 +43,12 @@ class Preset:
     """Mean |residual water| in normal brain at t = 0 over the NAA CH3 signal there."""
     lipid: float = 10.0
     """Lipid signal of a voxel full of scalp at t = 0 over the NAA CH3 signal of normal brain."""
-    b0_sd_hz: float = 6.0
+    b0_sd_hz: float = 10.0
     """Standard deviation of the smooth part of B0 over the brain [Hz]."""
-    b0_sinus_hz: float = 35.0
+    b0_sinus_hz: float = 60.0
     """B0 of the sharp part at the place in the brain nearest to the frontal sinus [Hz]."""
     drift_hz_per_minute: float = 0.1
-    """Linear drift, zero in the middle of each scan (the frequency is adjusted before each)."""
+    """Linear drift over the measurement, zero in the middle of the water reference; the metabolites follow it."""
     water_offset_hz: float = 0.8
     """Water's own shift against its reference ppm [Hz] (temperature)."""
     eddy_phase_rad: tuple[float, ...] = (0.5, -0.2)
@@ -109,6 +109,11 @@ class Preset:
         )  # fmt: skip
 
     @property
+    def drift_between_scans_hz(self) -> float:
+        """Mean frequency of the metabolite readouts against that of the water reference [Hz]."""
+        return self.drift_hz_per_minute * int(np.prod(self.matrix)) * self.repetition_time_s / 60.0
+
+    @property
     def eddy_phase(self) -> np.ndarray:
         """Eddy-current phase at each spectral point [rad]."""
         times = self.protocol.times_s
@@ -131,7 +136,7 @@ PRESETS: dict[str, Preset] = {
         replace(_CSI48, name="csi64", description="2D 64 x 64 at 3 T, 384 points, 8 coils", matrix=(64, 64, 1)),
         replace(_CSI48, name="csi48_7t", description="2D 48 x 48 at 7 T, 512 points, 16 coils", snr=30.0,
                 transmit_frequency_hz=297.2e6, field_strength_t=6.9803, n_times=512, dwell_s=1.0 / 3000.0,
-                noise_dwell_s=1.0 / 12000.0, n_coils=16, b0_sd_hz=14.0, b0_sinus_hz=85.0, water_offset_hz=1.9,
+                noise_dwell_s=1.0 / 12000.0, n_coils=16, b0_sd_hz=24.0, b0_sinus_hz=145.0, water_offset_hz=1.9,
                 transmit_variation=0.3),
     )
 }  # fmt: skip

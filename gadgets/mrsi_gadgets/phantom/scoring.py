@@ -103,9 +103,9 @@ def score(
     maps : name -> (x, y, z) in any common unit; names the truth does not have are left out, tNAA, tCr, tCho, Ins, Glx
         carry the shading fit (all five are needed). NaN counts as zero.
     truth : of the simulated scan.
-    b0_hz : estimated B0 map (x, y, z) [Hz].
+    b0_hz : estimated B0 map (x, y, z) [Hz], of the water reference.
     fids : reconstructed metabolite + macromolecule FIDs (x, y, z, t), nuisance removed.
-    fids_b0_hz : B0 that was taken out of `fids`; `b0_hz` where it is None.
+    fids_b0_hz : B0 that was taken out of `fids` (drift since the water reference included); `b0_hz` where it is None.
 
     Raises
     ------
@@ -196,7 +196,8 @@ def _comparable_fids(fids: np.ndarray, truth: Truth, b0_hz: np.ndarray | None) -
     wanted = truth.fids[mask].astype(np.complex128)
     if b0_hz is not None:
         times = truth.protocol.times_s
-        wanted = wanted * np.exp(2j * np.pi * np.outer((truth.b0_hz - np.nan_to_num(b0_hz))[mask], times))
+        left = truth.b0_hz + truth.preset.drift_between_scans_hz - np.nan_to_num(b0_hz)
+        wanted = wanted * np.exp(2j * np.pi * np.outer(left[mask], times))
     estimate = np.nan_to_num(fids[mask]).astype(np.complex128)
     terms = _polynomial(mask.shape)[mask]
     # The polynomial is real: phase errors count. Each voxel's products are summed over time first.

@@ -12,15 +12,13 @@ from mrsi_gadgets.phantom.brain import Brain
 from mrsi_gadgets.phantom.encode import FineBox
 from mrsi_gadgets.phantom.lesions import UNKNOWN, UNKNOWN_PPM
 from mrsi_gadgets.physics.basis import metabolite_basis
-from mrsi_gadgets.physics.brain_values import MACROMOLECULE_MM, TISSUES, t1_s, t2_star_s, water_s
+from mrsi_gadgets.physics.brain_values import MACROMOLECULE_MM, MACROMOLECULE_T1_S, TISSUES, t1_s, t2_star_s, water_s
 from mrsi_gadgets.physics.macromolecules import LIPID_SHARES, lipid_basis, macromolecule_basis
 
 _WATER_PROTONS = 2.0
 _UNKNOWN_PROTONS = 6.0
 _UNKNOWN_RELAXATION_S = (1.2, 0.09)
 """T1 and T2* of the resonance that no model has seen."""
-_MACROMOLECULE_T1_S = 0.30
-"""Cudalbu et al. 2021, doi:10.1002/nbm.4393."""
 _SCALP_WATER_S = (1.2, 0.020)
 """T1 and T2* of muscle and skin."""
 _LIPID_T1_S = 0.35
@@ -111,7 +109,7 @@ def metabolite_components(brain: Brain, box: FineBox, excitation: Excitation, pr
 def _relaxation(name: str, tissue: str, field_t: float, times: np.ndarray) -> tuple[float, np.ndarray]:
     """T1 [s] and decay over time; macromolecule peaks have their width in the basis already."""
     if name in MACROMOLECULE_MM:
-        return _MACROMOLECULE_T1_S, np.ones_like(times)
+        return MACROMOLECULE_T1_S, np.ones_like(times)
     if name == UNKNOWN:
         return _UNKNOWN_RELAXATION_S[0], np.exp(-times / _UNKNOWN_RELAXATION_S[1])
     return t1_s(name, tissue, field_t), np.exp(-times / t2_star_s(name, tissue, field_t))
@@ -147,10 +145,10 @@ def residual_water_components(
     """
     times = protocol.times_s
     amount = (water.amplitudes.sum(axis=1) * suppression * strength).astype(np.complex64)
-    main = np.exp(2j * np.pi * (offset_hz + 2.0) * times - times / 0.035)
-    side = np.exp(2j * np.pi * (offset_hz - 6.0) * times - times / 0.018 + 1j * 0.8)
-    fid = 0.75 * main + 0.25 * side
-    return Components(amount[:, None], (fid / abs(fid[0]))[None].astype(np.complex64))
+    shares = np.array([0.75, 0.25 * np.exp(0.8j)])
+    rates = 2j * np.pi * (offset_hz + np.array([2.0, -6.0])) - 1 / np.array([0.035, 0.018])
+    fid = shares @ np.exp(rates[:, None] * times) / abs(shares.sum())
+    return Components(amount[:, None], fid[None].astype(np.complex64))
 
 
 def lipid_components(

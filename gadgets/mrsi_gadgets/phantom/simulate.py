@@ -113,8 +113,8 @@ def simulate(
     unwanted, strengths = _nuisance(chosen, head, water)
     truth = _truth(chosen, head, metabolites, water)
     covariance, naa_snr = _noise_level(truth, chosen)
-    measured = _measure(chosen, head, [metabolites, *unwanted])
-    reference = _measure(chosen, head, [water])
+    reference = _measure(chosen, head, [water], scan=0)
+    measured = _measure(chosen, head, [metabolites, *unwanted], scan=1)
     noise = _add_noise(measured, reference, covariance, chosen, noise_seed)
     card: dict[str, Any] = {
         "version": __version__, "seed": seed, "noise_seed": noise_seed, "snr": str(chosen.snr), "nuisance": nuisance,
@@ -160,12 +160,15 @@ def _with_options(preset: Preset, snr: float | None, *, nuisance: bool, b0: bool
     return preset
 
 
-def _measure(preset: Preset, head: _Head, parts: Sequence[signals.Components]) -> np.ndarray:
-    """k-space (coil, kx, ky, kz, t) of signals as every coil sees them, with the imperfections of the hardware."""
+def _measure(preset: Preset, head: _Head, parts: Sequence[signals.Components], *, scan: int) -> np.ndarray:
+    """k-space (coil, kx, ky, kz, t) of signals as every coil sees them, with the imperfections of the hardware.
+
+    `scan` 0 is the water reference, 1 the metabolites, which begin when it ends.
+    """
     maps = head.box.cut(np.moveaxis(head.coil_maps, 0, -1)).T
     maps = np.ascontiguousarray(maps) * np.complex64(preset.receiver_gain)
     k = encode(head.box, lambda times: signals.total(parts, head.field, times), maps, preset.n_times)
-    _imperfect(k, preset)
+    _imperfect(k, preset, scan)
     return k
 
 
@@ -286,11 +289,11 @@ def _noise_level(truth: Truth, preset: Preset) -> tuple[np.ndarray, np.ndarray]:
     return 2.0 * sd**2 * shape, naa_snr
 
 
-def _imperfect(k: np.ndarray, preset: Preset) -> None:
+def _imperfect(k: np.ndarray, preset: Preset, scan: int) -> None:
     """Turn k-space (coil, kx, ky, kz, t) in place by the eddy-current phase and the drift of each shot."""
     nx, ny, nz = preset.matrix
     shot = np.arange(nx * ny * nz).reshape(nz, ny, nx).T
-    minutes = (shot - (shot.size - 1) / 2) * preset.repetition_time_s / 60.0
+    minutes = (shot + scan * shot.size - (shot.size - 1) / 2) * preset.repetition_time_s / 60.0
     times = preset.protocol.times_s
     phase = 2.0 * np.pi * preset.drift_hz_per_minute * minutes[..., None] * times + preset.eddy_phase
     k *= np.exp(1j * phase).astype(np.complex64)

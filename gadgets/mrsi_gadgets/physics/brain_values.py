@@ -1,10 +1,11 @@
 """What is in a brain: concentrations, relaxation times and reported sums, in one table.
 
 Concentrations are rounded values of healthy adults within the ranges of [1-5]; `range_mm` is what learned models must
-be able to represent, disease included. T2 and T1 are rounded values in line with [6-10]; where a molecule was not
-measured it has the value of one of similar size. A molecule has one T2 (the CH2 of creatine decays faster than its
-CH3; this is left out). T2* = 1 / (1 / T2 + R2'), with the microscopic R2' of the tissue from water [11, 12, 14];
-broadening by the field over a voxel comes on top.
+be able to represent, disease included. T2 and T1 are rounded values in line with [6-10, 16]; where a molecule was not
+measured it has the value of one of similar size. Grey and white matter at 3 T of the weaker molecules are those of [8]
+in the anterior cingulate (70 % grey) and in periventricular white matter. A molecule has one T2 (the CH2 of creatine
+decays faster than its CH3; this is left out). T2* = 1 / (1 / T2 + R2'), with the microscopic R2' of the tissue from
+water [11, 12, 14]; broadening by the field over a voxel comes on top.
 
 References
 ----------
@@ -23,6 +24,7 @@ References
 13. Rooney et al., Magn Reson Med 2007;57:308-318, doi:10.1002/mrm.21122 (T1 of water at 7 T).
 14. Bartha et al., Magn Reson Med 2002;47:742-750 (T2 of water at 7 T).
 15. Gasparovic et al., Magn Reson Med 2006;55:1219-1226, doi:10.1002/mrm.20901 (visible water).
+16. Choi, Lee, NMR Biomed 2013, doi:10.1002/nbm.2815 (T1 of glutathione at 3 T).
 """
 
 from __future__ import annotations
@@ -66,32 +68,34 @@ class MoleculeValues:
     """Concentration in cerebrospinal fluid [mM]."""
 
 
-def _coupled(gm: float, wm: float, low: float, high: float, *, csf: float = 0.0) -> MoleculeValues:
-    """Return values of a molecule whose relaxation is that of coupled spins of its size (glutamate, inositol)."""
-    return MoleculeValues(gm, wm, (low, high), (180, 180), (95, 95), (1200, 1150), (1600, 1550), csf)
+def _coupled(
+    gm: float, wm: float, low: float, high: float, *, csf: float = 0.0, t2: tuple[float, float] = (120, 155)
+) -> MoleculeValues:
+    """Return values of a molecule whose relaxation is that of coupled spins of its size."""
+    return MoleculeValues(gm, wm, (low, high), t2, (95, 95), (1200, 1150), (1600, 1550), csf)
 
 
 BRAIN: Mapping[str, MoleculeValues] = {
     "NAA": MoleculeValues(9.0, 8.0, (0, 14), (250, 300), (140, 160), (1450, 1350), (1750, 1700)),
-    "NAAG": MoleculeValues(1.0, 2.0, (0, 4), (180, 200), (120, 130), (1200, 1150), (1400, 1300)),
+    "NAAG": MoleculeValues(1.0, 2.0, (0, 4), (130, 185), (120, 130), (1200, 1150), (1400, 1300)),
     "Cr": MoleculeValues(4.2, 3.1, (0, 8), (160, 175), (105, 115), (1450, 1250), (1750, 1700)),
     "PCr": MoleculeValues(3.4, 2.5, (0, 8), (160, 175), (105, 115), (1450, 1250), (1750, 1700)),
     "GPC": MoleculeValues(0.90, 1.20, (0, 4), (220, 225), (150, 150), (1300, 1150), (1500, 1450)),
     "PCh": MoleculeValues(0.35, 0.45, (0, 5), (220, 225), (150, 150), (1300, 1150), (1500, 1450)),
-    "PE": _coupled(1.5, 1.2, 0, 3.5),
+    "PE": _coupled(1.5, 1.2, 0, 3.5, t2=(119, 158)),
     "Ins": MoleculeValues(5.0, 4.0, (0, 12), (195, 195), (95, 95), (1150, 1050), (1300, 1250)),
-    "sIns": MoleculeValues(0.30, 0.25, (0, 1.5), (180, 180), (110, 110), (1300, 1200), (1500, 1450)),
+    "sIns": MoleculeValues(0.30, 0.25, (0, 1.5), (125, 170), (110, 110), (1300, 1200), (1500, 1450)),
     "Glu": MoleculeValues(9.5, 6.2, (0, 15), (180, 185), (93, 95), (1250, 1200), (1650, 1600)),
-    "Gln": _coupled(3.0, 1.8, 0, 9, csf=0.5),
+    "Gln": _coupled(3.0, 1.8, 0, 9, csf=0.5, t2=(122, 168)),
     "GABA": MoleculeValues(1.4, 0.7, (0, 3.5), (90, 85), (65, 65), (1300, 1250), (1350, 1350)),
-    "Asp": _coupled(2.0, 1.4, 0, 4),
-    "GSH": MoleculeValues(1.3, 0.9, (0, 4), (120, 115), (80, 75), (400, 400), (1000, 950)),
-    "Lac": MoleculeValues(0.8, 0.5, (0, 15), (240, 240), (140, 140), (1300, 1250), (1600, 1550), 1.5),
-    "Tau": MoleculeValues(1.4, 1.0, (0, 5), (150, 150), (90, 90), (1300, 1250), (2100, 1900)),
+    "Asp": _coupled(2.0, 1.4, 0, 4, t2=(111, 148)),
+    "GSH": MoleculeValues(1.3, 0.9, (0, 4), (100, 155), (80, 75), (400, 400), (1000, 950)),
+    "Lac": MoleculeValues(0.8, 0.5, (0, 15), (110, 160), (100, 100), (1300, 1250), (1600, 1550), 1.5),
+    "Tau": MoleculeValues(1.4, 1.0, (0, 5), (123, 150), (90, 90), (1300, 1250), (2100, 1900)),
     "Glc": _coupled(1.1, 0.9, 0, 8, csf=3.0),
     "Ala": _coupled(0.4, 0.3, 0, 4),
-    "Gly": MoleculeValues(0.8, 0.4, (0, 6), (150, 150), (90, 90), (1200, 1150), (1500, 1450)),
-    "Asc": _coupled(1.1, 0.7, 0, 2.5),
+    "Gly": MoleculeValues(0.8, 0.4, (0, 6), (102, 152), (90, 90), (1200, 1150), (1500, 1450)),
+    "Asc": _coupled(1.1, 0.7, 0, 2.5, t2=(125, 172)),
     "Ser": _coupled(0.4, 0.3, 0, 2),
     "2HG": _coupled(0.0, 0.0, 0, 10),
 }
@@ -133,11 +137,11 @@ class WaterValues:
 
 
 WATER: Mapping[str, WaterValues] = {
-    "gm": WaterValues(43300.0, (1331, 2132), (110, 55), (66, 33)),
-    "wm": WaterValues(35880.0, (832, 1220), (80, 46), (53, 27)),
+    "gm": WaterValues(43300.0, (1331, 2132), (110, 50), (66, 33)),
+    "wm": WaterValues(35880.0, (832, 1220), (80, 55), (53, 27)),
     "csf": WaterValues(53840.0, (4160, 4425), (500, 350), (220, 120)),
 }
-"""References 11 to 15; T2 and T2* of CSF are rounded assumptions."""
+"""References 11 to 15; relaxation of CSF is a rounded assumption."""
 
 
 def values(name: str) -> MoleculeValues:

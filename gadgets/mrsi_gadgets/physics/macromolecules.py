@@ -52,7 +52,7 @@ MACROMOLECULES: tuple[BroadPeak, ...] = (
     _peak("MM092", (0.90, 0.72, 21.2)),
     _peak("MM121", (1.21, 0.28, 19.2)),
     _peak("MM139", (1.38, 0.38, 15.9)),
-    _peak("MM167", (1.63, 0.05, 7.5), (1.70, 0.10, 20.0)),
+    _peak("MM167", (1.63, 0.05, 7.5), (1.67, 0.10, 20.0)),
     _peak("MM204", (2.01, 0.45, 29.0), (2.09, 0.36, 20.5)),
     _peak("MM226", (2.25, 0.36, 17.9)),
     _peak("MM256", (2.61, 0.04, 5.3), (2.70, 0.05, 20.0)),
@@ -61,7 +61,7 @@ MACROMOLECULES: tuple[BroadPeak, ...] = (
     _peak("MM362", (3.67, 0.64, 33.5)),
     _peak("MM395", (3.80, 0.07, 11.9), (3.96, 1.00, 37.5)),
 )
-"""The second lines of MM167, MM256 and MM321 (1.70, 2.70, 3.21 ppm) are listed by Cudalbu et al. but were not fitted by
+"""The second lines of MM167, MM256 and MM321 (1.67, 2.70, 3.21 ppm) are listed by Cudalbu et al. but were not fitted by
 Birch et al.; their small areas and widths are our choice."""
 
 LIPIDS: tuple[BroadPeak, ...] = (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-from scipy.linalg import blas
+from itertools import pairwise
 
-from mrsi_gadgets.arrays import Array, to_numpy
-from mrsi_gadgets.reconstruction.fourier import field_phase
+import numpy as np
+from scipy.linalg import lapack
+from scipy.signal import czt
+
+from mrsi_gadgets.arrays import Array, over_parts, to_numpy
 
 LARGEST_SHIFT_HZ = 15.0
 """The shared shift is searched within this; water's offset from temperature is a few Hz."""
@@ -52,8 +54,15 @@ def shared_shift(
     lags = _diagonal_sums(product)
     dwell = float(times_s[1] - times_s[0]) if n_times > 1 else 0.0
     shifts = np.linspace(-LARGEST_SHIFT_HZ, LARGEST_SHIFT_HZ, 601)
-    phase = field_phase(lags, shifts, -dwell * np.arange(1, n_times))
-    energy = lags[0].real + 2 * (phase @ lags[1:]).real
+    # sum over lags of exp(-i 2 pi f k dwell) at equidistant f: a chirp transform
+    energy = 2 * np.real(
+        czt(
+            lags.astype(np.complex128),
+            len(shifts),
+            w=np.exp(-2j * np.pi * dwell * (shifts[1] - shifts[0])),
+            a=np.exp(2j * np.pi * dwell * shifts[0]),
+        )
+    ) - np.real(lags[0])
     best = int(np.argmax(energy))
     # the noise's energy has an SD of 2 s^2 sqrt(n tr K); neighbouring shifts share most of it
     degrees = len(basis) if gain is None else float(np.trace(gain).real)
@@ -69,10 +78,20 @@ def shared_shift(
 def time_gram(fids: Array) -> np.ndarray:
     """Return X^T conj(X), (t, t), of FIDs X (voxel, t): all that shift and missing rows depend on."""
     few = np.ascontiguousarray(to_numpy(fids))
-    # a Hermitian rank-k update computes one triangle only
-    update = blas.zherk if few.dtype == np.complex128 else blas.cherk
-    lower = update(1.0, few.T, lower=1)
-    return np.asarray(np.tril(lower) + np.tril(lower, -1).conj().T)
+    # a Hermitian matrix: the blocks of one triangle are enough
+    turned, other = np.ascontiguousarray(few.T), few.conj()
+    count = few.shape[1]
+    gram = np.zeros((count, count), dtype=few.dtype)
+    bounds = np.linspace(0, count, min(count, 3) + 1).astype(int)
+    parts = [slice(int(a), int(b)) for a, b in pairwise(bounds)]
+    places = [(parts[i], parts[j]) for i in range(len(parts)) for j in range(i + 1)]
+
+    def fill(which: slice) -> None:
+        for row, column in places[which]:
+            gram[row, column] = turned[row] @ other[:, column]
+
+    over_parts(fill, len(places), len(places))
+    return np.asarray(np.tril(gram) + np.tril(gram, -1).conj().T)
 
 
 def _diagonal_sums(square: np.ndarray) -> np.ndarray:
@@ -84,7 +103,12 @@ def _diagonal_sums(square: np.ndarray) -> np.ndarray:
     return np.asarray(numbers.reshape(n, 2 * n + 1)[:, :n].sum(axis=0))
 
 
-def wiener_gain(model: object, coefficients: Array, noise_sd: float) -> np.ndarray | None:
+def captured_energy(gram: np.ndarray, basis: np.ndarray) -> float:
+    """Return the sum of |x V^H|^2 over all FIDs x, from their Gram matrix X^T conj(X) and the rows V."""
+    return float(np.sum(basis * (basis.conj() @ gram)).real)
+
+
+def wiener_gain(model: object, energy: float, noise_sd: float) -> np.ndarray | None:
     """Return K = C (C + 2 s^2)^-1, (rank, rank), of a model that knows the covariance of its coefficients, else None.
 
     The metabolites' covariance is scaled to the energy of the data. Nuisance varies over orders of magnitude, so its
@@ -95,24 +119,23 @@ def wiener_gain(model: object, coefficients: Array, noise_sd: float) -> np.ndarr
     ----------
     model
         Signal model; `metabolite_covariance` and `nuisance_covariance` are used where it has them.
-    coefficients
-        (voxel, rank).
+    energy
+        Mean over the voxels of the sum of |coefficient|^2.
     noise_sd
         SD of the real part of a coefficient's noise.
     """
     wanted, nuisance = getattr(model, "metabolite_covariance", None), getattr(model, "nuisance_covariance", None)
     if wanted is None or nuisance is None:
         return None
-    few = to_numpy(coefficients)
     strength, unwanted = float(np.trace(wanted).real), float(np.trace(nuisance).real)
-    energy = float(np.sum(np.abs(few) ** 2)) / len(few) - 2 * noise_sd**2 * few.shape[1]
-    covariance = (
-        max(energy, 0.0) / strength * (wanted + nuisance * (100 * strength / unwanted if unwanted > 0 else 0.0))
-    )
+    signal = max(energy - 2 * noise_sd**2 * len(wanted), 0.0)
+    covariance = signal / strength * (wanted + nuisance * (100 * strength / unwanted if unwanted > 0 else 0.0))
     return np.asarray(covariance @ np.linalg.inv(covariance + 2 * noise_sd**2 * np.eye(len(covariance))))
 
 
-def unexplained_rows(fids: Array, basis: np.ndarray, noise_sd: float, gram: np.ndarray | None = None) -> np.ndarray:
+def unexplained_rows(
+    fids: Array, turn: np.ndarray, basis: np.ndarray, noise_sd: float, gram: np.ndarray | None = None
+) -> np.ndarray:
     """Return orthonormal rows (any, t) for signal outside the subspace that stands out of the noise.
 
     They are right singular vectors of what the basis leaves of the FIDs, with singular values above the largest one of
@@ -122,10 +145,14 @@ def unexplained_rows(fids: Array, basis: np.ndarray, noise_sd: float, gram: np.n
     ----------
     fids
         (voxel, t).
+    turn
+        (t,) factors of unit length that all FIDs are multiplied with first.
     basis
         (rank, t) orthonormal rows.
     noise_sd
         SD of the real part of a sample's noise.
+    gram
+        `time_gram` of the turned FIDs, where it is known already.
     """
     n, n_times = int(fids.shape[0]), int(fids.shape[1])
     free = n_times - len(basis)
@@ -134,11 +161,14 @@ def unexplained_rows(fids: Array, basis: np.ndarray, noise_sd: float, gram: np.n
     edge = np.sqrt(n) + np.sqrt(free)
     scatter = edge ** (1 / 3) * (n * free) ** (-1 / 12)
     limit = 2 * noise_sd**2 * (edge + 3 * scatter) ** 2
-    gram = time_gram(fids) if gram is None else gram
+    gram = time_gram(to_numpy(fids) * turn) if gram is None else gram
     if float(np.trace(gram).real) * np.finfo(np.float32).eps > 0.1 * limit:
         # signal so strong that its rounding would look like signal outside the basis
-        gram = time_gram(to_numpy(fids).astype(np.complex128))
-    power, rows = _leading_rows(_outside(gram.conj(), basis), min(MOST_ROWS, free, n))
+        gram = time_gram(to_numpy(fids) * turn.astype(np.complex128))
+    outside = _outside(gram.conj(), basis.astype(gram.dtype))
+    if _all_below(outside, limit):
+        return np.empty((0, n_times), dtype=np.complex64)
+    power, rows = _leading_rows(outside.astype(np.complex128), min(MOST_ROWS, free, n))
     rows = rows[power > limit]
     rows = rows - (rows @ basis.conj().T) @ basis
     return np.linalg.qr(rows.conj().T)[0].conj().T.astype(np.complex64) if len(rows) else rows.astype(np.complex64)
@@ -146,11 +176,16 @@ def unexplained_rows(fids: Array, basis: np.ndarray, noise_sd: float, gram: np.n
 
 def _outside(gram: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """Return Q G Q with Q = I - V^H V: the Gram matrix X^H X of what the basis leaves."""
-    v = basis.astype(np.complex128)
     # with A = V G: Q G Q = G - M - M^H, M = V^H (A - (A V^H) V / 2)
-    seen = v @ gram
-    part = v.conj().T @ (seen - 0.5 * (seen @ v.conj().T) @ v)
+    seen = basis @ gram
+    part = basis.conj().T @ (seen - 0.5 * (seen @ basis.conj().T) @ basis)
     return np.asarray(gram - part - part.conj().T)
+
+
+def _all_below(hermitian: np.ndarray, limit: float) -> bool:
+    """Tell whether no eigenvalue exceeds `limit`: limit - H then has a Cholesky factor, cheaper than eigenvalues."""
+    factor = lapack.zpotrf if hermitian.dtype == np.complex128 else lapack.cpotrf
+    return int(factor(limit * np.eye(len(hermitian), dtype=hermitian.dtype) - hermitian, lower=1)[1]) == 0
 
 
 def _leading_rows(gram: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -44,24 +44,27 @@ class EdgePrior:
         return 2 * float(xp.max(degree))
 
     @cached_property
-    def matrix(self) -> sparse.csr_array:
-        """`laplacian` as a sparse matrix over the voxels of the grid, on the host.
+    def matrix(self) -> sparse.dia_array:
+        """`laplacian` as a sparse matrix over the voxels of the grid, on the host; its main diagonal comes first.
 
         One sparse product reads each neighbour once from cache, where the differences above pass over the whole image
         a dozen times: the recursions of `regularisation` take a third of the time.
         """
         grid = self.grid
-        place = np.arange(int(np.prod(grid))).reshape(grid)
-        rows, columns, values = [], [], []
+        degree = np.zeros(grid, dtype=np.float32)
+        diagonals, offsets = [degree], [0]
         for axis, w in enumerate(self.weights):
-            rows.append(place[_part(axis, 0, -1)[:3]].ravel())
-            columns.append(place[_part(axis, 1, None)[:3]].ravel())
-            values.append(to_numpy(w).ravel())
-        row, column, value = np.concatenate(rows), np.concatenate(columns), np.concatenate(values)
-        upper = sparse.coo_array((value, (row, column)), shape=(place.size, place.size)).tocsr()
-        upper.eliminate_zeros()
-        both = upper + upper.T
-        return sparse.csr_array(sparse.diags_array(np.asarray(both.sum(axis=1)), format="csr") - both)
+            if not w.shape[axis]:
+                continue
+            after, before = _part(axis, 1, None)[:3], _part(axis, 0, -1)[:3]
+            # a diagonal lies in the columns of its entries
+            right, left = np.zeros(grid, dtype=np.float32), np.zeros(grid, dtype=np.float32)
+            right[after] = left[before] = -to_numpy(w)[..., 0]
+            degree -= right + left
+            step = int(np.prod(grid[axis + 1 :]))
+            diagonals += [right, left]
+            offsets += [step, -step]
+        return sparse.dia_array((np.stack(diagonals).reshape(len(offsets), -1), offsets), shape=(degree.size,) * 2)
 
     def laplacian(self, u: Array) -> Array:
         """Return D^T W D u for u of shape (x, y, z, any), half the gradient of R."""

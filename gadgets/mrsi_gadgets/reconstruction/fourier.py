@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, ifftn, is_numpy, like, namespace, over_pieces, to_numpy
+from mrsi_gadgets.arrays import Array, device, ifftn, is_numpy, like, namespace, over_parts, over_pieces, to_numpy
 from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.operators.encoding import grid_times
@@ -83,18 +83,17 @@ def _combined_image(dense: Array, weights: Array, ramp: Array | None, progress: 
     xp = namespace(dense)
     grid = tuple(int(n) for n in dense.shape[1:4])
     axes = tuple(a for a in range(3) if grid[a] > 1)
-    total: Array = None
+    total = xp.zeros(dense.shape[1:], dtype=dense.dtype, device=device(dense))
+    space = np.empty(dense.shape[1:], dtype=dense.dtype) if is_numpy(dense) else None
     for coil in range(dense.shape[0]):
         channel = dense[coil, ...] if ramp is None else dense[coil, ...] * ramp
-        image = ifftn(channel, axes) if axes else channel
         weight = weights[coil, ..., None]
-        if total is None:
-            total = image * weight
-        elif axes:
+        if axes:
+            image = ifftn(channel, axes, unitary=False, into=space)
             image *= weight  # the transform's own array; the samples are never written to
             total += image
         else:
-            total += image * weight
+            total += channel * weight
         if progress is not None:
             progress((coil + 1) / dense.shape[0], "Fourier transform and coil combination")
     if axes:
@@ -103,7 +102,7 @@ def _combined_image(dense: Array, weights: Array, ramp: Array | None, progress: 
 
 
 def _shifted_weights(kt: KtData, coil_maps: Array, grid: tuple[int, ...]) -> tuple[Array, Array | None]:
-    """Return conj(S) / sqrt(N) in FFT order with the phase of the k-space shift, and the half-voxel ramp of k-space."""
+    """Return conj(S) / N in FFT order with the phase of the k-space shift, and the half-voxel ramp of k-space."""
     samples = kt.samples
     xp = namespace(samples)
     phase = np.ones(grid, dtype=complex)
@@ -112,14 +111,23 @@ def _shifted_weights(kt: KtData, coil_maps: Array, grid: tuple[int, ...]) -> tup
         phase = phase * ramp.reshape([-1 if a == axis else 1 for a in range(3)])
     maps = like(coil_maps, samples, samples.dtype)
     maps = xp.roll(maps, tuple(-(n // 2) for n in grid), axis=(1, 2, 3))
-    weights = xp.conj(maps) * like(phase / np.sqrt(np.prod(grid)), samples, samples.dtype)
+    weights = xp.conj(maps) * like(phase / np.prod(grid), samples, samples.dtype)
     shift = shift_phase(grid, half_voxel_shift(kt.protocol.geometry))
     return weights, None if shift is None else like(np.conj(shift)[..., None], samples, samples.dtype)
 
 
-def demodulate(rho: Array, b0_hz: Array, times_s: np.ndarray) -> Array:
-    """Return rho(r, t) exp(-i 2 pi b0(r) t): FIDs without their voxel's mean shift."""
-    return rho * field_phase(rho, b0_hz, -np.asarray(times_s))
+def demodulate(rho: Array, b0_hz: Array, times_s: np.ndarray, *, overwrite: bool = False) -> Array:
+    """Return rho(r, t) exp(-i 2 pi b0(r) t): FIDs without their voxel's mean shift; `overwrite` uses rho's memory."""
+    times = -np.asarray(times_s)
+    if not is_numpy(rho):
+        return rho * field_phase(rho, b0_hz, times)
+    result = rho if overwrite else np.empty_like(rho)
+
+    def turn(rows: slice) -> None:
+        np.multiply(rho[rows], field_phase(rho, b0_hz[rows], times), out=result[rows])
+
+    over_parts(turn, rho.shape[0], 4)
+    return result
 
 
 def field_phase(reference: Array, b0_hz: Array, times_s: np.ndarray) -> Array:
@@ -186,7 +194,7 @@ def reconstruct_fourier(
         Calibration and data do not fit each other, or the data are not on a grid.
     """
     check_calibration(kt, coil_maps, b0_hz, mask, noise_sd)
-    rho = demodulate(matched_image(kt, coil_maps, progress=progress), b0_hz, grid_times(kt))
+    rho = demodulate(matched_image(kt, coil_maps, progress=progress), b0_hz, grid_times(kt), overwrite=True)
     provenance: dict[str, Any] = {"method": "fourier", "readouts_missing": int(np.sum(kt.count == 0))}
     return SpectralImage(
         coefficients=rho,

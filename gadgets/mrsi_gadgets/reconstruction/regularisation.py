@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy import sparse
@@ -260,7 +261,9 @@ def _chebyshev_sparse(columns: np.ndarray, prior: EdgePrior, degree: int, scale:
     """`_chebyshev` with one sparse product a step."""
     shape = columns.shape
     older = columns.reshape(-1, shape[-1])
-    double = ((2 * scale) * prior.matrix - 2 * sparse.eye_array(len(older), format="csr")).astype(columns.dtype)
+    diagonals = (2 * scale * prior.matrix.data).astype(columns.dtype)
+    diagonals[0] -= 2
+    double = sparse.dia_array((diagonals, prior.matrix.offsets), shape=prior.matrix.shape)
     old = 0.5 * (double @ older)
     yield columns
     yield old.reshape(shape)
@@ -275,14 +278,20 @@ def _polynomials(
     function: Callable[[np.ndarray, np.ndarray], np.ndarray], weights: np.ndarray, bound: float, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return Chebyshev coefficients (count, weight) of function(x, weight) on [0, bound], and each largest error."""
-    n = max(4 * count, 128)
-    angles = np.pi * (np.arange(n) + 0.5) / n
-    place = 0.5 * bound * (np.cos(angles) + 1)
+    terms = _chebyshev_table(count)
+    n = terms.shape[1]
+    place = 0.5 * bound * (terms[1] + 1)
     values = function(place[:, None], weights[None, :])
-    terms = np.cos(np.arange(count)[:, None] * angles)
     result = 2 / n * (terms @ values)
     result[0] *= 0.5
     return result, np.max(np.abs(terms.T @ result - values), axis=0)
+
+
+@cache
+def _chebyshev_table(count: int) -> np.ndarray:
+    """Return T_k, k below `count` (at least 2), at the Chebyshev nodes of [-1, 1], (k, node)."""
+    n = max(4 * count, 128)
+    return np.asarray(np.cos(np.arange(count)[:, None] * np.pi * (np.arange(n) + 0.5) / n))
 
 
 def _filter_coefficients(bound: float, weights: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ through the general operator and conjugate gradients.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.operators.encoding import encoding_operator, grid_times
 from mrsi_gadgets.reconstruction.basis_adaptation import (
+    captured_energy,
     principal_rotation,
     shared_shift,
     time_gram,
@@ -189,33 +191,37 @@ def _least_squares(
         image, noise = _solve_without_prior(problem)
         return problem, image, noise
     matched = matched_image(problem.kt, problem.coil_maps, progress=_first_half(progress))
-    rho = demodulate(matched, problem.b0_hz, times)
+    rho = demodulate(matched, problem.b0_hz, times, overwrite=True)
     sample_sd = float(np.median(image_noise_sd(problem.kt, problem.coil_maps, problem.noise_sd)))
-    turn = np.ones(len(times), dtype=complex)
-    if adapt:
-        inside = _voxels(rho, problem.mask)
-        gain = wiener_gain(model, inside @ like(problem.basis.conj().T.copy(), rho, rho.dtype), sample_sd)
-        gram = time_gram(inside)
-        shift = shared_shift(inside, times, problem.basis, sample_sd, gain, gram)
-        if shift:
-            turn = np.exp(-2j * np.pi * shift * times)
-            inside, gram = inside * like(turn, rho, rho.dtype), gram * np.outer(turn, turn.conj())
-        rows = unexplained_rows(inside, problem.basis, sample_sd, gram)
-        problem = replace(
-            problem, b0_hz=problem.b0_hz + shift, basis=np.concatenate([problem.basis, rows]).astype(np.complex64)
-        )
-        provenance |= {"shared_shift_hz": shift, "rows_added": len(rows)}
     # rho is in the image's unit; the operators are unitary
     scale = float(np.sqrt(problem.mask.size))
-    noise = np.full(len(problem.basis), sample_sd * scale)
-    if problem.direct:
-        analysis = like((scale * turn[:, None] * problem.basis.conj().T).astype(np.complex64), rho, rho.dtype)
-        return problem, _projected(rho, analysis), noise
-    return problem, _solve(problem, None, None), noise
+    if not adapt:
+        image = _projected(rho, problem.basis, scale) if problem.direct else None
+    else:
+        inside = _voxels(rho, problem.mask)
+        gram = time_gram(inside)
+        gain = wiener_gain(model, captured_energy(gram, problem.basis) / int(inside.shape[0]), sample_sd)
+        shift = shared_shift(inside, times, problem.basis, sample_sd, gain, gram)
+        turn = np.exp(-2j * np.pi * shift * times)
+        # what the model has not seen is looked for on one core while the other projects
+        with ThreadPoolExecutor(1) as pool:
+            turned = gram * np.outer(turn, turn.conj()).astype(gram.dtype)
+            search = pool.submit(unexplained_rows, inside, turn, problem.basis, sample_sd, turned)
+            image = _projected(rho, problem.basis * turn.conj(), scale) if problem.direct else None
+            rows = search.result()
+        if image is not None and len(rows):
+            image = namespace(image).concat([image, _projected(rho, rows * turn.conj(), scale)], axis=-1)
+        basis = np.concatenate([problem.basis, rows]).astype(np.complex64)
+        problem = replace(problem, b0_hz=problem.b0_hz + shift, basis=basis)
+        provenance |= {"shared_shift_hz": shift, "rows_added": len(rows)}
+    if image is None:
+        image = _solve(problem, None, None)
+    return problem, image, np.full(len(problem.basis), sample_sd * scale)
 
 
-def _projected(rho: Array, analysis: Array) -> Array:
-    """Return rho @ analysis, (x, y, z, component)."""
+def _projected(rho: Array, rows: np.ndarray, scale: float) -> Array:
+    """Return the coefficients of rho on orthonormal rows times `scale`, (x, y, z, component)."""
+    analysis = like((scale * rows.conj().T).astype(np.complex64), rho, rho.dtype)
     if not is_numpy(rho):
         return rho @ analysis
     return np.concatenate(over_pieces(lambda x: rho[x] @ analysis, rho.shape[0], rho[0].nbytes), axis=0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import nibabel
@@ -9,7 +10,7 @@ import pytest
 from mrsi_gadgets.errors import ConfigError, DataError, PeerLost
 from mrsi_gadgets.io.mrd_file import read_images
 from mrsi_gadgets.output.console import maps_to_images
-from mrsi_gadgets.output.folder import check_target, write_results
+from mrsi_gadgets.output.folder import check_target, file_name, write_results
 
 SHOWN = ("tNAA", "tCr", "tCho")
 SUMMARY = {"seconds": {"total": np.float32(1.5)}, "warnings": ["late"], "provenance": {"host": "console"}}
@@ -166,4 +167,28 @@ def test_a_map_name_cannot_leave_the_folder(tmp_path, images):
     images[0].attributes = images[0].attributes.replace("tNAA_per_water", "../../evil")
     with pytest.raises(DataError, match="cannot be a file name"):
         write_results(tmp_path / "out", images[:1], summary={})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "..", "a.b", "2.", "../evil", "a/b", "a:b", "tNAA ", "Größe", "con", "LPT1"])
+def test_a_map_name_that_some_system_cannot_store_is_refused(name):
+    with pytest.raises(DataError, match="cannot be a file name"):
+        file_name(name)
+
+
+def test_a_decimal_point_in_a_map_name_never_looks_like_an_ending(tmp_path, maps):
+    line = maps.maps["tNAA"]
+    more = dataclasses.replace(maps, maps=dict(maps.maps) | {"unknown_2.87ppm": line})
+    write_results(tmp_path / "out", maps_to_images(more, reference_head=None, shown=SHOWN), summary={})
+    read = nibabel.load(tmp_path / "out/maps/unknown_2p87ppm.nii.gz")
+    np.testing.assert_array_equal(np.asarray(read.dataobj), line.value)
+    assert (tmp_path / "out/maps/unknown_2p87ppm_sd.nii.gz").is_file()
+    assert "unknown_2.87ppm" in json.loads((tmp_path / "out/summary.json").read_text())["maps"]
+    assert file_name("unknown_-0.30ppm") == "unknown_-0p30ppm"
+
+
+def test_maps_whose_files_some_systems_could_not_tell_apart_are_refused(tmp_path, maps):
+    more = dataclasses.replace(maps, maps={"tCr": maps.maps["tCr"], "TCR": maps.maps["tCr"]})
+    with pytest.raises(DataError, match="'tCr' and 'TCR' would share one file"):
+        write_results(tmp_path / "out", maps_to_images(more, reference_head=None, shown=("tCr",)), summary={})
     assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,7 @@
 ::
 
     FOLDER/
-    ├── maps/NAME.nii.gz, NAME_sd.nii.gz   float32, RAS; frames of a dynamic scan along the fourth axis
+    ├── maps/NAME.nii.gz, NAME_sd.nii.gz   float32, RAS; frames of a dynamic scan along the fourth axis; see `file_name`
     ├── b0.nii.gz, mask.nii.gz
     ├── images.h5                          every image exactly as the console got it
     ├── contact.png
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +34,10 @@ from mrsi_gadgets.stream.messages import Image
 
 _WRITER = "mrsi-gadgets"
 _OURS = {"maps", "b0.nii.gz", "mask.nii.gz", "images.h5", "contact.png", "summary.json"}
+_DECIMAL_POINT = re.compile(r"(?<=[0-9])\.(?=[0-9])")
+_SAFE = re.compile(r"[A-Za-z0-9_+-]+")
+_DEVICE = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)
+"""Names that Windows keeps for devices, whatever their ending."""
 
 
 def check_target(folder: str | Path) -> None:
@@ -116,8 +121,9 @@ def _write_maps(folder: Path, results: Results) -> None:
     affine = results.affine_ras
     if affine is None:
         return
+    files = _file_names(results.maps)
     for name, item in results.maps.items():
-        file = _file_name(name)
+        file = files[name]
         if item.frames:
             write_nifti(folder / "maps" / f"{file}.nii.gz", item.value, affine, description=f"{name} [{item.unit}]")
         if item.sd is not None:
@@ -169,17 +175,40 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | bool | None) else str(value)
 
 
-def _file_name(name: str) -> str:
-    """Return `name` if it can be a file's name.
+def file_name(name: str) -> str:
+    """Return the name of a map's file without its ending: the map's own, with decimal points as in ``2p87``.
+
+    A point in the middle of a name is read as the beginning of the ending by many programs (``unknown_2.87ppm`` would
+    open as ``unknown_2``).
 
     Raises
     ------
     DataError
-        It could not (images may come from another program).
+        The name holds anything else than letters and digits without accents, '_', '-', '+' and decimal points (images
+        may come from another program), or an operating system keeps it for a device.
     """
-    if not name or not name.replace("_", "").replace("-", "").replace("+", "").isalnum():
+    safe = _DECIMAL_POINT.sub("p", name)
+    if not _SAFE.fullmatch(safe) or _DEVICE.fullmatch(safe):
         raise DataError(f"map name '{name}' cannot be a file name; use letters, digits, '_', '-' and '+'")
-    return name
+    return safe
+
+
+def _file_names(names: Iterable[str]) -> dict[str, str]:
+    """Map name -> file name.
+
+    Raises
+    ------
+    DataError
+        Two maps would share a file where upper and lower case count as equal.
+    """
+    files: dict[str, str] = {}
+    for name in names:
+        file = file_name(name)
+        twin = next((other for other, used in files.items() if used.casefold() == file.casefold()), None)
+        if twin is not None:
+            raise DataError(f"maps '{twin}' and '{name}' would share one file on some systems; rename one of them")
+        files[name] = file
+    return files
 
 
 def _is_result(folder: Path) -> bool:

@@ -21,9 +21,10 @@ import pytest
 from mrsi_gadgets import replay
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.scan import ScanOptions
+from mrsi_gadgets.output.meta import from_xml, values_of
 from mrsi_gadgets.server.supervisor import Server
-from mrsi_gadgets.stream.messages import Close, ConfigFile, ConfigText, ErrorText, Image, Text
-from mrsi_gadgets.stream.wire import encode
+from mrsi_gadgets.stream.messages import Close, ConfigFile, ConfigText, ErrorText, Image, Message, Text
+from mrsi_gadgets.stream.wire import Decoder, encode
 from peers import receive_until_end
 from served import (
     NODE_CONFIG,
@@ -163,6 +164,61 @@ def test_a_client_that_goes_away_before_close_gets_no_result_and_the_next_one_is
     assert not images_of(answer)
     assert "without CLOSE" in error_of(answer)
     assert_same_images(images_of(session(server.port, whole(scan))), in_process)
+
+
+class Listener:
+    """Reads what a server says, up to a moment that a test waits for, then the rest."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock, self.decoder, self.heard = sock, Decoder(), []
+
+    def until(self, condition) -> list[Message]:
+        while not any(condition(message) for message in self.heard):
+            data = self.sock.recv(1 << 16)
+            assert data, f"the server ended first: {[m for m in self.heard if isinstance(m, Text)]}"
+            self.heard.extend(self.decoder.feed(data))
+        return self.heard
+
+    def rest(self) -> list[Message]:
+        while not self.decoder.closed and (data := self.sock.recv(1 << 16)):
+            self.heard.extend(self.decoder.feed(data))
+        return self.heard
+
+
+def frames_of(messages) -> set[str]:
+    return {value for image in images_of(messages) for value in values_of(from_xml(image.attributes), "mrsi_frame")}
+
+
+def test_a_scan_that_was_computed_but_never_closed_delivers_no_image(server, scan):
+    with connected(server.port) as lost:
+        listener = Listener(lost)
+        lost.sendall(b"".join(encode(m) for m in whole(scan)[:-1]))
+        before = listener.until(lambda m: isinstance(m, Text) and "images of frame 0" in m.text)
+        assert not images_of(before)
+        lost.shutdown(socket.SHUT_WR)
+        answer = listener.rest()
+    assert not images_of(answer)
+    assert "without CLOSE" in error_of(answer)
+
+
+def test_a_dynamic_scan_that_is_aborted_in_its_second_frame_delivers_the_first_only(server):
+    dynamic = small_scan(frames=2)
+    with connected(server.port) as lost:
+        listener = Listener(lost)
+        lost.sendall(b"".join(encode(m) for m in whole(dynamic)[:-2]))  # the second frame lacks its last readout
+        listener.until(lambda m: isinstance(m, Image))
+        lost.shutdown(socket.SHUT_WR)
+        answer = listener.rest()
+    assert "without CLOSE" in error_of(answer)
+    assert frames_of(answer) == {"0"}
+    with connected(server.port) as lost:  # the second frame is complete and computed, but nobody said that it is all
+        listener = Listener(lost)
+        lost.sendall(b"".join(encode(m) for m in whole(dynamic)[:-1]))
+        listener.until(lambda m: isinstance(m, Text) and "images of frame 1" in m.text)
+        lost.shutdown(socket.SHUT_WR)
+        answer = listener.rest()
+    assert frames_of(answer) == {"0"}
+    assert frames_of(session(server.port, whole(dynamic))) == {"0", "1"}
 
 
 def test_a_client_that_is_reset_in_mid_scan_does_no_harm(server, scan, in_process):

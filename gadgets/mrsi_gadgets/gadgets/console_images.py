@@ -54,5 +54,6 @@ class ConsoleImages(Gadget):
                     provenance=report.provenance,
                     scales=scales,
                 )
+            context.frame = item.frame
             context.progress(f"{len(images)} images of frame {item.frame}")
             yield from images

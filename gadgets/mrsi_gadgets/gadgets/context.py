@@ -86,6 +86,8 @@ class Context:
     seed: int = 0
     reference_head: np.void | None = None
     """ACQUISITION_HEADER of the first metabolite readout: geometry, stamps and uid for the images."""
+    frame: int = 0
+    """Frame whose images leave the chain now."""
     may_overwrite: bool = False
     """Whether gadgets may overwrite the samples of the items they take: nobody else looks at them."""
     prepared: dict[Any, Future[Any]] = field(default_factory=dict)

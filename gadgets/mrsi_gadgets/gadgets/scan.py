@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mrsi_gadgets import __version__
 from mrsi_gadgets.arrays import one_blas_thread, select_device
 from mrsi_gadgets.data import Role
@@ -58,7 +60,8 @@ def run_scan(
     messages
         Configuration, header, optional JSON text, readouts; ends at CLOSE. Raises where the peer is lost.
     send
-        Takes each image as soon as it exists.
+        Takes the images of a frame once the scan has gone on beyond it, or has ended in order; those of a frame that
+        was the newest when the peer was lost never.
     options
         The operator's decisions.
     observe
@@ -123,14 +126,66 @@ def _run(
     send: Callable[[Message], None],
     observe: Callable[[Any], None] | None,
 ) -> None:
-    """Pull the readouts through sorting and gadgets; send each image as soon as it exists."""
+    """Pull the readouts through sorting and gadgets; compute at once, send what the scan can no longer take back."""
     clock = _Clock()
-    readouts = _readouts(source.first, source.others, context, clock)
+    outgoing = _Outgoing(send)
+    readouts = _readouts(source.first, source.others, context, clock, outgoing)
     data = sort_readouts(readouts, context.protocol, context.report, source.header, settings=source.settings)
     for item in chain.run(data, context, observe):
         if isinstance(item, Image):
-            send(item)
+            outgoing.take(item, context.frame)
     context.report.seconds["last readout to last image"] = time.perf_counter() - clock.last_readout
+
+
+class _Outgoing:
+    """Images on their way to the peer.
+
+    A scan that is aborted must not have delivered a result (protocol 1.4). Images of the newest frame are therefore
+    held until the messages have ended in order, or until a readout or an image of another frame shows that the scan
+    went on beyond it. Where the peer is lost nobody releases them.
+    """
+
+    def __init__(self, send: Callable[[Message], None]) -> None:
+        self._send = send
+        self._held: list[Image] = []
+        self._frame = 0
+        self._ended = False
+
+    @property
+    def holding(self) -> bool:
+        """Whether images wait."""
+        return bool(self._held)
+
+    def take(self, image: Image, frame: int) -> None:
+        """Hold an image, or send it where all input has come."""
+        self.went_on(frame)
+        self._held.append(image)
+        if self._ended:
+            self._release()
+
+    def went_on(self, frame: int) -> None:
+        """Take note that something of `frame` has come: what is held of another one is complete."""
+        if frame != self._frame:
+            self._release()
+        self._frame = frame
+
+    def ended_in_order(self) -> None:
+        """Release everything from now on: the peer has said CLOSE."""
+        self._ended = True
+        self._release()
+
+    def _release(self) -> None:
+        for image in self._held:
+            self._send(image)
+        self._held.clear()
+
+
+def _frame_of(head: np.void, counter: str) -> int:
+    """Return the frame of a readout from the counter of axis `dynamic`."""
+    if counter == "none":
+        return 0
+    index = head["idx"]
+    return int(index["user"][int(counter[-1])] if counter.startswith("user_") else index[counter])
 
 
 @dataclass
@@ -202,15 +257,18 @@ def _first_provenance(context: Context, chain: Chain) -> None:
 
 
 def _readouts(
-    first: Message | None, messages: Iterator[Message], context: Context, clock: _Clock
+    first: Message | None, messages: Iterator[Message], context: Context, clock: _Clock, outgoing: _Outgoing
 ) -> Iterator[Acquisition]:
     count = 0
+    dynamic = context.protocol.axes.get("dynamic", "none")
     message = first
     while message is not None:
         if isinstance(message, Acquisition):
             count += 1
             if context.reference_head is None and classify(message.head, context.protocol) is Role.METABOLITE:
                 context.reference_head = message.head.copy()
+            if outgoing.holding and classify(message.head, context.protocol) is Role.METABOLITE:
+                outgoing.went_on(_frame_of(message.head, dynamic))
             clock.last_readout = time.perf_counter()
             yield message
         elif isinstance(message, Text):
@@ -222,3 +280,4 @@ def _readouts(
         message = next(messages, None)
     context.report.provenance["readouts"] = count
     context.progress(f"all {count} readouts received")
+    outgoing.ended_in_order()

@@ -64,6 +64,11 @@ class Quantify(Gadget):
                 lineshape = None if ahead is None else ahead.result()
                 maps = fit_varpro(item, model, water=context.calibration.water, lineshape=lineshape)
                 maps = self._with_field(maps, context.calibration)
+            for name, count in maps.provenance.get("unmodelled_lines", {}).items():
+                context.report.warn(
+                    f"{count} voxels hold a line that no molecule of the model has; it was fitted as {name}: look at "
+                    "its map and at spectra there before you trust the maps of molecules beside it"
+                )
             context.progress(f"frame {item.frame} quantified: {int(maps.mask.sum())} voxels")
             yield maps
 

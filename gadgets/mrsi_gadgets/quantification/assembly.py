@@ -15,8 +15,10 @@ from mrsi_gadgets.quantification.design import PROFILE, group_weights
 if TYPE_CHECKING:
     from mrsi_gadgets.quantification.passes import Voxels
     from mrsi_gadgets.quantification.preparation import VarproModel
+    from mrsi_gadgets.quantification.unmodelled import UnmodelledLine
 
 AMOUNT = "a.u. (amount per voxel, one scale for all)"
+UNKNOWN_AMOUNT = "a.u. (protons per voxel on the scale of the amounts, in phase with the molecules)"
 PER_WATER = "1 (molecules per water molecule, not corrected for relaxation)"
 PER_CREATINE = "1 (ratio to tCr)"
 _WATER_PROTONS = 2.0
@@ -85,6 +87,7 @@ def assemble_maps(
     model: VarproModel,
     voxels: Voxels,
     water: np.ndarray | None,
+    lines: Sequence[UnmodelledLine] = (),
     *,
     water_fwhm_voxels: float = 1.5,
 ) -> Maps:
@@ -104,6 +107,8 @@ def assemble_maps(
         What was fitted: the lineshape that the field map gave is part of the fit.
     water
         (x, y, z) amplitude of water at t = 0, or None.
+    lines
+        What the model has beyond its molecules; each becomes a map.
     water_fwhm_voxels
         The water image is smoothed within the mask with this full width at half maximum before it divides, so that its
         noise and ringing do not enter the maps.
@@ -122,6 +127,9 @@ def assemble_maps(
             columns[f"{name}_per_water"] = (value * divisor, variance * divisor**2, PER_WATER)
         if reference is not None and name != "tCr":
             columns[f"{name}_per_tCr"] = (*_ratio(result, weights, reference), PER_CREATINE)
+    for line in lines:
+        value, variance = result.weighted(np.array([float(name == line.name) for name in model.design.names]))
+        columns[line.name] = (np.where(line.voxels, value, 0.0), variance, UNKNOWN_AMOUNT)
     columns |= _shape_maps(result, model)
     maps = {
         name: Map(_volume(image, inside, value), unit, _volume(image, inside, np.sqrt(variance)))
@@ -135,6 +143,7 @@ def assemble_maps(
         "columns": list(model.design.names),
         "nuisance": list(model.coordinates.bands),
         "voxels": len(inside),
+        "unmodelled_lines": {line.name: int(line.voxels.sum()) for line in lines},
     }
     return Maps(maps, image.mask, image.b0_hz, image.protocol, examples, image.frame, provenance)
 
@@ -210,6 +219,9 @@ def _example(
     given = (to_numpy(voxels.given[row, :]) @ expansion.from_nodes) @ expansion.functions
     shape = given * np.exp((2j * np.pi * shift - lorentz) * times - gauss * times**2)
     molecules = (model.design.columns @ result.amplitudes[row]) * shape
+    if image.basis is not None:
+        basis = to_numpy(image.basis)
+        molecules = (molecules @ basis.conj().T) @ basis
     voxel = tuple(int(i) for i in np.unravel_index(inside[row], image.mask.shape))
     data = to_numpy(image.coefficients[voxel[0], voxel[1], voxel[2], :])
     if image.basis is not None:

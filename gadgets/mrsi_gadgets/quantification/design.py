@@ -106,7 +106,13 @@ PROTON_NUISANCE: tuple[NuisanceBand, ...] = (
     NuisanceBand("water", (Interval(4.42, 4.88),), (5.0, 60.0), removed=True, tolerance=1e-5),
     NuisanceBand(
         "lipids",
-        (Interval(0.75, 1.05, 0.13), Interval(1.1, 1.5, 0.7), Interval(1.5, 1.75, 0.05), Interval(1.9, 2.35, 0.12)),
+        (
+            Interval(0.75, 1.05, 0.13),
+            Interval(1.1, 1.5, 0.7),
+            Interval(1.5, 1.75, 0.05),
+            Interval(1.9, 2.35, 0.12),
+            Interval(5.2, 5.4, 0.05),
+        ),
         (30.0, 90.0),
     ),
     NuisanceBand("baseline", (Interval(0.5, 4.2),), (150.0, 500.0)),

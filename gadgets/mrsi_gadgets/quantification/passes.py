@@ -13,6 +13,7 @@ from mrsi_gadgets.quantification.coordinates import band_energy, whitener
 from mrsi_gadgets.quantification.lineshape_search import N_SHAPE
 from mrsi_gadgets.quantification.preparation import VarproModel
 from mrsi_gadgets.quantification.refinement import Fit, Problem, covariance, model_at, propagated, refine
+from mrsi_gadgets.quantification.unmodelled import FORBIDDEN
 
 _CHANCE = 1.15
 """Misfit that noise alone may leave."""
@@ -55,6 +56,8 @@ class FirstPass(NamedTuple):
     fit: Fit
     misfit: np.ndarray
     """(voxel,) root mean square of the whitened residual."""
+    lines: np.ndarray
+    """(voxel, line) bool: which lines that no molecule has are allowed; they are the model's last columns."""
 
 
 def first_pass(voxels: Voxels, model: VarproModel) -> FirstPass:
@@ -71,10 +74,41 @@ def first_pass(voxels: Voxels, model: VarproModel) -> FirstPass:
     start = positive @ like(model.templates, data, "float32")
     residual = data - model_at(dictionary, first.shape, start, voxels.given)
     whiten = whitener(band_energy(residual, coordinates), coordinates)
-    problem = Problem.of(data, whiten, voxels.given, *_prior(model, scale, WEAK_PRIOR))
+    lines = np.zeros((data.shape[0], 0), bool)
+    problem = Problem.of(data, whiten, voxels.given, *_prior(model, scale, WEAK_PRIOR, lines))
     fit = refine(problem, dictionary, first.shape, max_steps=_FIRST_STEPS, settled_at=_FIRST_SETTLED)
-    degrees = 2 * data.shape[1] - np.sum(to_numpy(fit.free), axis=1)
-    return FirstPass(problem, scale, fit, np.sqrt(to_numpy(fit.cost) / np.maximum(degrees, 1)))
+    return FirstPass(problem, scale, fit, _misfit(problem, fit), lines)
+
+
+def with_unmodelled(first: FirstPass, model: VarproModel, lines: np.ndarray) -> FirstPass:
+    """Refine the first pass with a model that has further lines, where a voxel may have them.
+
+    Parameters
+    ----------
+    first
+        Of the model without them.
+    model
+        `unmodelled.with_lines`.
+    lines
+        (voxel, line) bool.
+    """
+    xp = namespace(first.scale)
+    mean, precision = _prior(model, first.scale, WEAK_PRIOR, lines)
+    problem = first.problem._replace(mean=mean, precision=precision, tails=xp.zeros_like(precision))
+    count = 2 * lines.shape[1]
+    n, m = first.fit.amplitudes.shape
+    new = xp.zeros((n, count), dtype=xp.float32, device=device(first.scale))
+    amplitudes = xp.concat([first.fit.amplitudes, new], axis=1)
+    free = xp.concat([first.fit.free[:, :m], new == 0, first.fit.free[:, m:]], axis=1)
+    fit = refine(
+        problem, model.dictionary, first.fit.shape, amplitudes, free, max_steps=_FIRST_STEPS, settled_at=_FIRST_SETTLED
+    )
+    return FirstPass(problem, first.scale, fit, _misfit(problem, fit), lines)
+
+
+def _misfit(problem: Problem, fit: Fit) -> np.ndarray:
+    degrees = problem.data.shape[1] - np.sum(to_numpy(fit.free), axis=1)
+    return np.asarray(np.sqrt(to_numpy(fit.cost) / np.maximum(degrees, 1)))
 
 
 def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior: np.ndarray) -> FitResult:
@@ -91,7 +125,7 @@ def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior
     whiten = whitener(band_energy(residual, coordinates), coordinates)
     scale = first.scale * inverse
     data = voxels.data * (like(1 / (voxels.noise_sd * more), voxels.data, "float32"))[:, None]
-    mean, precision = _prior(model, scale, shape_prior)
+    mean, precision = _prior(model, scale, shape_prior, first.lines)
     tails = xp.zeros_like(precision)
     if shape_prior is not WEAK_PRIOR:
         tails[:, -N_SHAPE:] = like(_TAILS, precision, "float64")[None, :]
@@ -112,13 +146,12 @@ def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior
     sd = voxels.noise_sd * more
     columns = len(model.design.names)
     unit = np.concatenate([np.repeat(sd[:, None], columns, axis=1), np.ones((len(sd), N_SHAPE))], axis=1)
-    degrees = 2 * data.shape[1] - np.sum(to_numpy(fit.free), axis=1)
     return FitResult(
         to_numpy(fit.amplitudes) * sd[:, None],
         to_numpy(cov) * unit[:, :, None] * unit[:, None, :],
         to_numpy(variance) * unit**2,
         to_numpy(fit.shape),
-        more * np.sqrt(to_numpy(fit.cost) / np.maximum(degrees, 1)),
+        more * _misfit(problem, fit),
         to_numpy(nuisance[:, :, 0]) * sd[:, None],
     )
 
@@ -147,14 +180,20 @@ def learn_shape_prior(passes: Sequence[FirstPass]) -> np.ndarray:
     return np.stack([centre, np.maximum(1.25 * spread, _SMALLEST_SPREAD)])
 
 
-def _prior(model: VarproModel, scale: Array, shape_prior: np.ndarray) -> tuple[Array, Array]:
-    """Mean and precision of the priors of amplitudes (in proportion to the voxel's scale) and of the lineshape."""
+def _prior(model: VarproModel, scale: Array, shape_prior: np.ndarray, lines: np.ndarray) -> tuple[Array, Array]:
+    """Mean and precision of the priors of amplitudes (in proportion to the voxel's scale) and of the lineshape.
+
+    Lines that a voxel may not have are held at zero.
+    """
     xp = namespace(scale)
     design = model.design
     scale = xp.astype(scale, xp.float64)[:, None]
     ones = xp.ones_like(scale)
     mean = like(np.where(np.isfinite(design.prior_sd), design.typical, 0.0), scale, "float64")[None, :] * scale
-    precision = like(design.prior_sd**-2.0, scale, "float64")[None, :] / scale**2
+    freedom = np.repeat(design.prior_sd[None, :], len(lines) if lines.shape[1] else 1, axis=0)
+    if lines.shape[1]:
+        freedom[:, -2 * lines.shape[1] :][~np.repeat(lines, 2, axis=1)] = FORBIDDEN
+    precision = like(freedom**-2.0, scale, "float64") / scale**2
     shape_mean = like(shape_prior[0], scale, "float64")[None, :] * ones
     shape_precision = like(shape_prior[1] ** -2.0, scale, "float64")[None, :] * ones
     return xp.concat([mean, shape_mean], axis=1), xp.concat([precision, shape_precision], axis=1)

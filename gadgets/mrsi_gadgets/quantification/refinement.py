@@ -209,6 +209,13 @@ def model_at(dictionary: ShapedDictionary, shape: Array, amplitudes: Array, give
     return unstacked(parts[:, 0, :], dictionary.n_dense)
 
 
+def whitened_columns(problem: Problem, dictionary: ShapedDictionary, shape: Array, amplitudes: Array) -> Array:
+    """Return the derivatives of the whitened model by all unknowns, (voxel, 2 coordinate, unknown), `stacked`."""
+    coefficients = dictionary.expansion.coefficients(shape, problem.given)
+    parts = _signal(dictionary, coefficients, amplitudes)
+    return _whiten(_columns(dictionary, coefficients, parts), problem.whiten)
+
+
 def information(problem: Problem, dictionary: ShapedDictionary, shape: Array, amplitudes: Array) -> Array:
     """Return the Fisher information (voxel, unknown, unknown) of all unknowns at given values, priors included."""
     return _linearise(problem, shape, amplitudes, dictionary).gram

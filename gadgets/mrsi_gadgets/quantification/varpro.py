@@ -18,8 +18,16 @@ from mrsi_gadgets.data import Maps, SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.quantification.assembly import FitResult, assemble_maps
 from mrsi_gadgets.quantification.intravoxel import intravoxel_lineshape
-from mrsi_gadgets.quantification.passes import FirstPass, Voxels, final_pass, first_pass, learn_shape_prior
+from mrsi_gadgets.quantification.passes import (
+    FirstPass,
+    Voxels,
+    final_pass,
+    first_pass,
+    learn_shape_prior,
+    with_unmodelled,
+)
 from mrsi_gadgets.quantification.preparation import VarproModel, prepare_varpro
+from mrsi_gadgets.quantification.unmodelled import UnmodelledLine, find_lines, with_lines
 
 __all__ = ["VarproModel", "field_lineshape", "fit_varpro", "prepare_varpro"]
 
@@ -80,8 +88,9 @@ def fit_varpro(
         elif lineshape is None:
             lineshape = field_lineshape(image.b0_hz, image.mask, model)
         voxels = _voxels(image, inside, model, lineshape)
-        result = _fit(voxels, model, progress or (lambda _: None))
-    return assemble_maps(image, inside, result, model, voxels, water)
+        basis = None if image.basis is None else to_numpy(image.basis)
+        result, model, lines = _fit(voxels, model, image.mask, basis, progress or (lambda _: None))
+    return assemble_maps(image, inside, result, model, voxels, water, lines)
 
 
 def field_lineshape(b0_hz: np.ndarray, mask: np.ndarray, model: VarproModel) -> np.ndarray:
@@ -147,8 +156,13 @@ def _noise(
     return sd, None if spread is None else spread / sd[:, None], directions
 
 
-def _fit(voxels: Voxels, model: VarproModel, progress: Callable[[float], None]) -> FitResult:
-    """Run the two passes over pieces of the list of voxels that fit into the processor's cache."""
+def _fit(
+    voxels: Voxels, model: VarproModel, mask: np.ndarray, basis: np.ndarray | None, progress: Callable[[float], None]
+) -> tuple[FitResult, VarproModel, list[UnmodelledLine]]:
+    """Run the two passes over pieces of the list of voxels that fit into the processor's cache.
+
+    Lines that no molecule has join the model between the passes; the model that was fitted in the end comes back.
+    """
     n = voxels.data.shape[0]
     pieces = []
     size = -(-n // (2 * -(-n // (2 * _PIECE))))
@@ -173,6 +187,13 @@ def _fit(voxels: Voxels, model: VarproModel, progress: Callable[[float], None]) 
         for one in pool.map(first, pieces):
             passes.append(one)
             progress(0.6 * len(passes) / len(pieces))
+        lines = find_lines(passes, model, mask, basis)
+        if lines:
+            model = with_lines(model, lines, basis)
+            allowed = np.split(
+                np.stack([line.voxels for line in lines], axis=1), np.cumsum([len(p.misfit) for p in passes])[:-1]
+            )
+            passes = list(pool.map(with_unmodelled, passes, [model] * len(passes), allowed))
         prior = learn_shape_prior(passes)
 
         def final(work: tuple[FirstPass, Voxels]) -> FitResult:
@@ -181,7 +202,7 @@ def _fit(voxels: Voxels, model: VarproModel, progress: Callable[[float], None]) 
         for result in pool.map(final, zip(passes, pieces, strict=True)):
             results.append(result)
             progress(0.6 + 0.4 * len(results) / len(pieces))
-    return FitResult.concatenate(results)
+    return FitResult.concatenate(results), model, lines
 
 
 def _check(image: SpectralImage, model: VarproModel, water: np.ndarray | None) -> None:

@@ -7,6 +7,7 @@ import ismrmrd
 import numpy as np
 import pytest
 
+from mrsi_gadgets import __version__
 from mrsi_gadgets.data import Map
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.output.console import maps_to_images
@@ -199,6 +200,118 @@ def test_provenance_is_json_in_a_fixed_order(maps):
     text = value_of(from_xml(image.attributes), "mrsi_provenance")
     assert json.loads(text) == {"a_seed": 3, "method": "test", "rank": 16}
     assert text.index("a_seed") < text.index("method")
+
+
+def test_only_the_first_image_of_a_frame_carries_the_whole_provenance(make_maps):
+    long = {"recipe": "subspace", "weights": list(range(1000))}
+    for frame in (0, 1):
+        maps = make_maps(frame=frame)
+        first, *others = maps_to_images(maps, reference_head=None, shown=SHOWN, provenance=long)
+        whole = value_of(from_xml(first.attributes), "mrsi_provenance")
+        assert json.loads(whole) == long | {"method": "test", "rank": 16}
+        for image in (first, *others):
+            meta = from_xml(image.attributes)
+            assert value_of(meta, "mrsi_version") == __version__
+            assert value_of(meta, "mrsi_recipe") == "subspace"
+            assert value_of(meta, "mrsi_protocol") == maps.protocol.fingerprint()
+        assert not any("mrsi_provenance" in from_xml(image.attributes) for image in others)
+        assert max(len(image.attributes) for image in others) < len(whole)
+        assert gather([*others, first]).provenance["rank"] == 16
+        assert gather(others).provenance == {
+            "recipe": "subspace", "version": __version__, "protocol_fingerprint": maps.protocol.fingerprint(),
+        }  # fmt: skip
+
+
+def test_gadgetrons_control_names_keep_pixels_and_geometry_as_they_are(maps):
+    for image in maps_to_images(maps, reference_head=None, shown=SHOWN):
+        meta = from_xml(image.attributes)
+        assert value_of(meta, "GADGETRON_ImageCategory") == values_of(meta, "ImageType")[-1]
+        assert value_of(meta, "Use_dedicated_scaling_factor") == "1"
+        assert value_of(meta, "Gadgetron_ImageDirectSend") == "1"
+        # readers ask whether this name is there, not what it says
+        assert "Correct_image_orientation" not in meta
+
+
+def shown_grey(pixel: float, centre: float, width: float) -> float:
+    """Grey from 0 to 1 by DICOM PS3.3 C.11.2.1.2, the linear window."""
+    if width == 1:
+        return float(pixel > centre - 0.5)
+    return float(np.clip((pixel - (centre - 0.5)) / (width - 1) + 0.5, 0, 1))
+
+
+@pytest.mark.parametrize("dialect", ["", "GADGETRON_"])
+def test_the_mask_is_black_and_white_also_for_readers_of_whole_numbers(maps, dialect):
+    meta = from_xml(by_title(maps_to_images(maps, reference_head=None, shown=SHOWN))["mask"].attributes)
+    centre, width = (value_of(meta, f"{dialect}Window{part}") for part in ("Center", "Width"))
+    assert [shown_grey(pixel, int(centre), int(width)) for pixel in (0, 1)] == [0.0, 1.0]
+
+
+def test_exact_values_have_the_window_of_their_picture_in_their_own_unit(maps):
+    ratio = dataclasses.replace(
+        maps.maps["tNAA_per_water"], value=maps.maps["tNAA_per_water"].value / 55508, unit="1 (molecules per water)"
+    )
+    maps = dataclasses.replace(maps, maps=dict(maps.maps) | {"tNAA_per_water": ratio})
+    images = by_title(maps_to_images(maps, reference_head=None, shown=SHOWN))
+    for title, centre, width in [
+        ("tNAA_per_water values", 8 / 55508, 16 / 55508), ("tNAA_per_water SD values", 2 / 55508, 4 / 55508),
+        ("tCho_per_tCr values", 0.25, 0.5), ("B0 values", 0.0, 60.0),
+    ]:  # fmt: skip
+        meta = from_xml(images[title].attributes)
+        for dialect in ("", "GADGETRON_"):
+            found = [float(value_of(meta, f"{dialect}Window{part}")) for part in ("Center", "Width")]
+            np.testing.assert_allclose(found, (centre, width), rtol=1e-9)
+    for title, image in images.items():
+        assert ("WindowCenter" in from_xml(image.attributes)) == (title != "spectra")
+
+
+def with_lines(maps, *names):
+    value = np.zeros((3, 4, 5), "f4")
+    value[1, 2, 3], value[1, 1, 2] = 3e6, 2e6
+    item = Map(value, "a.u. (protons per voxel on the scale of the amounts)", np.full_like(value, 1e5))
+    return dataclasses.replace(maps, maps=dict(maps.maps) | dict.fromkeys(names, item))
+
+
+def test_a_line_that_no_molecule_has_is_shown_without_being_named(maps):
+    images = by_title(maps_to_images(with_lines(maps, "unknown_2.87ppm"), reference_head=None, shown=("tNAA",)))
+    image = images["unknown line 2.87 ppm"]
+    meta = from_xml(image.attributes)
+    assert value_of(meta, "SeriesDescription") == value_of(meta, "GADGETRON_SeqDescription") == "unknown line 2.87 ppm"
+    assert value_of(meta, "mrsi_map") == "unknown_2.87ppm"
+    assert value_of(meta, "mrsi_unit") == "a.u."
+    assert image.data.dtype == np.uint16
+    assert np.count_nonzero(image.data) == 2
+    np.testing.assert_allclose(image_values(image)[1, 2, 3], 3e6, rtol=1e-3)
+    # the window is that of the two voxels which have it, not of the many that do not
+    assert 3e6 <= float(value_of(meta, "WindowWidth")) <= 6e6
+    assert "unknown line 2.87 ppm SD" in images
+    assert "unknown_2.87ppm values" in images
+    few = maps_to_images(
+        with_lines(maps, "unknown_2.87ppm"), reference_head=None, shown=("tNAA",), quantitative="shown"
+    )
+    assert "unknown_2.87ppm values" in by_title(few)
+    assert gather(images.values()).shown == ["tNAA_per_water", "unknown_2.87ppm"]
+
+
+@pytest.mark.parametrize("uncertainty", [True, False])
+def test_lines_that_come_and_go_between_frames_keep_their_series(make_maps, uncertainty):
+    scales = DisplayScales()
+    number: dict[str, set[int]] = {}
+    frames = []
+    for frame, names in enumerate(
+        [["unknown_2.87ppm"], ["unknown_1.86ppm", "unknown_2.87ppm"], [], ["unknown_1.86ppm"]]
+    ):
+        maps = with_lines(make_maps(frame=frame), *names)
+        maps = dataclasses.replace(maps, examples=() if frame == 1 else maps.examples)
+        images = maps_to_images(maps, reference_head=None, shown=SHOWN, scales=scales, uncertainty=uncertainty)
+        frames += images
+        for image in images:
+            number.setdefault(title_of(image), set()).add(int(image.head["image_series_index"]))
+    assert {len(found) for found in number.values()} == {1}
+    assert len(set().union(*number.values())) == len(number)
+    line = gather(frames).maps["unknown_1.86ppm"]
+    assert line.value.shape == line.sd.shape == (3, 4, 5, 4)
+    assert np.isnan(line.value[..., [0, 2]]).all()
+    assert line.value[1, 2, 3, [1, 3]].tolist() == [3e6, 3e6]
 
 
 def test_equal_maps_give_equal_bytes(maps, reference_head):

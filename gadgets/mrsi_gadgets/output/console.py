@@ -18,11 +18,21 @@ from mrsi_gadgets import __version__
 from mrsi_gadgets.data import FitExample, Geometry, Map, Maps
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.output.meta import to_xml
-from mrsi_gadgets.output.scaling import DisplayScales, Scale, display_unit, mask_scale, signed_scale
+from mrsi_gadgets.output.scaling import (
+    DisplayScales,
+    Scale,
+    display_unit,
+    is_unknown,
+    map_title,
+    mask_scale,
+    signed_scale,
+)
 from mrsi_gadgets.stream.messages import IMAGE_HEADER, Image
 
 DISPLAY, VALUE, SD, B0, MASK, SPECTRA = "display", "value", "sd", "b0", "mask", "spectra"
 """What meta key ``mrsi_kind`` says of an image."""
+
+_IMAGE_TYPE = ("DERIVED", "PRIMARY", "METABOLITE_MAP")
 
 _VALUES = "MRSI values"
 """Description of the series that holds the exact values."""
@@ -40,7 +50,7 @@ class _Series:
     reference_head: np.void | None
     warnings: Sequence[str]
     comments: Sequence[str]
-    provenance: str
+    provenance: Mapping[str, Any]
     images: list[Image] = field(default_factory=list)
     count: int = 0
     """Series so far."""
@@ -64,16 +74,28 @@ class _Series:
         head["image_index"] = self.maps.frame * place[1] + place[0] + 1
         parts = [f"{title} [{unit}]", *notes, f"mrsi-gadgets {__version__}", *self.comments, *self.warnings]
         comment = "; ".join(parts)
-        attributes = to_xml(self._common(title, comment) | meta | {"mrsi_unit": unit})
+        attributes = to_xml(self._common(title, comment) | meta | {"mrsi_unit": unit} | self._origin())
         head["attribute_string_len"] = len(attributes.encode())
         data = np.ascontiguousarray(pixels.transpose(2, 1, 0))[np.newaxis]
         self.images.append(Image(head=head, attributes=attributes, data=data))
+
+    def _origin(self) -> dict[str, Any]:
+        """How the image came about: in short, and in full with the first one of a frame (it is the same for all)."""
+        meta = {
+            "mrsi_version": __version__,
+            "mrsi_recipe": str(self.provenance.get("recipe", "")),
+            "mrsi_protocol": self.maps.protocol.fingerprint(),
+        }
+        if not self.images:
+            text = json.dumps(self.provenance, sort_keys=True, default=str, ensure_ascii=False)
+            meta["mrsi_provenance"] = text
+        return meta
 
     def _common(self, title: str, comment: str) -> dict[str, Any]:
         geometry, protocol, frame = self.maps.protocol.geometry, self.maps.protocol, self.maps.frame
         meta: dict[str, Any] = {
             "ImageProcessingHistory": ["PYTHON", "MRSI"],
-            "ImageType": ["DERIVED", "PRIMARY", "METABOLITE_MAP"],
+            "ImageType": list(_IMAGE_TYPE),
             "SeriesDescription": title,
             "SequenceDescriptionAdditional": "mrsi",
             "ImageComments": comment,
@@ -82,13 +104,16 @@ class _Series:
             "ImageRowDir": _direction(geometry.read_dir),
             "ImageColumnDir": _direction(geometry.phase_dir),
             "ImageSliceNormDir": _direction(geometry.slice_dir),
+            "GADGETRON_ImageCategory": _IMAGE_TYPE[-1],
             "GADGETRON_ImageNumber": str(frame + 1),
             "GADGETRON_ImageComment": comment,
             "GADGETRON_ImageProcessingHistory": ["PYTHON", "MRSI"],
             "GADGETRON_SeqDescription": title,
             "Skip_processing_after_recon": "1",
+            # A pixel is worth a fixed step: never scaled together with other images, straight into the archive.
+            "Use_dedicated_scaling_factor": "1",
+            "Gadgetron_ImageDirectSend": "1",
             "mrsi_frame": str(frame),
-            "mrsi_provenance": self.provenance,
         }
         if protocol.echo_times_s:
             echo = _number(protocol.echo_times_s[0] * 1e3)
@@ -122,7 +147,7 @@ def maps_to_images(
         it; without one they are zero.
     shown
         Maps to look at. A name NAME is shown as NAME_per_water where that exists (a unit that means the same in every
-        scan), else as NAME itself.
+        scan), else as NAME itself. Lines that no molecule of the model has are shown whether they are named or not.
     uncertainty
         Show the standard deviations too.
     quantitative
@@ -146,15 +171,17 @@ def maps_to_images(
     sources = {name: displayed_map(name, maps.maps) for name in shown}
     scales = scales if scales is not None else DisplayScales()
     scales.learn(maps.maps)
+    lines = [name for name in maps.maps if is_unknown(name) and name not in sources.values()]
     everything = dict(maps.provenance) | dict(provenance or {})
-    text = json.dumps(everything, sort_keys=True, default=str, ensure_ascii=False)
-    series = _Series(maps, reference_head, tuple(warnings), tuple(comments), text)
+    series = _Series(maps, reference_head, tuple(warnings), tuple(comments), everything)
     _add_displays(series, sources, scales, uncertainty=uncertainty)
     if quantitative != "none":
-        wanted = [name for name in maps.maps if quantitative == "all" or name.partition("_per_")[0] in _bases(sources)]
-        _add_quantitative(series, wanted)
-    if spectra and maps.examples:
+        bases = {name.partition("_per_")[0] for name in (*sources, *lines)}
+        wanted = [name for name in maps.maps if quantitative == "all" or name.partition("_per_")[0] in bases]
+        _add_quantitative(series, wanted, scales)
+    if spectra:
         _add_spectra(series, maps.examples)
+    _add_lines(series, lines, scales, uncertainty=uncertainty)
     return series.images
 
 
@@ -172,21 +199,30 @@ def displayed_map(name: str, maps: Mapping[str, Map]) -> str:
     raise ConfigError(f"console_images shows map '{name}', which was not quantified; choose from {', '.join(maps)}")
 
 
-def _bases(sources: Mapping[str, str]) -> set[str]:
-    return {name.partition("_per_")[0] for name in sources}
-
-
 def _add_displays(series: _Series, sources: Mapping[str, str], scales: DisplayScales, *, uncertainty: bool) -> None:
     maps = series.maps
     for name, source in sources.items():
-        item, scale = maps.maps[source], scales.of(source, maps.maps[source].unit)
-        _add_display(series, item.value, name, source, item.unit, scale, VALUE)
-        if uncertainty and item.sd is not None:
-            _add_display(series, item.sd, f"{name} SD", source, item.unit, scale.for_sd(), SD)
+        _add_shown(series, name, source, scales, uncertainty=uncertainty)
     _add_display(series, maps.b0_hz, "B0", "b0", "Hz", signed_scale("Hz"), B0)
     mask = mask_scale().pixels(maps.mask)
     meta = _roles("Quantitative", MASK, "mask") | _rescale(mask_scale())
     series.add(mask, "mask", "1", meta, ["1 where the spectrum was fitted"])
+
+
+def _add_lines(series: _Series, names: Sequence[str], scales: DisplayScales, *, uncertainty: bool) -> None:
+    """Append the lines that no molecule has, last: which ones there are differs from frame to frame."""
+    first = series.count
+    for name in names:
+        series.count = first + scales.place_of_line(name) * (2 if uncertainty else 1)
+        _add_shown(series, name, name, scales, uncertainty=uncertainty)
+
+
+def _add_shown(series: _Series, name: str, source: str, scales: DisplayScales, *, uncertainty: bool) -> None:
+    item, title = series.maps.maps[source], map_title(name)
+    scale = scales.of(source, item.unit)
+    _add_display(series, item.value, title, source, item.unit, scale, VALUE)
+    if uncertainty and item.sd is not None:
+        _add_display(series, item.sd, f"{title} SD", source, item.unit, scale.for_sd(), SD)
 
 
 def _add_display(
@@ -204,21 +240,27 @@ def _add_display(
     series.add(scale.pixels(values), title, shown_unit, meta, notes)
 
 
-def _add_quantitative(series: _Series, names: Sequence[str]) -> None:
+def _add_quantitative(series: _Series, names: Sequence[str], scales: DisplayScales) -> None:
     """Append every exact map as one image of a single series: a console lists one entry, not a hundred."""
-    values: list[tuple[np.ndarray, str, str, str, str]] = []
+    values: list[tuple[np.ndarray, str, str, str, str, Scale]] = []
     for name in names:
         item = series.maps.maps[name]
-        values.append((item.value, f"{name} values", item.unit, VALUE, name))
+        scale = scales.of(name, item.unit)
+        values.append((item.value, f"{name} values", item.unit, VALUE, name, scale))
         if item.sd is not None:
-            values.append((item.sd, f"{name} SD values", item.unit, SD, name))
-    values.append((series.maps.b0_hz, "B0 values", "Hz", B0, "b0"))
-    for i, (pixels, title, unit, kind, name) in enumerate(values):
-        meta = _roles("Quantitative", kind, name) | {"SeriesDescription": _VALUES, "GADGETRON_SeqDescription": _VALUES}
+            values.append((item.sd, f"{name} SD values", item.unit, SD, name, scale.for_sd()))
+    values.append((series.maps.b0_hz, "B0 values", "Hz", B0, "b0", signed_scale("Hz")))
+    for i, (pixels, title, unit, kind, name, scale) in enumerate(values):
+        meta = _roles("Quantitative", kind, name) | _window(scale, display_unit(name, unit)[0])
+        meta |= {"SeriesDescription": _VALUES, "GADGETRON_SeqDescription": _VALUES}
         series.add(_float(pixels), title, unit, meta, place=(i, len(values)))
 
 
 def _add_spectra(series: _Series, examples: Sequence[FitExample]) -> None:
+    if not examples:
+        # a frame without spectra keeps their number free, so that later series have the same one in all frames
+        series.count += 1
+        return
     protocol = series.maps.protocol
     rows = [np.stack([e.data, e.fit, e.nuisance]) for e in examples]
     pixels = np.stack(rows).astype(np.complex64).transpose(2, 1, 0)
@@ -280,6 +322,17 @@ def _rescale(scale: Scale) -> dict[str, Any]:
         "GADGETRON_ScaleOffset": _number(-scale.intercept / scale.slope),
         "GADGETRON_WindowCenter": _number(np.rint(centre)),
         "GADGETRON_WindowWidth": _number(np.rint(max(width, 1.0))),
+    }
+
+
+def _window(scale: Scale, factor: float) -> dict[str, Any]:
+    """Window of exact values: their pixels are the values themselves, the display's divided by its factor."""
+    centre, width = _number(scale.window_centre / factor), _number(scale.window_width / factor)
+    return {
+        "WindowCenter": centre,
+        "WindowWidth": width,
+        "GADGETRON_WindowCenter": centre,
+        "GADGETRON_WindowWidth": width,
     }
 
 

@@ -15,6 +15,8 @@ from mrsi_gadgets.output.meta import MetaValue, from_xml, value_of, values_of
 from mrsi_gadgets.output.nifti import image_affine_ras, image_values
 from mrsi_gadgets.stream.messages import Image
 
+_ORIGIN = {"version": "version", "recipe": "recipe", "protocol_fingerprint": "protocol"}
+"""Key of the provenance -> the same in the short form that every image carries."""
 _CONSTANTS = ("dwell_s", "transmit_frequency_hz", "reference_ppm", "acquisition_delay_s")
 
 
@@ -77,6 +79,8 @@ class Results:
     n_images: int = 0
     n_foreign: int = 0
     """Images without our ``mrsi_kind``: another program's."""
+    _origin: dict[str, str] = field(default_factory=dict)
+    """The short provenance that every image has."""
     _pictures: dict[tuple[str, str, str, int], np.ndarray] = field(default_factory=dict)
 
     def add(self, image: Image) -> None:
@@ -97,6 +101,9 @@ class Results:
             if sentence not in self.warnings:
                 self.warnings.append(sentence)
         self.provenance = self.provenance or _json_object(value_of(meta, "mrsi_provenance", "{}"))
+        self._origin = self._origin or {
+            key: value_of(meta, f"mrsi_{name}") for key, name in _ORIGIN.items() if value_of(meta, f"mrsi_{name}")
+        }
         if kind == console.SPECTRA:
             self.spectra = self.spectra or _spectra(image, meta)
             return
@@ -104,7 +111,11 @@ class Results:
         self._add_map(image, meta, kind)
 
     def finish(self) -> Results:
-        """Fill what came only as a 12-bit picture in from there (NaN outside the mask), and return the results."""
+        """Fill what came only as a 12-bit picture in from there (NaN outside the mask), and return the results.
+
+        A map that some frames lack is NaN there: all maps have the same frames.
+        """
+        self.provenance = self.provenance or dict(self._origin)
         for (name, unit, what, frame), values in self._pictures.items():
             if name == console.B0:
                 self.b0.setdefault(frame, values)
@@ -113,6 +124,11 @@ class Results:
             frames = item.frames if what == console.VALUE else item.sd_frames
             if frame not in frames:
                 frames[frame] = np.where(self.mask[frame], values, np.nan) if frame in self.mask else values
+        everywhere = set(self.mask).union(*(item.frames for item in self.maps.values()))
+        for item in self.maps.values():
+            for frames in (item.frames, item.sd_frames):
+                for frame in everywhere.difference(frames) if frames else ():
+                    frames[frame] = np.full(self.matrix, np.nan, dtype=np.float32)
         return self
 
     def _add_map(self, image: Image, meta: dict[str, MetaValue], kind: str) -> None:

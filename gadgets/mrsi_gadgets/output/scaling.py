@@ -43,6 +43,9 @@ Set by hand from the concentrations of the field's reviews; it changes what is s
 """
 _TOP_OTHER_MM = 10.0
 
+_UNKNOWN = "unknown_"
+"""How the names of maps begin that no molecule of the model stands for."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -79,6 +82,8 @@ class DisplayScales:
     """Family of maps (see `family`) -> step found on the first frame."""
     tops: dict[str, float] = field(default_factory=dict)
     """Name of a map on an arbitrary scale -> upper end of its window."""
+    lines: list[str] = field(default_factory=list)
+    """Maps of lines that no molecule has, in the order in which frames brought them: it numbers their series."""
 
     def learn(self, maps: Mapping[str, Map]) -> None:
         """Fix the steps and windows that no rule gives, from the first frame that holds them."""
@@ -87,7 +92,9 @@ class DisplayScales:
             factor, unit = display_unit(name, item.unit)
             if fixed_step(name, unit) is not None:
                 continue
-            typical = factor * _quantile(item.value, 0.99)
+            # a line that most voxels lack has its window from the voxels that have it
+            values = item.value[item.value != 0] if is_unknown(name) else item.value
+            typical = factor * _quantile(values, 0.99)
             if typical > 0:
                 self.tops.setdefault(name, _round_up(1.1 * typical))
             key = family(name, unit)
@@ -95,6 +102,12 @@ class DisplayScales:
         for key, value in largest.items():
             if value > 0:
                 self.steps.setdefault(key, float(10.0 ** np.ceil(np.log10(2 * value / PIXEL_MAX))))
+
+    def place_of_line(self, name: str) -> int:
+        """Return the place of a line's series among those of all lines of the session, the same in every frame."""
+        if name not in self.lines:
+            self.lines.append(name)
+        return self.lines.index(name)
 
     def of(self, name: str, unit: str) -> Scale:
         """Return the scale of a map in its display unit (a map of zeros teaches `learn` nothing and counts in ones)."""
@@ -120,8 +133,22 @@ def signed_scale(unit: str) -> Scale:
 
 
 def mask_scale() -> Scale:
-    """Return the scale of the mask: pixels are 0 and 1."""
-    return Scale(1.0, 0.0, 0.5, 1.0)
+    """Return the scale of the mask: pixels are 0 and 1.
+
+    DICOM's linear window (PS3.3 C.11.2.1.2) of centre 1 and width 1 has its step at 0.5, and both are whole numbers: a
+    reader that wants integers makes a centre of 0.5 to 0, which shows 0 and 1 alike.
+    """
+    return Scale(1.0, 0.0, 1.0, 1.0)
+
+
+def is_unknown(name: str) -> bool:
+    """Whether a map is of a line that no molecule of the model has."""
+    return name.startswith(_UNKNOWN)
+
+
+def map_title(name: str) -> str:
+    """Return what a console calls a map: its name, and of ``unknown_2.87ppm`` ``unknown line 2.87 ppm``."""
+    return f"unknown line {name.removeprefix(_UNKNOWN).removesuffix('ppm')} ppm" if is_unknown(name) else name
 
 
 def display_unit(name: str, unit: str) -> tuple[float, str]:

@@ -225,3 +225,25 @@ def test_the_keys_of_the_profile_are_complete():
     assert {"mrsi_profile", "mrsi_voi", "mrsi_axis_cycle", "mrsi_kspace_sign_z"} <= set(PROFILE_KEYS)
     written = parse_header(header_xml(csi_protocol(water_suppressed=False), receiver_channels=1)).user
     assert set(written) <= set(PROFILE_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "coils", "points", "sentence"),
+    [
+        ((60000, 60000, 1), 8, 512, r"matrixSize 60000 x 60000 x 1 has 3600000000 readouts .*GB, more than 16777216"),
+        ((10**9, 1, 1), 1, 1, "more than 16777216 readouts; correct matrixSize"),
+        (
+            (4000, 4000, 1),
+            1000,
+            65535,
+            r"1000 channels, 8388480.0 GB, more than this machine's memory of \d+ GB; correct",
+        ),
+        ((4, 4, 1), 1, 10**9, "mrsi_spectral_points is 1000000000, more than the 65535 samples"),
+    ],
+)
+def test_a_header_that_asks_for_more_than_the_machine_has_is_refused_before_anything_is_allocated(
+    matrix, coils, points, sentence
+):
+    header = make_header(matrix=matrix, receiver_channels=coils, user={"mrsi_spectral_points": points})
+    with pytest.raises(DataError, match=sentence):
+        read_protocol(header)

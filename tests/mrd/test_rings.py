@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mrsi_gadgets.errors import DataError
-from mrsi_gadgets.mrd.header import parse_header
+from mrsi_gadgets.mrd.header import Limit, parse_header
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.mrd.rings import ring_areas, ring_points
 from mrsi_gadgets.mrd.sorting import sort_readouts
@@ -174,3 +174,34 @@ def test_a_trajectory_that_is_no_ring_of_that_many_samples_is_refused():
         readout.trajectory[:, 0] *= np.linspace(1, 2, len(readout.trajectory), dtype=np.float32)
     with pytest.raises(DataError, match="does not repeat after"):
         sort(scan, readouts)
+
+
+def test_more_rings_than_a_counter_can_number_are_refused():
+    scan = RingScan(SOURCES)
+    header = parse_header(scan.header())
+    (encoding,) = header.encodings
+    limits = {**encoding.limits, "kspace_encode_step_1": Limit(0, 10**12, 0)}
+    header = replace(header, encodings=(replace(encoding, limits=limits),))
+    protocol = replace(read_protocol(header), samples_per_lap=(40,), temporal_interleaves=(1,))
+    with pytest.raises(DataError, match="maximum 1000000000000, but its counter ends at 65535"):
+        list(sort_readouts(scan.readouts(), protocol, Warnings(), header=header))
+
+
+@pytest.mark.parametrize(
+    ("memory", "partitions", "sentence"),
+    [
+        (1 << 16, 1, "matrixSize .* GB, more than this machine's memory"),
+        (1 << 60, 10**9, "more than 16777216 readouts"),
+    ],
+)
+def test_rings_that_do_not_fit_into_memory_are_refused_before_anything_is_allocated(
+    monkeypatch, memory, partitions, sentence
+):
+    scan = RingScan(SOURCES)
+    header = parse_header(scan.header())
+    protocol = read_protocol(header)
+    matrix = (*protocol.geometry.matrix[:2], partitions)
+    protocol = replace(protocol, geometry=replace(protocol.geometry, matrix=matrix))
+    monkeypatch.setattr("mrsi_gadgets.mrd.sizes.physical_memory", lambda: memory)
+    with pytest.raises(DataError, match=sentence):
+        list(sort_readouts(scan.readouts(), protocol, Warnings(), header=header))

@@ -465,3 +465,10 @@ def test_the_shared_scan_sorts_to_the_numbers_in_its_file(shared_data):
             if idx["set"] == role:
                 assert np.array_equal(kt.dense[:, idx["segment"], idx["kspace_encode_step_1"], 0], readout.data)
     assert metabolites.protocol.geometry.position_mm == pytest.approx((4.0, -7.0, 20.0))
+
+
+def test_coils_that_make_a_frame_larger_than_the_memory_are_refused_before_it_is_allocated(monkeypatch):
+    scan = CsiScan(csi_protocol(), n_coils=3)
+    monkeypatch.setattr("mrsi_gadgets.mrd.sizes.physical_memory", lambda: 3 * 60 * 12 * 8 - 1)
+    with pytest.raises(DataError, match="matrixSize 3 x 4 x 5 has 60 readouts of 12 samples in 3 channels"):
+        list(sort_readouts(scan.readouts(), scan.protocol, Warnings()))

@@ -351,6 +351,7 @@ DAMAGE = {
     "lacks mrsi_dwell_us": lambda s: s.header_without("mrsi_dwell_us"),
     "no metabolite readouts came": lambda s: s.with_readouts(s.noise + s.water),
     "no data|no metabolite readouts came.*none at all": lambda s: s.with_readouts([]),
+    "matrixSize 60000 x 60000 x 1 .* GB": lambda s: s.header_with("<x>8</x><y>6</y>", "<x>60000</x><y>60000</y>"),
     "header.*XML|XML.*header": lambda s: replace(s, header_xml="<ismrmrdHeader><encoding>"),
 }
 

@@ -9,6 +9,7 @@ from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.mrd.header import MrdHeader
 from mrsi_gadgets.mrd.layout import COUNTER_INDEX, ReadoutHead
+from mrsi_gadgets.mrd.sizes import check_matrix
 from mrsi_gadgets.stream.messages import Acquisition
 
 _DWELL_TOLERANCE = 1e-3
@@ -21,18 +22,21 @@ class CsiLayout:
     ----------
     protocol
         Encoding ``csi``; its axis map, centres, signs, dwell and oversampling are used.
-    header, first
+    header
         Not needed: the protocol says everything.
+    first
+        First readout of the role; only its channels count.
 
     Raises
     ------
     DataError
-        The axis map is not one of csi.
+        The axis map is not one of csi, or a frame does not fit into this machine's memory.
     """
 
     def __init__(self, protocol: Protocol, header: MrdHeader | None, first: Acquisition) -> None:
         if protocol.axes["t"] != "readout":
             raise DataError(f"mrsi_axis_t is '{protocol.axes['t']}'; csi readouts are FIDs, so it must be readout")
+        check_matrix(protocol.geometry.matrix, protocol.n_times, first.data.shape[0])
         self.protocol = protocol
         self.grid = protocol.geometry.matrix
         self.n_slots = int(np.prod(self.grid))

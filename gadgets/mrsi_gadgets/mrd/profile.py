@@ -16,6 +16,7 @@ from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.mrd.header import LIMIT_OF_COUNTER, Encoding, Limit, MrdHeader
 from mrsi_gadgets.mrd.keys import DEFAULT_AXES, DEFAULT_OTHER_AXES, PROFILE_KEYS, KeyReader, unknown_keys
 from mrsi_gadgets.mrd.nuclei import DEFAULT_REFERENCE_PPM, FIELD_TOLERANCE, FREQUENCY_RATIO, PROTON_HZ_PER_T
+from mrsi_gadgets.mrd.sizes import check_matrix
 
 __all__ = ["PROFILE_KEYS", "read_protocol", "read_water_protocol"]
 
@@ -55,7 +56,8 @@ def read_protocol(
     Raises
     ------
     DataError
-        Keys are missing (all of them are named), or two statements contradict each other.
+        Keys are missing (all of them are named), two statements contradict each other, or the measurement does not fit
+        into this machine's memory.
     ConfigError
         A setting is no key of the profile, or its value is not what the key takes.
     """
@@ -91,6 +93,7 @@ def read_protocol(
             f"the header lacks {', '.join(keys.missing)} (MRSI profile 1.0); add them as userParameters of the header, "
             "give them as settings, or describe the sequence in a file (--sequence)"
         )
+    check_matrix(encoding.encoded.matrix, fields["n_times"], header.receiver_channels or 1)
     _check_axes(axes, fields["water_reference"])
     _check_trajectory(kind, encoding, space)
     centres = _k_centres(keys, axes, encoding, space)

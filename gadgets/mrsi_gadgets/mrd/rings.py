@@ -17,9 +17,12 @@ from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.mrd.header import MrdHeader
 from mrsi_gadgets.mrd.layout import COUNTER_INDEX, ReadoutHead
+from mrsi_gadgets.mrd.sizes import check_size
 from mrsi_gadgets.stream.messages import Acquisition
 
 RING, PARTITION, CHUNK, INTERLEAF = "kspace_encode_step_1", "kspace_encode_step_2", "segment", "user_0"
+_MOST_RINGS = 1 << 16
+"""A counter has 16 bits."""
 
 
 class RingLayout:
@@ -38,7 +41,8 @@ class RingLayout:
     Raises
     ------
     DataError
-        A key that rings need is missing or contradicts another, or no trajectory came with the readout.
+        A key that rings need is missing or contradicts another, no trajectory came with the readout, or a frame does
+        not fit into this machine's memory.
     """
 
     grid = None
@@ -56,6 +60,13 @@ class RingLayout:
             )
         _check_columns(protocol, int(first.trajectory.shape[1]))
         self._chunk = self._chunk_length(header, first)
+        # the same sum as below, before anything is made of it
+        slots = self.n_partitions * sum(t * -(-self._walk(lap, t) // self._chunk) for lap, t in self.laps_of_ring)
+        samples = max(lap for lap, _ in self.laps_of_ring) * protocol.n_times
+        matrix = protocol.geometry.matrix
+        check_size(matrix, slots, 1, 1)
+        # k (three numbers) and t are kept beside the samples of all coils
+        check_size(matrix, self.n_partitions * self.n_rings, samples, first.data.shape[0], beside=4)
         self._slots = [
             (partition, ring, interleaf, chunk)
             for partition in range(self.n_partitions)
@@ -275,6 +286,11 @@ def _rings_of_header(header: MrdHeader | None) -> int:
         raise DataError(
             "the number of rings is not known; give encodingLimits of kspace_encoding_step_1, or one value of "
             "mrsi_samples_per_lap per ring"
+        )
+    if not 0 <= limits.maximum < _MOST_RINGS:
+        raise DataError(
+            f"encodingLimits.kspace_encoding_step_1 has the maximum {limits.maximum}, but its counter ends at "
+            f"{_MOST_RINGS - 1}; correct it"
         )
     return int(limits.maximum) + 1
 

@@ -92,6 +92,8 @@ class Context:
     """Whether gadgets may overwrite the samples of the items they take: nobody else looks at them."""
     prepared: dict[Any, Future[Any]] = field(default_factory=dict)
     """Gadget -> what its `prepare` returns, computed beside the arriving readouts."""
+    map_names: tuple[str, ...] | None = None
+    """Maps that the quantification can give, sums first; None until it is prepared, or where there is none."""
     calibrated: dict[Any, Future[Any]] = field(default_factory=dict)
     """Gadget -> what its `calibrated` returns, computed beside the arriving readouts; empty where nobody asked."""
     on_calibration: Callable[[], None] | None = None

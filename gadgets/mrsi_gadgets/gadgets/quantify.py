@@ -15,6 +15,7 @@ from mrsi_gadgets.physics.basis import metabolite_basis
 from mrsi_gadgets.physics.brain_values import MACROMOLECULE_T1_S
 from mrsi_gadgets.physics.macromolecules import macromolecule_basis
 from mrsi_gadgets.physics.saturation import saturated
+from mrsi_gadgets.quantification.assembly import map_names
 from mrsi_gadgets.quantification.varpro import VarproModel, field_lineshape, fit_varpro, prepare_varpro
 
 
@@ -39,6 +40,7 @@ class Quantify(Gadget):
                 saturated(metabolite_basis(context.protocol)),
                 saturated(macromolecule_basis(context.protocol), t1_s=MACROMOLECULE_T1_S),
             )
+        context.map_names = map_names(model)
         context.report.provenance["t1_weights"] = (
             "steady state from TR and flip angle, relative to NAA"
             if context.protocol.repetition_time_s and context.protocol.flip_angle_deg

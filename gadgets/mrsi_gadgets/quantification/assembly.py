@@ -161,6 +161,13 @@ def _quantities(model: VarproModel) -> dict[str, np.ndarray]:
     return weights
 
 
+def map_names(model: VarproModel) -> tuple[str, ...]:
+    """Return the names of all maps that a fit of this model can give, known before its data are there: sums first."""
+    names = list(_quantities(model))
+    ratios = [f"{name}_per_{what}" for what in ("water", "tCr") for name in names]
+    return (*names, *ratios, "shift", "linewidth", "phase", "residual", "water")
+
+
 def _ratio(result: FitResult, weights: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Value and first-order variance of the ratio of two sums; NaN where the denominator is within its noise."""
     value, variance = result.weighted(weights)

@@ -164,7 +164,7 @@ def _quantities(model: VarproModel) -> dict[str, np.ndarray]:
 def map_names(model: VarproModel) -> tuple[str, ...]:
     """Return the names of all maps that a fit of this model can give, known before its data are there: sums first."""
     names = list(_quantities(model))
-    ratios = [f"{name}_per_{what}" for what in ("water", "tCr") for name in names]
+    ratios = [f"{name}_per_{what}" for what in ("water", "tCr") for name in names if name != what]
     return (*names, *ratios, "shift", "linewidth", "phase", "residual", "water")
 
 

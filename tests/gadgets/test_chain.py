@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 
 from contracts import attributes_of, check_gadget, run_gadget
 from mrsi_gadgets import replay
-from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.errors import ConfigError, DataError, PeerLost
 from mrsi_gadgets.gadgets.combine_coils import CombineCoils
 from mrsi_gadgets.gadgets.composition import Chain, find_recipe
 from mrsi_gadgets.gadgets.console_images import ConsoleImages
@@ -26,7 +29,7 @@ from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.mrd.sorting import sort_readouts
 from mrsi_gadgets.output.meta import from_xml, values_of
 from mrsi_gadgets.output.results import Results, gather
-from mrsi_gadgets.stream.messages import Acquisition, ConfigFile, Header, Image, Message
+from mrsi_gadgets.stream.messages import Acquisition, ConfigFile, ConfigText, Header, Image, Message
 from served import assert_same_images
 from small_scan import WATER_SIGNAL, SmallScan, small_scan
 
@@ -217,6 +220,112 @@ def test_a_device_that_is_not_there_is_refused_before_any_readout_is_taken():
 
     with pytest.raises(ConfigError, match="cuda:99"):
         run_scan(messages(), lambda message: None, ScanOptions(device="cuda:99"))
+
+
+@pytest.mark.parametrize(
+    ("element", "sentence"),
+    [
+        (
+            '<console_images maps="tNAA Foo"/>',
+            r"<console_images> asks for the map 'Foo', .* sums tNAA, .*single molecules",
+        ),
+        ('<console_images maps="tCr_per_tCr"/>', "asks for the map 'tCr_per_tCr'"),
+        ('<reconstruct method="subspace" rank="100000"/>', "rank 100000 must lie between 1 and the 128"),
+    ],
+)
+def test_what_cannot_work_is_refused_while_the_readouts_still_arrive(element, sentence):
+    recipe = "<configuration><chain><prewhiten/><field_map/><combine_coils/><reconstruct method='fourier'/><quantify/>"
+    recipe += "<console_images/></chain></configuration>"
+    name = element.partition(" ")[0]
+    recipe = re.sub(f"{name}[^>]*/>", element, recipe)
+    with pytest.raises(ConfigError, match=sentence) as refused:
+        run_scan(endless(small_scan(), ConfigText(recipe)), lambda message: None, ScanOptions(device="cpu"))
+    assert len(str(refused.value)) < 400
+
+
+def test_a_nucleus_that_the_fit_does_not_know_is_refused_while_the_readouts_still_arrive():
+    scan = small_scan().header_without("mrsi_nucleus").header_without("mrsi_transmit_frequency_Hz")
+    settings = {"mrsi_nucleus": "31P", "mrsi_transmit_frequency_Hz": "49.9e6"}
+    with pytest.raises(DataError, match="for 1H only, the protocol's nucleus is 31P"):
+        run_scan(
+            endless(scan, ConfigFile("fourier")), lambda message: None, ScanOptions(device="cpu", settings=settings)
+        )
+
+
+def endless(scan: SmallScan, config: ConfigFile | ConfigText) -> Iterator[Message]:
+    """A scan that never comes to an end: its first readout again and again, until somebody refuses it."""
+    yield config
+    yield Header(scan.header_xml)
+    for _ in range(2000):
+        yield scan.readouts[0]
+        time.sleep(0.01)
+    raise AssertionError("all readouts were taken")
+
+
+def test_a_map_of_a_line_that_no_molecule_has_may_be_asked_for():
+    context = Context(protocol=small_scan().protocol, map_names=("tNAA",))
+    ConsoleImages(maps=("tNAA", "unknown_2.87ppm")).prepare(context)
+    with pytest.raises(ConfigError, match="asks for the map 'tCr'"):
+        ConsoleImages(maps=("tCr",)).prepare(context)
+
+
+@pytest.mark.parametrize(
+    ("header", "sentence"),
+    [
+        ("<ismrmrdHeader><encoding>", "not usable XML"),
+        (
+            small_scan().header_xml.replace(
+                "</userParameters>",
+                "<userParameterString><name>mrsi_nucleus</name><value>31P</value></userParameterString></userParameters>",
+            ),
+            "mrsi_nucleus is given twice",
+        ),
+    ],
+)
+def test_a_header_that_cannot_be_used_is_refused_before_the_next_message_is_waited_for(header, sentence):
+    def messages() -> Iterator[Message]:
+        yield ConfigFile("fourier")
+        yield Header(header)
+        raise AssertionError("a message after the header was waited for")
+
+    with pytest.raises(DataError, match=sentence):
+        run_scan(messages(), lambda message: None, ScanOptions(device="cpu"))
+
+
+def test_the_peer_hears_how_far_the_scan_is_and_of_its_end_before_the_images_go_out(monkeypatch):
+    monkeypatch.setattr("mrsi_gadgets.gadgets.scan.PROGRESS_S", 0.0)
+    scan = small_scan()
+    said: list[str] = []
+    messages = [ConfigFile("fourier"), Header(scan.header_xml), *scan.readouts]
+    run_scan(iter(messages), lambda image: said.append("image"), ScanOptions(device="cpu"), tell=said.append)
+    counts = [sentence for sentence in said if re.fullmatch(r"\d+ readouts received", sentence)]
+    assert counts == [f"{n} readouts received" for n in range(1, len(scan.readouts) + 1)]
+    end = said.index(f"the scan has ended: {len(scan.readouts)} readouts received")
+    assert said.index(counts[-1]) < end < said.index("image")
+    assert set(said[end + 1 :]) == {"image"}
+
+
+def test_nothing_is_prepared_any_more_when_a_scan_has_failed(monkeypatch):
+    running = threading.Event()
+    ended = threading.Event()
+
+    def slow(self, context):
+        running.set()
+        time.sleep(0.3)
+        ended.set()
+
+    monkeypatch.setattr(Quantify, "prepare", slow)
+
+    def messages() -> Iterator[Message]:
+        yield ConfigFile("fourier")
+        yield Header(small_scan().header_xml)
+        yield small_scan().readouts[0]
+        assert running.wait(30)
+        raise PeerLost("gone")
+
+    with pytest.raises(PeerLost):
+        run_scan(messages(), lambda message: None, ScanOptions(device="cpu"))
+    assert ended.is_set()
 
 
 def test_the_images_say_by_what_they_were_made():

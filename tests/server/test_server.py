@@ -116,6 +116,15 @@ def test_a_client_hears_the_warnings_of_its_scan(scan):
     assert "no noise scan" in images_of(answer)[0].attributes
 
 
+@pytest.mark.parametrize("text", ["[" * 200_000, "no JSON", "[1, 2]"])
+def test_a_text_after_the_header_that_is_no_json_of_parameters_is_ignored_with_a_warning(scan, text):
+    config, header = opening(scan)
+    answer = session_in_thread([config, header, Text(text), *scan.readouts, Close()])
+    assert images_of(answer)
+    texts = [m.text for m in answer if isinstance(m, Text)]
+    assert any(t.startswith("WARNING ") and "is not JSON with 'parameters'" in t for t in texts)
+
+
 def test_two_sessions_at_once_get_their_own_results(server, scan, in_process):
     other = small_scan(seed=4)
     with connected(server.port) as first, connected(server.port) as second:

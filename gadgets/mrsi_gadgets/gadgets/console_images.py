@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mrsi_gadgets.data import Maps
+from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice
 from mrsi_gadgets.output.console import maps_to_images
 from mrsi_gadgets.output.scaling import DisplayScales
+from mrsi_gadgets.quantification.design import GROUPS
 from mrsi_gadgets.stream.messages import Image
+
+_UNKNOWN_LINE = "unknown_"
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,26 @@ class ConsoleImages(Gadget):
     def __post_init__(self) -> None:
         choice("quantitative", self.quantitative, ("all", "shown", "none"))
 
+    def prepare(self, context: Context) -> None:
+        """Refuse maps that the fit cannot give; `quantify`, before it in the chain, has told which it can.
+
+        Raises
+        ------
+        ConfigError
+            A map to show can never be there.
+        """
+        known = context.map_names
+        if known is None:
+            return
+        for name in self.maps:
+            # lines that no molecule explains are found only in the data
+            if name not in known and not name.startswith(_UNKNOWN_LINE):
+                sums = ", ".join(group for group in GROUPS if group in known)
+                raise ConfigError(
+                    f"<{self.element}> asks for the map '{name}', which the fit does not make; choose from the sums "
+                    f"{sums}, single molecules such as NAA, Cr or PCh, and NAME_per_water and NAME_per_tCr of each"
+                )
+
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
         """Yield the images of each frame."""
         scales = DisplayScales()
@@ -55,5 +79,5 @@ class ConsoleImages(Gadget):
                     scales=scales,
                 )
             context.frame = item.frame
-            context.progress(f"{len(images)} images of frame {item.frame}")
+            context.progress(f"{len(images)} images of frame {item.frame} are ready")
             yield from images

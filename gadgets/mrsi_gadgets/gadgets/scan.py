@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from mrsi_gadgets.mrd.sorting import sort_readouts
 from mrsi_gadgets.stream.messages import Acquisition, ConfigFile, ConfigText, Header, Image, Message, Text, Waveform
 
 log = logging.getLogger("mrsi.scan")
+
+PROGRESS_S = 10.0
+"""How often the peer hears how many readouts have come."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +88,14 @@ def run_scan(
     if header_xml is None:
         log.info("the peer closed without a header; nothing to do")
         return None
+    # before the next message is waited for, which may take minutes: a header that cannot be used is refused at once
+    header = adapted(parse_header(header_xml.xml), options.sequence)
     following = next(messages, None)
     settings = dict(options.settings)
     report = Report()
     if isinstance(following, Text):
         chain, settings = _json_parameters(following.text, chain, settings, options, report)
         following = next(messages, None)
-    header = adapted(parse_header(header_xml.xml), options.sequence)
     context = Context(
         protocol=read_protocol(header, settings, warn=report.warn),
         report=report,
@@ -105,7 +110,8 @@ def run_scan(
         try:
             _run(chain, _Source(following, messages, header, settings), context, send, observe)
         finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+            # what is being prepared ends inside this block: outside of it, it would take more threads than it may
+            executor.shutdown(wait=True, cancel_futures=True)
     return report
 
 
@@ -220,7 +226,7 @@ def _json_parameters(
     try:
         parameters = json.loads(text)["parameters"]
         items = {str(key): str(value) for key, value in parameters.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         report.warn("a text after the header is not JSON with 'parameters' and was ignored")
         return chain, settings
     wanted = items.pop("customconfig", "") or items.pop("config", "")
@@ -261,8 +267,11 @@ def _readouts(
 ) -> Iterator[Acquisition]:
     count = 0
     dynamic = context.protocol.axes.get("dynamic", "none")
+    preparing = list(context.prepared.values())
+    said = time.perf_counter()
     message = first
     while message is not None:
+        preparing = _still_preparing(preparing)
         if isinstance(message, Acquisition):
             count += 1
             if context.reference_head is None and classify(message.head, context.protocol) is Role.METABOLITE:
@@ -270,6 +279,9 @@ def _readouts(
             if outgoing.holding and classify(message.head, context.protocol) is Role.METABOLITE:
                 outgoing.went_on(_frame_of(message.head, dynamic))
             clock.last_readout = time.perf_counter()
+            if clock.last_readout - said >= PROGRESS_S:
+                said = clock.last_readout
+                context.progress(f"{count} readouts received")
             yield message
         elif isinstance(message, Text):
             log.info("text from the peer: %s", message.text)
@@ -279,5 +291,18 @@ def _readouts(
             raise ConfigError("an image came where readouts are expected; send MRD acquisitions (1008)")
         message = next(messages, None)
     context.report.provenance["readouts"] = count
-    context.progress(f"all {count} readouts received")
+    context.progress(f"the scan has ended: {count} readouts received")
     outgoing.ended_in_order()
+
+
+def _still_preparing(futures: list[Future[Any]]) -> list[Future[Any]]:
+    """Return those that have not ended; raise what one of them has failed with.
+
+    What cannot work (a nucleus without basis, a map that nobody makes) is refused while the scan runs, not after it.
+    """
+    if not futures:
+        return futures
+    for future in futures:
+        if future.done():
+            future.result()
+    return [future for future in futures if not future.done()]

@@ -1,17 +1,33 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from mrsi_gadgets.data import Geometry
+from mrsi_gadgets.data import Geometry, Map
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.output import pictures
 from mrsi_gadgets.output.console import maps_to_images
 from mrsi_gadgets.output.folder import write_results
-from mrsi_gadgets.output.panels import difference_map, nice_top, radiological_slice, spectrum_of
-from mrsi_gadgets.output.pictures import contact_sheet, demo_sheet
+from mrsi_gadgets.output.panels import (
+    DATA_COLOUR,
+    FIT_COLOUR,
+    NUISANCE_COLOUR,
+    curves_of,
+    difference_map,
+    draw_spectrum,
+    nice_top,
+    radiological_slice,
+    spectrum_of,
+    write_legend,
+)
+from mrsi_gadgets.output.pictures import _colours, contact_sheet, demo_sheet
 from mrsi_gadgets.output.results import Spectrum, gather
 
 # Images a scanner may send: directions of x, y, z in LPS, and what the edges of the picture must say.
@@ -80,6 +96,99 @@ def test_the_difference_colours_grow_lighter_to_both_ends_and_are_dark_between()
     luminance = linear @ [0.2126, 0.7152, 0.0722]
     assert np.all(np.diff(luminance[:129]) < 1e-9)
     assert np.all(np.diff(luminance[128:]) > -1e-9)
+
+
+def test_the_data_curve_is_what_was_measured_also_where_nuisance_cancels_the_fit():
+    times = np.arange(512) / 1500
+
+    def line(ppm: float, height: float) -> np.ndarray:
+        return height * np.exp(2j * np.pi * (ppm - 4.65) * 123.2 * times - times / 0.06)
+
+    real, invented = line(2.01, 1.0), line(1.35, 0.8)
+    curves = curves_of(Spectrum((0, 0, 0), real, real, -invented, 1 / 1500, 123.2e6, 4.65))
+    at = np.abs(curves.ppm - 1.35) < 0.03
+    ppm, measured = spectrum_of(real, Spectrum((0, 0, 0), real, real, real, 1 / 1500, 123.2e6, 4.65))
+    measured = measured.real[np.isin(ppm, curves.ppm)]
+    np.testing.assert_allclose(curves.data / curves.data.max(), measured / measured.max(), atol=1e-9)
+    assert np.abs(curves.data[at]).max() < 0.02
+    assert np.abs(curves.fit[at]).max() < 0.02
+    assert curves.nuisance[at].min() < -0.45
+
+
+@pytest.mark.parametrize("foreign", [1.3, 4.65])
+def test_lipids_or_water_a_hundred_times_as_high_leave_the_metabolites_visible(foreign):
+    times = np.arange(1024) / 1500
+    naa = np.exp(2j * np.pi * (2.01 - 4.65) * 123.2 * times - times / 0.06)
+    high = 100 * np.exp(2j * np.pi * (foreign - 4.65) * 123.2 * times - times / 0.06 - (times / 0.05) ** 2)
+    curves = curves_of(Spectrum((0, 0, 0), naa + high, naa + high, high, 1 / 1500, 123.2e6, 4.65))
+    near = np.abs(curves.ppm - 2.01) < 0.03
+    peak = curves.data[near].max() - curves.nuisance[near].min()
+    assert peak > 0.15 * (curves.high - curves.low)
+    assert curves.high - curves.low <= 2.5 + 1e-9
+
+
+def test_data_fit_nuisance_and_residual_have_colours_of_their_own_and_a_legend():
+    figure = Figure()
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    rng = np.random.default_rng(3)
+    data, fit, nuisance = (rng.standard_normal((3, 128)) + 1j * rng.standard_normal((3, 128))).astype("c8")
+    spectrum = Spectrum((1, 2, 3), data, fit, nuisance, 1 / 1500, 123.2e6, 4.65)
+    draw_spectrum(axes, spectrum)
+    write_legend(figure, 0.1, 0.95)
+    curves = curves_of(spectrum)
+    lines = {line.get_color(): line.get_ydata() for line in axes.get_lines() if len(line.get_ydata()) > 2}
+    assert len(lines) == 4
+    for colour, values in [
+        (DATA_COLOUR, curves.data), (FIT_COLOUR, curves.fit), (NUISANCE_COLOUR, curves.nuisance),
+    ]:  # fmt: skip
+        np.testing.assert_array_equal(lines[colour], values)
+    words = {text.get_color(): text.get_text() for text in figure.findobj(Text) if text.get_text()}
+    assert words[DATA_COLOUR] == "data"
+    assert words[FIT_COLOUR] == "total fit"
+    assert words[NUISANCE_COLOUR] == "nuisance (baseline, water, lipids)"
+
+
+def words_of(monkeypatch, source, path) -> set[str]:
+    """All texts of a contact sheet."""
+    made, build = [], pictures._figure
+    monkeypatch.setattr(pictures, "_figure", lambda *size: made.append(build(*size)) or made[0])
+    contact_sheet(source, path)
+    return {text.get_text() for text in made[0].findobj(Text)}
+
+
+def test_a_contact_sheet_says_units_water_misfit_and_lines_of_no_molecule(tmp_path, maps, monkeypatch):
+    ratio = maps.maps["tNAA_per_water"].value / 55508
+    line = np.where(maps.mask, 0.0, np.nan).astype("f4")
+    line[1, 2, 2] = 3.0
+    misfit = np.where(maps.mask, 2.5, np.nan).astype("f4")
+    more = {
+        "tNAA_per_water": Map(ratio, "1 (molecules per water molecule)", ratio / 10),
+        "water": Map(np.ones((3, 4, 5), "f4"), "a.u. (water signal at t = 0)"),
+        "residual": Map(misfit, "1 (root mean square over noise)"),
+        "unknown_2.87ppm": Map(line, "a.u. (protons per voxel)", np.abs(line)),
+        "unknown_1.20ppm": Map(0 * line, "a.u. (protons per voxel)", np.abs(line)),
+    }
+    maps = dataclasses.replace(maps, maps=dict(maps.maps) | more)
+    images = maps_to_images(maps, reference_head=None, shown=("tNAA",), warnings=["far " * 200])
+    words = words_of(monkeypatch, images, tmp_path / "sheet.png")
+    assert {"tNAA [mmol/kg water]", "water [a.u.]", "misfit (1 = noise)", "unknown 2.87 ppm [a.u.]", "≥ 3"} <= words
+    # a line that no voxel of the frame has needs no picture
+    assert not any("1.20" in word for word in words)
+    head = next(word for word in words if word.startswith("mrsi-gadgets"))
+    assert "median misfit 2.5 (1 = noise)" in head
+    assert head.splitlines()[1].startswith("! far far")
+    assert len(head.splitlines()[1]) < 150
+
+
+def test_a_line_that_points_down_has_colours_of_both_signs():
+    values = np.zeros(50)
+    values[:3] = -4.0, 1.0, 2.0
+    colours, low, high = _colours(values, both_signs=True)
+    assert (low, high) == (-4.0, 4.0)
+    assert colours.name == "difference"
+    assert _colours(np.abs(values), both_signs=True) == ("inferno", 0.0, 4.0)
+    assert _colours(values, both_signs=False)[:2] == ("inferno", 0.0)
 
 
 def png_size(path) -> tuple[int, int]:

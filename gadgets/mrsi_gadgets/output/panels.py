@@ -13,7 +13,8 @@ import numpy as np
 from mrsi_gadgets.output.results import Spectrum
 
 BACKGROUND, PANEL, TEXT, FAINT = "#0e1116", "#171b22", "#e6e9ee", "#8b94a3"
-DATA_COLOUR, FIT_COLOUR, RESIDUAL_COLOUR = "#aab3c2", "#ff9f43", "#6f7a8a"
+DATA_COLOUR, FIT_COLOUR, NUISANCE_COLOUR, RESIDUAL_COLOUR = "#d5dbe5", "#ff9f43", "#4aa8e8", "#6f7a8a"
+"""Orange and blue are told apart by every kind of colour vision."""
 
 AMOUNT, DEVIATION = "inferno", "viridis"
 """Perceptually uniform colour maps of values and of standard deviations."""
@@ -29,9 +30,15 @@ _SCREEN = {
 """Main direction of the slice's normal -> LPS directions that point right and down on the screen (radiological)."""
 _OBLIQUE = 0.35
 _ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
-_LEGEND = (("residual", FAINT, 0), ("fit", FIT_COLOUR, 46), ("data", DATA_COLOUR, 64))
-"""Word, colour, distance from the right edge [points]."""
+_LEGEND = (
+    ("data", DATA_COLOUR), ("total fit", FIT_COLOUR), ("nuisance (baseline, water, lipids)", NUISANCE_COLOUR),
+    ("residual", FAINT),
+)  # fmt: skip
 _PPM_RANGE_1H = (0.6, 4.2)
+_METABOLITES_1H = (1.85, 4.1)
+"""Where neither lipids nor the foot of water set the height of what is drawn."""
+_ABOVE, _BELOW = 1.0, 0.5
+"""How far curves may reach beyond the metabolites, as a share of the metabolites' own range."""
 _PEAKS_1H = {"NAA": 2.01, "Glx": 2.35, "tCr": 3.03, "tCho": 3.21, "Ins": 3.56, "Cr": 3.92}
 
 
@@ -168,11 +175,12 @@ def write(
     )  # fmt: skip
 
 
-def draw_colour_bar(figure: Any, artist: Any, axes: Any) -> None:
-    """Draw a horizontal colour bar into `axes` with three ticks."""
+def draw_colour_bar(figure: Any, artist: Any, axes: Any, *, open_end: bool = False) -> None:
+    """Draw a horizontal colour bar into `axes` with three ticks; `open_end` says that values beyond it look like it."""
     bar = figure.colorbar(artist, cax=axes, orientation="horizontal")
     low, high = artist.get_clim()
-    bar.set_ticks([low, (low + high) / 2, high], labels=[f"{v:.4g}" for v in (low, (low + high) / 2, high)])
+    labels = [f"{v:.4g}" for v in (low, (low + high) / 2, high)]
+    bar.set_ticks([low, (low + high) / 2, high], labels=[*labels[:2], f"≥ {labels[2]}" if open_end else labels[2]])
     bar.ax.tick_params(colors=FAINT, labelsize=7, length=2, width=0.5, pad=1.5)
     for text, align in zip(bar.ax.get_xticklabels(), ("left", "center", "right"), strict=True):
         text.set_ha(align)
@@ -196,25 +204,74 @@ def spectrum_of(fid: np.ndarray, spectrum: Spectrum, *, zero_filling: int = 2) -
     return ppm[::-1], values[::-1]
 
 
-def draw_spectrum(axes: Any, spectrum: Spectrum, *, title: str = "", legend: bool = True, last: bool = True) -> None:
-    """Draw data and fit without the nuisance part, and the residual above them; ppm falls from left to right."""
-    ppm, data = spectrum_of(spectrum.data - spectrum.nuisance, spectrum)
-    _, fit = spectrum_of(spectrum.fit - spectrum.nuisance, spectrum)
-    low, high = _PPM_RANGE_1H if spectrum.nucleus == "1H" else (float(ppm[-1]), float(ppm[0]))
-    inside = (ppm >= low) & (ppm <= high)
-    ppm, data, fit = ppm[inside], data.real[inside], fit.real[inside]
-    if not ppm.size:
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """What is drawn of a spectrum: real parts over falling ppm, in units of the metabolites' range."""
+
+    ppm: np.ndarray
+    data: np.ndarray
+    """As measured: nothing is taken off."""
+    fit: np.ndarray
+    """Molecules and nuisance."""
+    nuisance: np.ndarray
+    low: float
+    high: float
+    """Ends of what is shown; curves beyond them are cut."""
+
+
+def curves_of(spectrum: Spectrum) -> Curves | None:
+    """Return the curves of a spectrum, or None where it has no point in the range that is shown.
+
+    The range is that of data and fit among the metabolites, and as much more as all curves need, up to once it above
+    and half of it below: residual water and lipids a hundred times as high leave the metabolites visible.
+    """
+    ppm, measured = spectrum_of(spectrum.data, spectrum)
+    parts = [measured, *(spectrum_of(fid, spectrum)[1] for fid in (spectrum.fit, spectrum.nuisance))]
+    proton = spectrum.nucleus == "1H"
+    first, last = _PPM_RANGE_1H if proton else (float(ppm[-1]), float(ppm[0]))
+    inside = (ppm >= first) & (ppm <= last)
+    if not inside.any():
+        return None
+    data, fit, nuisance = (values.real[inside] for values in parts)
+    ppm = ppm[inside]
+    central = (ppm >= _METABOLITES_1H[0]) & (ppm <= _METABOLITES_1H[1])
+    central = central if proton and central.any() else np.ones(ppm.shape, dtype=bool)
+    near = np.concatenate([data[central], fit[central]])
+    low, high = float(near.min()), float(near.max())
+    height = max(high - low, 1e-30)
+    everything = np.concatenate([data, fit, nuisance])
+    bottom = max(float(everything.min()), low - _BELOW * height)
+    top = min(float(everything.max()), high + _ABOVE * height)
+    return Curves(ppm, data / height, fit / height, nuisance / height, bottom / height, top / height)
+
+
+def draw_spectrum(axes: Any, spectrum: Spectrum, *, title: str = "", last: bool = True) -> None:
+    """Draw the measured data, the whole fit and its nuisance part, and the residual above them; ppm falls to the right.
+
+    Nothing is subtracted from the data: a nuisance part that cancels the molecules is seen to do so.
+    """
+    from matplotlib.patches import Rectangle
+
+    curves = curves_of(spectrum)
+    if curves is None:
         return
-    height = max(float(np.max(np.abs(fit))), float(np.quantile(np.abs(data), 0.98)), 1e-30)
-    residual = (data - fit) / height
-    offset = 1.22 + max(0.0, -float(np.min(residual)))
-    top = offset + max(0.12, float(np.max(residual))) + 0.05
+    ppm, height = curves.ppm, curves.high - curves.low
+    right, left = float(ppm[-1]), float(ppm[0])
+    residual = curves.data - curves.fit
+    half = float(np.clip(np.max(np.abs(residual)), 0.04 * height, 0.2 * height))
+    offset = curves.high + 0.12 * height + half
     axes.axhline(offset, color=FAINT, lw=0.4, alpha=0.6)
-    axes.plot(ppm, residual + offset, color=RESIDUAL_COLOUR, lw=0.8)
-    axes.plot(ppm, data / height, color=DATA_COLOUR, lw=0.9)
-    axes.plot(ppm, fit / height, color=FIT_COLOUR, lw=1.4, alpha=0.95)
-    bottom = min(-0.12, float(np.min(data)) / height, float(np.min(fit)) / height) - 0.04
-    axes.set(xlim=(high, low), ylim=(bottom, top), yticks=[], facecolor=PANEL)
+    axes.axhline(0.0, color=FAINT, lw=0.4, alpha=0.4)
+    window = Rectangle((right, curves.low), left - right, height, transform=axes.transData)
+    strip = Rectangle((right, offset - half), left - right, 2 * half, transform=axes.transData)
+    for values, colour, width, clip in (
+        (residual + offset, RESIDUAL_COLOUR, 0.8, strip), (curves.nuisance, NUISANCE_COLOUR, 1.1, window),
+        (curves.data, DATA_COLOUR, 1.0, window), (curves.fit, FIT_COLOUR, 1.3, window),
+    ):  # fmt: skip
+        axes.plot(ppm, values, color=colour, lw=width, alpha=0.95)[0].set_clip_path(clip)
+    axes.set(
+        xlim=(left, right), ylim=(curves.low - 0.04 * height, offset + half + 0.04 * height), yticks=[], facecolor=PANEL
+    )
     axes.tick_params(colors=FAINT, labelsize=7.5, length=2.5, width=0.5, labelbottom=last)
     for name, spine in axes.spines.items():
         spine.set(visible=name == "bottom", color=FAINT, linewidth=0.5)
@@ -222,18 +279,28 @@ def draw_spectrum(axes: Any, spectrum: Spectrum, *, title: str = "", legend: boo
         axes.set_xlabel("chemical shift [ppm]", color=FAINT, fontsize=8, labelpad=2)
     if title:
         axes.set_title(title, color=TEXT, fontsize=8.5, loc="left", pad=3)
-    if legend:
-        for text, colour, points in _LEGEND:
-            axes.annotate(
-                text, (1, 1), xycoords="axes fraction", xytext=(-points, 3), textcoords="offset points", color=colour,
-                fontsize=8, ha="right", va="bottom",
-            )  # fmt: skip
     if spectrum.nucleus == "1H":
-        _name_peaks(axes, ppm, np.maximum(data, fit) / height)
+        _name_peaks(axes, ppm, np.minimum(np.maximum(curves.data, curves.fit), curves.high), 0.03 * height)
 
 
-def _name_peaks(axes: Any, ppm: np.ndarray, curve: np.ndarray) -> None:
+def write_legend(figure: Any, x: float, y: float) -> None:
+    """Write the names of a spectrum's curves in their colours, beginning at a place in figure coordinates."""
+    before: Any = None
+    for text, colour in _LEGEND:
+        place: dict[str, Any] = {"xy": (x, y), "xycoords": "figure fraction"}
+        if before is not None:
+            place = {"xy": (1, 0), "xycoords": before, "xytext": (9, 0), "textcoords": "offset points"}
+        before = figure.add_artist(_annotation(text, colour, **place))
+
+
+def _annotation(text: str, colour: str, **place: Any) -> Any:
+    from matplotlib.text import Annotation
+
+    return Annotation(text, color=colour, fontsize=8, ha="left", va="bottom", annotation_clip=False, **place)
+
+
+def _name_peaks(axes: Any, ppm: np.ndarray, curve: np.ndarray, gap: float) -> None:
     for name, at in _PEAKS_1H.items():
         near = curve[np.abs(ppm - at) < 0.05]
         if near.size:
-            axes.text(at, float(near.max()) + 0.03, name, color=FAINT, fontsize=7, ha="center", va="bottom")
+            axes.text(at, float(near.max()) + gap, name, color=FAINT, fontsize=7, ha="center", va="bottom")

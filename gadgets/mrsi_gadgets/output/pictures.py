@@ -13,12 +13,16 @@ from mrsi_gadgets.io.mrd_file import read_images
 from mrsi_gadgets.output import panels
 from mrsi_gadgets.output.panels import BACKGROUND, FAINT, TEXT
 from mrsi_gadgets.output.results import ResultMap, Results, Spectrum, gather
-from mrsi_gadgets.output.scaling import display_unit
+from mrsi_gadgets.output.scaling import display_unit, is_unknown, map_title
 from mrsi_gadgets.stream.messages import Image
 
 _USUAL = ("tNAA", "tCr", "tCho", "Ins", "Glx")
 _MOST_MAPS = 8
 _MOST_SPECTRA = 3
+_MOST_LINES = 3
+_MOST_WARNINGS = 4
+_LINE = 0.19
+"""Height of a line of text [inch]."""
 _DPI = 150
 _ROW = 1.75
 _MARGIN = 2
@@ -26,10 +30,18 @@ _SD_QUANTILE = 0.97
 """The rim of the mask has large standard deviations; the colours are for the rest."""
 _ERROR_SHARE = 0.4
 """Ends of the error colours, as a share of the top of the value colours."""
+_MISFIT_TOP = 3.0
+"""Upper end of the misfit's colours, the same in every picture: 1 is noise."""
+_NEGATIVE = 0.1
+"""A map whose least value lies further below zero than this share of its largest has colours for both signs."""
+_LONG_TITLE = 17
 
 
 def contact_sheet(source: Results | Iterable[Image] | str | Path, path: str | Path) -> None:
-    """Write one PNG of a result: maps and standard deviations in their units, B0, mask and spectra with their fits.
+    """Write one PNG of a result: maps with standard deviations, water, misfit, B0, mask and spectra with their fits.
+
+    Lines that no molecule has stand beside the molecules, and the title says how large the misfit is: where it lies
+    far above 1 the model does not apply, however good the maps look.
 
     Parameters
     ----------
@@ -49,27 +61,34 @@ def contact_sheet(source: Results | Iterable[Image] | str | Path, path: str | Pa
         raise DataError("there is no map to draw; the images hold no quantified map")
     frame = min(maps[0].frames)
     mask = results.mask.get(frame, np.isfinite(maps[0].frames[frame]))
+    maps += [item for item in _lines_to_show(results, frame, mask) if item not in maps]
+    water, misfit = (results.maps.get(name, ResultMap(name, "")).frames.get(frame) for name in ("water", "residual"))
     spectra = results.spectra[:_MOST_SPECTRA]
-    columns, height = len(maps) + 1, 5.4 + (2.7 if spectra else 0.0)
+    columns = len(maps) + 1 + (water is not None or misfit is not None)
     width = 1.75 * columns + 0.5
-    figure = _figure(width, height)
     view = _View(results.affine_ras, mask, panels.busiest_slice(mask))
-    left, right, middle = 0.5 / width, 1 - 0.15 / width, 1 - 5.3 / height
+    head = _sheet_title(results, view, frame, misfit)
+    warnings = [_shortened(f"! {sentence}", width) for sentence in results.warnings[:_MOST_WARNINGS]]
+    above = 0.7 + _LINE * len(warnings)
+    height = above + 4.7 + (3.0 if spectra else 0.0)
+    figure = _figure(width, height)
+    left, right, middle = 0.5 / width, 1 - 0.15 / width, 1 - (above + 4.6) / height
     grid = figure.add_gridspec(
-        4, columns, left=left, right=right, top=1 - 0.7 / height, bottom=middle + 0.25 / height, wspace=0.08,
+        4, columns, left=left, right=right, top=1 - above / height, bottom=middle + 0.25 / height, wspace=0.08,
         hspace=0.1, height_ratios=(1, 0.045, 1, 0.045),
     )  # fmt: skip
     for column, item in enumerate(maps):
         _draw_map_column(figure, grid, column, item, frame, view, spectra if column == 0 else ())
+    _draw_model_column(figure, grid, len(maps), water, misfit, view)
     _draw_field_column(figure, grid, columns - 1, results, frame, view)
     if spectra:
         lower = figure.add_gridspec(
-            1, len(spectra), left=left, right=right, top=middle - 0.3 / height, bottom=0.42 / height, wspace=0.06
+            1, len(spectra), left=left, right=right, top=middle - 0.5 / height, bottom=0.42 / height, wspace=0.06
         )
         for column, spectrum in enumerate(spectra):
-            axes = figure.add_subplot(lower[0, column])
-            panels.draw_spectrum(axes, spectrum, title=_voxel_title(column, spectrum), legend=column == 0)
-    _head_line(figure, _sheet_title(results, view, frame), height)
+            panels.draw_spectrum(figure.add_subplot(lower[0, column]), spectrum, title=_voxel_title(column, spectrum))
+        panels.write_legend(figure, left, middle - 0.24 / height)
+    _head_line(figure, "\n".join([head, *warnings]), height)
     figure.savefig(path, dpi=_DPI, facecolor=BACKGROUND, metadata={"Software": "mrsi-gadgets"})
 
 
@@ -165,9 +184,19 @@ class _View:
             for row, column in np.argwhere(panels.radiological_slice(place, self.affine_ras, self.index).values):
                 panels.write(axes, float(column), float(row), str(number), data=True)
 
-    def draw(self, axes: Any, volume: np.ndarray, colours: Any, low: float, high: float, *, labels: bool) -> Any:
-        """Draw a volume inside the mask, NaN and everything outside as background."""
-        masked = np.where(self.mask, volume, np.nan)
+    def draw(
+        self,
+        axes: Any,
+        volume: np.ndarray,
+        colours: Any,
+        low: float,
+        high: float,
+        *,
+        labels: bool,
+        everywhere: bool = False,
+    ) -> Any:
+        """Draw a volume inside the mask (or `everywhere`), NaN and everything outside as background."""
+        masked = volume if everywhere else np.where(self.mask, volume, np.nan)
         picture = panels.radiological_slice(masked, self.affine_ras, self.index)
         return panels.draw_slice(axes, picture, colours=colours, low=low, high=high, labels=labels, box=self.box)
 
@@ -181,21 +210,29 @@ def _results(source: Results | Iterable[Image] | str | Path) -> Results:
 
 
 def _maps_to_show(results: Results) -> list[ResultMap]:
-    names = results.shown or [n for n in _USUAL if n in results.maps] or list(results.maps)
+    shown = [name for name in results.shown if not is_unknown(name)]
+    names = shown or [n for n in _USUAL if n in results.maps] or list(results.maps)
     return [results.maps[name] for name in names[:_MOST_MAPS] if name in results.maps and results.maps[name].frames]
+
+
+def _lines_to_show(results: Results, frame: int, mask: np.ndarray) -> list[ResultMap]:
+    """Return the maps of lines that no molecule has, where this frame has the line."""
+    found = [item for name, item in results.maps.items() if is_unknown(name) and frame in item.frames]
+    seen = [item for item in found if np.any(np.nan_to_num(item.frames[frame][mask]) != 0)]
+    return seen[:_MOST_LINES]
 
 
 def _draw_map_column(
     figure: Any, grid: Any, column: int, item: ResultMap, frame: int, view: _View, marked: Sequence[Spectrum]
 ) -> None:
     first = column == 0
-    title = item.name.replace("_per_water", "").replace("_per_", " / ")
+    title = map_title(item.name).replace("_per_water", "").replace("_per_", " / ").replace("unknown line", "unknown")
     factor, unit = display_unit(item.name, item.unit)
     value = item.frames[frame] * factor
     axes = figure.add_subplot(grid[0, column])
-    top = panels.nice_top(value[view.mask])
-    artist = view.draw(axes, value, panels.AMOUNT, 0.0, top, labels=first)
-    _title(axes, title, unit.removesuffix(" water"))
+    colours, low, high = _colours(value[view.mask], both_signs=is_unknown(item.name))
+    artist = view.draw(axes, value, colours, low, high, labels=first)
+    _title(axes, title, unit)
     view.mark(axes, marked)
     panels.draw_colour_bar(figure, artist, figure.add_subplot(grid[1, column]))
     if first:
@@ -209,6 +246,34 @@ def _draw_map_column(
     panels.draw_colour_bar(figure, artist, figure.add_subplot(grid[3, column]))
     if first:
         _row_name(axes, "standard deviation")
+
+
+def _colours(values: np.ndarray, *, both_signs: bool) -> tuple[Any, float, float]:
+    """Return colour map and ends for values: from zero, or about zero where negative ones may mean something."""
+    present = values[np.isfinite(values) & (values != 0)] if both_signs else values
+    top = panels.nice_top(present)
+    if not both_signs or not present.size or float(present.min()) > -_NEGATIVE * float(np.abs(present).max()):
+        return panels.AMOUNT, 0.0, top
+    top = panels.nice_top(np.abs(present))
+    return panels.difference_map(), -top, top
+
+
+def _draw_model_column(
+    figure: Any, grid: Any, column: int, water: np.ndarray | None, misfit: np.ndarray | None, view: _View
+) -> None:
+    """Draw water, everywhere, and where the model does not apply."""
+    if water is not None:
+        axes = figure.add_subplot(grid[0, column])
+        top = panels.nice_top(water[view.mask] if view.mask.any() else water)
+        artist = view.draw(axes, water, "gray", 0.0, top, labels=False, everywhere=True)
+        _title(axes, "water", "a.u.")
+        panels.draw_colour_bar(figure, artist, figure.add_subplot(grid[1, column]))
+    if misfit is not None:
+        axes = figure.add_subplot(grid[2, column])
+        artist = view.draw(axes, misfit, panels.AMOUNT, 0.0, _MISFIT_TOP, labels=False)
+        bar = figure.add_subplot(grid[3, column])
+        panels.draw_colour_bar(figure, artist, bar, open_end=True)
+        bar.set_xlabel("misfit (1 = noise)", color=TEXT, fontsize=9, labelpad=1)
 
 
 def _draw_field_column(figure: Any, grid: Any, column: int, results: Results, frame: int, view: _View) -> None:
@@ -265,7 +330,8 @@ def _draw_spectra_column(figure: Any, spectra: Sequence[Spectrum], left: float, 
     for row, spectrum in enumerate(spectra):
         axes = figure.add_subplot(grid[row, 0])
         last = row == len(spectra) - 1
-        panels.draw_spectrum(axes, spectrum, title=_voxel_title(row, spectrum), legend=row == 0, last=last)
+        panels.draw_spectrum(axes, spectrum, title=_voxel_title(row, spectrum), last=last)
+    panels.write_legend(figure, left, 1 - 0.5 / height)
 
 
 def _voxel_title(index: int, spectrum: Spectrum) -> str:
@@ -273,7 +339,8 @@ def _voxel_title(index: int, spectrum: Spectrum) -> str:
 
 
 def _title(axes: Any, name: str, unit: str) -> None:
-    axes.set_title(name if unit in ("", "1") else f"{name} [{unit}]", color=TEXT, fontsize=10.5, pad=4)
+    text = name if unit in ("", "1") else f"{name} [{unit}]"
+    axes.set_title(text, color=TEXT, fontsize=10.5 * min(1.0, _LONG_TITLE / len(text)), pad=4)
 
 
 def _figure(width: float, height: float) -> Any:
@@ -293,7 +360,7 @@ def _head_line(figure: Any, text: str, height: float) -> None:
     figure.text(0.012, 1 - 0.14 / height, text, color=FAINT, fontsize=10, ha="left", va="top")
 
 
-def _sheet_title(results: Results, view: _View, frame: int) -> str:
+def _sheet_title(results: Results, view: _View, frame: int, misfit: np.ndarray | None) -> str:
     parts = ["mrsi-gadgets"]
     method = results.provenance.get("reconstruct") or results.provenance.get("method")
     if isinstance(method, str):
@@ -303,4 +370,13 @@ def _sheet_title(results: Results, view: _View, frame: int) -> str:
         parts.append(f"slice {view.index + 1} of {view.mask.shape[2]}")
     if len(results.mask) > 1:
         parts.append(f"frame {frame + 1} of {len(results.mask)}")
-    return "   ".join(parts + [f"! {sentence}" for sentence in results.warnings[:2]])
+    inside = np.array([]) if misfit is None else misfit[view.mask & np.isfinite(misfit)]
+    if inside.size:
+        parts.append(f"median misfit {np.median(inside):.2g} (1 = noise)")
+    return "   ".join(parts)
+
+
+def _shortened(text: str, width: float) -> str:
+    """Cut a sentence to what fits across a picture of `width` inch."""
+    most = int(width * 12)
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"

@@ -68,8 +68,8 @@ class Quantify(Gadget):
                 maps = self._with_field(maps, context.calibration)
             for name, count in maps.provenance.get("unmodelled_lines", {}).items():
                 context.report.warn(
-                    f"{count} voxels hold a line that no molecule of the model has; it was fitted as {name}: look at "
-                    "its map and at spectra there before you trust the maps of molecules beside it"
+                    f"{count} voxels hold signal that no molecule of the model explains; it was fitted as a line, "
+                    f"{name}: look at its map and at spectra there before you trust the maps of molecules beside it"
                 )
             context.progress(f"frame {item.frame} quantified: {int(maps.mask.sum())} voxels")
             yield maps

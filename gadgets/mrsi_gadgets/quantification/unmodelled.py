@@ -37,8 +37,8 @@ _RETAINED = 0.65
 """Least part of a line's energy that the molecules must be unable to explain."""
 _REACHED = 0.5
 """Least part of a line's energy that must lie in the coordinates of the fit."""
-_EXPLAINED = 0.5
-"""Least part of the misfit beyond the usual that the line must explain."""
+_EXPLAINED, _EXPLAINED_IN_ALL = 0.5, 0.6
+"""Least part of the misfit beyond the usual that the line must explain in a voxel, and in all its voxels together."""
 _SMALLEST = 4.0
 """Least amplitude [mM of protons in normal brain]: where noise is low, smaller errors of the model look like lines."""
 _ENOUGH_VOXELS = 3
@@ -95,6 +95,8 @@ def find_lines(
     scale = np.concatenate([to_numpy(one.scale) for one in passes])
     amplitude = np.sqrt(ratio / left) / scale[:, None]
     sure = (ratio > alarm) & (ratio > _EXPLAINED * excess[:, None]) & (amplitude > _SMALLEST)
+    explained = np.sum(ratio * sure, axis=0)
+    sure &= explained > _EXPLAINED_IN_ALL * np.sum(excess[:, None] * sure, axis=0)
     lines: list[UnmodelledLine] = []
     while len(lines) < MOST_LINES:
         best = int(np.argmax(np.sum(ratio * sure, axis=0)))

@@ -50,6 +50,7 @@ def conjugate_gradient(
     rhs: Array,
     *,
     x0: Array | None = None,
+    precondition: Callable[[Array], Array] | None = None,
     max_iterations: int = 100,
     rtol: float = 1e-5,
     callback: Callable[[int, float], bool | None] | None = None,
@@ -69,6 +70,8 @@ def conjugate_gradient(
         Right-hand side, any shape, real or complex.
     x0
         Start; zero where None.
+    precondition
+        Hermitian positive definite map near the inverse of `normal`; the identity where None.
     max_iterations
         Upper limit.
     rtol
@@ -83,24 +86,26 @@ def conjugate_gradient(
     target = rhs / scale
     x = namespace(rhs).zeros_like(rhs) if x0 is None else x0 / scale
     residual = target if x0 is None else target - normal(x)
-    direction = residual
-    power = _norm(residual) ** 2
-    residuals = [power**0.5]
+    improved = residual if precondition is None else precondition(residual)
+    direction = improved
+    power = _inner(residual, improved)
+    residuals = [_norm(residual)]
     status = Status.CONVERGED if residuals[0] <= rtol else Status.MAX_ITERATIONS
     for iteration in range(1, max_iterations + 1):
         if status is Status.CONVERGED:
             break
         image = normal(direction)
         curvature = _inner(direction, image)
-        if not curvature > 1e-30 * power:
+        if not curvature > 1e-30 * abs(power):
             status = Status.BREAKDOWN
             break
         step = power / curvature
         x = x + step * direction
         residual = residual - step * image
-        previous, power = power, _norm(residual) ** 2
-        direction = residual + (power / previous) * direction
-        residuals.append(power**0.5)
+        improved = residual if precondition is None else precondition(residual)
+        previous, power = power, _inner(residual, improved)
+        direction = improved + (power / previous) * direction
+        residuals.append(_norm(residual))
         if residuals[-1] <= rtol:
             status = Status.CONVERGED
         if callback is not None and callback(iteration, residuals[-1]) and status is not Status.CONVERGED:

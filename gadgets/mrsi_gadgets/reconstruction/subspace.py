@@ -42,9 +42,12 @@ from mrsi_gadgets.reconstruction.regularisation import (
     smooth,
     smoothed_noise,
 )
-from mrsi_gadgets.reconstruction.solvers import conjugate_gradient
+from mrsi_gadgets.reconstruction.solvers import Solution, conjugate_gradient
 
 PRIORS = ("edges", "none")
+_FLOOR = 0.01
+_INCOMPLETE_RTOL, _INCOMPLETE_ITERATIONS = 1e-3, 60
+"""Incomplete data are solved to this relative residual, or for so many iterations."""
 
 
 class TemporalBasis(Protocol):
@@ -215,7 +218,7 @@ def _least_squares(
         problem = replace(problem, b0_hz=problem.b0_hz + shift, basis=basis)
         provenance |= {"shared_shift_hz": shift, "rows_added": len(rows)}
     if image is None:
-        image = _solve(problem, None, None)
+        image = _solve(problem, None, None).checked()
     return problem, image, np.full(len(problem.basis), sample_sd * scale)
 
 
@@ -261,10 +264,7 @@ def _regularise(
         z[place] = namespace(z).where(keep, smoothed, z[place])
         return turned, z * float(noise[0]), errors
     full = _in_full(edges, box, problem.mask.shape)
-    if np.allclose(noise, noise[0], rtol=1e-6):
-        turned = replace(problem, basis=(rotation.conj().T @ problem.basis).astype(np.complex64))
-        return turned, _solve(turned, full, choice), errors
-    return _regularise_unequal(problem, rotation, noise, full, choice, errors)
+    return _regularise_in_general(problem, rotation, noise, full, choice, errors, provenance)
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
@@ -284,22 +284,34 @@ def _in_full(edges: EdgePrior, box: tuple[slice, slice, slice], shape: tuple[int
     return EdgePrior((full[0], full[1], full[2]))
 
 
-def _regularise_unequal(
+def _regularise_in_general(
     problem: _Problem,
     rotation: np.ndarray,
     noise: np.ndarray,
     edges: EdgePrior,
     choice: WeightChoice,
     errors: np.ndarray,
+    provenance: dict[str, Any],
 ) -> tuple[_Problem, Array, np.ndarray]:
-    """Solve with coefficients of unequal noise: the prior is diagonal only in the whitened, rotated ones.
+    """Solve with the general operator: the prior is diagonal only in the whitened, rotated coefficients.
 
     Its errors are those of the smoothers in the whitened coefficients, carried back.
     """
-    # R u = (D rotation) diag(lambda) (D rotation)^H L u with D = sd_data / sd_coefficient
+    # with D = sd_data / sd_coefficient and z = u D rotation the penalty ||L z||^2 has the gradient
+    # L^2 u (D rotation) diag(lambda) (D rotation)^H
     mixing = (problem.noise_sd / noise)[:, None] * rotation
-    penalty = (mixing.conj() * choice.weights) @ mixing.T
-    image = _solve(problem, edges, choice, penalty=penalty)
+    penalty = (mixing * choice.weights) @ mixing.conj().T
+    if problem.kt.fully_sampled:
+        solution = _solve(problem, edges, choice, penalty=penalty, rotation=rotation)
+        solution.checked()
+    else:
+        # where neither samples nor the prior say anything, going on would only raise noise
+        rough = replace(problem, rtol=max(problem.rtol, _INCOMPLETE_RTOL))
+        solution = _solve(
+            rough, edges, choice, penalty=penalty, rotation=rotation, max_iterations=_INCOMPLETE_ITERATIONS
+        )
+    provenance |= {"iterations": len(solution.residuals) - 1, "relative_residual": solution.residuals[-1]}
+    image = solution.value
     carried = np.sqrt(errors**2 @ np.abs(rotation.T) ** 2)
     return problem, image, carried
 
@@ -332,9 +344,12 @@ def _choose_edges(
 
 def _solve(
     problem: _Problem, edges: EdgePrior | None, choice: WeightChoice | None, *, penalty: np.ndarray | None = None,
-    samples: Array | None = None, max_iterations: int = 600, strict: bool = True,
-) -> Array:  # fmt: skip
-    """Return (A^H A + R)^-1 A^H d by conjugate gradients in the general operator."""
+    rotation: np.ndarray | None = None, samples: Array | None = None, max_iterations: int = 600,
+) -> Solution:  # fmt: skip
+    """Return (A^H A + R)^-1 A^H d by conjugate gradients in the general operator.
+
+    (1 + R)^-1 preconditions: it is the inverse itself where k-space is complete, and costs no transform.
+    """
     kt = problem.kt if samples is None else problem.kt.with_samples(samples)
     operator = encoding_operator(kt, problem.coil_maps, problem.b0_hz, problem.basis, weights=problem.weights)
     weights = like(problem.weights[None, :, None].astype(np.float32), kt.samples)
@@ -350,8 +365,16 @@ def _solve(
         curved = edges.laplacian(edges.laplacian(u))
         return image + (curved * lambdas if matrix is None else curved @ matrix)
 
-    solution = conjugate_gradient(normal, rhs, rtol=problem.rtol, max_iterations=max_iterations)
-    return solution.checked() if strict else solution.value
+    def smoothed(u: Array) -> Array:
+        assert edges is not None
+        assert choice is not None
+        z = u if rotation is None else u @ like(rotation, u, u.dtype)
+        # the smoother's polynomial errs by less than what is added, so that the map stays positive
+        z = (1 - _FLOOR) * smooth(z, edges, choice) + _FLOOR * z
+        return z if rotation is None else z @ like(rotation.conj().T, u, u.dtype)
+
+    precondition = None if edges is None or choice is None else smoothed
+    return conjugate_gradient(normal, rhs, rtol=problem.rtol, max_iterations=max_iterations, precondition=precondition)
 
 
 def _solve_without_prior(problem: _Problem) -> tuple[Array, np.ndarray]:
@@ -361,12 +384,12 @@ def _solve_without_prior(problem: _Problem) -> tuple[Array, np.ndarray]:
     how much noise is in each coefficient.
     """
     count = 12
-    image = _solve(problem, None, None, max_iterations=count, strict=False)
+    image = _solve(problem, None, None, max_iterations=count).value
     samples = problem.kt.samples
     noise = problem.rng.standard_normal((*samples.shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
     acquired = np.sqrt(1 / np.maximum(problem.kt.count, 1)) * (problem.kt.count > 0)
     noise = noise * (problem.noise_sd * acquired[None, :, None]).astype(np.float32)
-    empty = _solve(problem, None, None, samples=like(noise, samples, samples.dtype), max_iterations=count, strict=False)
+    empty = _solve(problem, None, None, samples=like(noise, samples, samples.dtype), max_iterations=count).value
     inside = problem.mask if problem.mask.any() else np.ones_like(problem.mask)
     return image, np.sqrt(np.mean(np.abs(to_numpy(empty)[inside]) ** 2, axis=0) / 2)
 

@@ -18,6 +18,9 @@ import numpy as np
 from mrsi_gadgets.arrays import Array, like, namespace
 from mrsi_gadgets.errors import DataError
 
+LEAST_ECHO_TIME_S = 0.01
+"""From this echo time on there is an echo."""
+
 
 class Role(Enum):
     """What a readout is for (profile 2.6.2, first match wins)."""
@@ -147,6 +150,15 @@ class Protocol:
             raise DataError(f"the transmit frequency is {self.transmit_frequency_hz:g} Hz; it must be positive")
         if self.freq_sign not in (1, -1) or any(s not in (1, -1) for s in self.kspace_sign):
             raise DataError("mrsi_freq_sign and mrsi_kspace_sign must be +1 or -1")
+
+    @property
+    def spin_echo_time_s(self) -> float | None:
+        """Echo time of the first echo [s] where samples count from an echo top, None for pulse-acquire.
+
+        A pulse-acquire sequence writes its delay of a millisecond or two into TE; no echo comes that early.
+        """
+        first = self.echo_times_s[0] if self.echo_times_s else 0.0
+        return first if first >= LEAST_ECHO_TIME_S else None
 
     @property
     def times_s(self) -> np.ndarray:

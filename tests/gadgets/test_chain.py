@@ -207,6 +207,20 @@ def test_without_a_water_reference_there_are_maps_but_none_in_units_of_water():
     assert not {name for name in names if name.endswith("_per_water")}
 
 
+def test_a_model_that_does_not_describe_the_spectra_is_said_so():
+    scan = small_scan()
+    result = run(scan.header_with("<TE>1.3</TE>", "<TE>144.0</TE>"))
+    assert any("the model does not describe these spectra" in warning for warning in result.summary["warnings"])
+    assert result.summary["provenance"]["median_misfit"] > 3
+    assert "144 ms" in result.summary["provenance"]["echo"]
+    assert run(scan).summary["provenance"]["median_misfit"] < 1.5
+
+
+def test_fids_too_short_to_tell_molecules_apart_are_refused():
+    with pytest.raises(DataError, match="20 points, too few"):
+        run(small_scan(n_times=20))
+
+
 def test_a_complete_scan_has_nothing_to_warn_of():
     assert run(small_scan()).summary["warnings"] == []
 

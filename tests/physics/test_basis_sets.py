@@ -118,3 +118,17 @@ def test_lipids_peak_at_1_3_ppm_and_their_shares_add_up_to_fat(protocol):
     assert sum(LIPID_SHARES) == pytest.approx(1, abs=2e-3)
     assert len(LIPIDS) == len(LIPID_SHARES)
     assert peak_ppm(protocol, fat, 0, 6) == pytest.approx(1.30, abs=0.02)
+
+
+def test_an_echo_time_of_the_protocol_makes_the_basis_that_of_a_spin_echo(make_protocol):
+    echo = make_protocol(echo_times_s=(0.144,))
+    np.testing.assert_array_equal(
+        metabolite_basis(echo, ["Lac"]).fids, metabolite_basis(make_protocol(), ["Lac"], echo_time_s=0.144).fids
+    )
+    # the doublet of lactate, J = 6.93 Hz, is upside down after 1 / J
+    probe = np.exp((-2j * np.pi * echo.hz(1.3142 + 0.028) - 10) * echo.times_s)
+    early, late = (metabolite_basis(p, ["Lac"]).fids[0] @ probe for p in (make_protocol(), echo))
+    assert early.real > 0
+    assert late.real < -0.8 * early.real
+    # what a pulse-acquire sequence writes into TE is its delay
+    assert make_protocol(echo_times_s=(0.0013,)).spin_echo_time_s is None

@@ -5,7 +5,8 @@ import pytest
 
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.physics.basis import metabolite_basis
-from mrsi_gadgets.physics.ensemble import NAA_CH3_SIGNAL, Ensemble, noise_sd_at_snr, sample, saturation
+from mrsi_gadgets.physics.ensemble import NAA_CH3_SIGNAL, Ensemble, noise_sd_at_snr, sample
+from mrsi_gadgets.physics.saturation import macromolecule_weight, relaxation_weight, saturation
 
 QUIET = {
     "concentration_sd": 0.0,
@@ -72,6 +73,14 @@ def test_short_t1_stands_out_where_repetition_is_fast(make_protocol):
         for d in (sample(fast, 300, 0), sample(make_protocol(), 300, 0))
     ]
     assert share[0] > 1.3 * share[1]
+
+
+def test_an_echo_weighs_molecules_by_their_t2(make_protocol):
+    echo = make_protocol(echo_times_s=(0.144,))
+    expected = np.exp(0.144 / 0.25 - 0.144 / 0.16)
+    assert relaxation_weight(echo, "Cr") == pytest.approx(expected, rel=0.02)
+    assert relaxation_weight(make_protocol(), "Cr") == 1.0
+    assert macromolecule_weight(echo) < 0.02
 
 
 def test_noise_level_gives_the_naa_peak_snr_it_names(protocol, rng):

@@ -113,11 +113,40 @@ def test_residual_water_serves_where_there_is_no_reference_and_says_so(rng):
     assert overlap.min() > 0.99
 
 
-def test_an_incomplete_or_empty_reference_is_refused(rng):
+def test_a_reference_of_elliptical_k_space_serves(rng):
+    kt, _, mask, b0, _, _ = make_water(rng, noise_sd=0.01 * np.sqrt(np.prod(MATRIX)))
+    x, y, _ = synthetic.coordinates(MATRIX)
+    acquired = (x**2 + y**2 < 1.1).ravel()
+    assert 0.7 < acquired.mean() < 0.95
+    found = field_map_from_water(
+        replace(kt, count=acquired.astype(int), samples=kt.samples * acquired[None, :, None].astype(np.float32))
+    )
+    assert np.sqrt(np.mean((found.b0_hz - b0)[mask] ** 2)) < 1.0
+
+
+def test_what_is_no_water_does_not_serve_as_residual_water(rng):
+    measurement = synthetic.make_measurement(rng, noise=0.0, n_times=256)
+    with pytest.raises(DataError, match="no residual water stands out"):
+        field_map_from_residual_water(measurement.kt, noise_sd=1e-6)
+
+
+def test_rings_leave_a_disc_without_aliases(rng):
+    kt, *_ = make_water(rng)
+    whole = np.ones(MATRIX)[..., None] * np.exp(-kt.protocol.times_s / 0.04)
+    kt = synthetic.measure(whole, synthetic.make_coil_maps(MATRIX), np.zeros(MATRIX), kt.protocol)
+    assert field_map_from_water(kt).mask.all()
+    mask = field_map_from_water(replace(kt, protocol=replace(kt.protocol, encoding="rings"))).mask
+    assert mask[MATRIX[0] // 2].all()
+    assert not mask[0, 0]
+    assert not mask[-1, -1]
+    assert mask.mean() == pytest.approx(np.pi / 4, abs=0.06)
+
+
+def test_a_reference_without_its_centre_or_empty_is_refused(rng):
     kt, *_ = make_water(rng)
     missing = kt.count.copy()
-    missing[:3] = 0
-    with pytest.raises(DataError, match="lacks 3 readouts"):
+    missing[np.ravel_multi_index(tuple(n // 2 for n in MATRIX), MATRIX)] = 0
+    with pytest.raises(DataError, match="lacks the centre of k-space"):
         field_map_from_water(replace(kt, count=missing))
     with pytest.raises(DataError, match="no water signal"):
         field_map_from_water(kt.with_samples(np.zeros_like(kt.samples)))

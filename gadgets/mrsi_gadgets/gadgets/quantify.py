@@ -9,14 +9,18 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mrsi_gadgets.data import Map, Maps, SpectralImage
+from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.context import Calibration, Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice
 from mrsi_gadgets.physics.basis import metabolite_basis
-from mrsi_gadgets.physics.brain_values import MACROMOLECULE_T1_S
 from mrsi_gadgets.physics.macromolecules import macromolecule_basis
-from mrsi_gadgets.physics.saturation import saturated
+from mrsi_gadgets.physics.saturation import macromolecule_weight, relaxed
 from mrsi_gadgets.quantification.assembly import map_names
 from mrsi_gadgets.quantification.varpro import VarproModel, field_lineshape, fit_varpro, prepare_varpro
+
+LARGE_MISFIT = 3.0
+"""Root mean square of the residual over the noise from which on the maps are doubted as a whole."""
+LEAST_POINTS = 32
 
 
 @dataclass(frozen=True)
@@ -34,17 +38,29 @@ class Quantify(Gadget):
 
     def prepare(self, context: Context) -> VarproModel:
         """Simulate the basis and build the dictionaries of this protocol before its data are there."""
+        protocol = context.protocol
+        if protocol.n_times < LEAST_POINTS:
+            raise DataError(
+                f"the FIDs have {protocol.n_times} points, too few to tell molecules apart (at least {LEAST_POINTS}); "
+                "correct mrsi_spectral_points, or use a recipe without <quantify>"
+            )
         with context.report.timed("prepare fit"):
             model = prepare_varpro(
-                context.protocol,
-                saturated(metabolite_basis(context.protocol)),
-                saturated(macromolecule_basis(context.protocol), t1_s=MACROMOLECULE_T1_S),
+                protocol,
+                relaxed(metabolite_basis(protocol)),
+                relaxed(macromolecule_basis(protocol), macromolecule_weight(protocol)),
             )
         context.map_names = map_names(model)
         context.report.provenance["t1_weights"] = (
             "steady state from TR and flip angle, relative to NAA"
-            if context.protocol.repetition_time_s and context.protocol.flip_angle_deg
+            if protocol.repetition_time_s and protocol.flip_angle_deg
             else "none: the header names no TR and flip angle"
+        )
+        te = protocol.spin_echo_time_s
+        context.report.provenance["echo"] = (
+            "none: the header's TE is that of a pulse-acquire sequence"
+            if te is None
+            else f"ideal spin echo of {te * 1e3:g} ms, T2 weights relative to NAA"
         )
         return model
 
@@ -66,6 +82,14 @@ class Quantify(Gadget):
                 lineshape = None if ahead is None else ahead.result()
                 maps = fit_varpro(item, model, water=context.calibration.water, lineshape=lineshape)
                 maps = self._with_field(maps, context.calibration)
+            misfit = float(np.nanmedian(maps.maps["residual"].value[maps.mask]))
+            context.report.provenance["median_misfit"] = round(misfit, 2)
+            if misfit > LARGE_MISFIT:
+                context.report.warn(
+                    f"the fit leaves {misfit:.1f} times the noise (median over the voxels), so the model does not "
+                    "describe these spectra and the maps are not to be used; check nucleus, echo time, reference ppm, "
+                    "field map, and that this is a brain"
+                )
             for name, count in maps.provenance.get("unmodelled_lines", {}).items():
                 context.report.warn(
                     f"{count} voxels hold signal that no molecule of the model explains; it was fitted as a line, "

@@ -56,8 +56,8 @@ def metabolite_basis(
     ----------
     protocol : a 1H protocol.
     names : molecules in the wanted order; None for `BRAIN_METABOLITES`.
-    echo_time_s : None for pulse-acquire (times count from the pulse), else TE of an ideal spin echo [s] (times count
-        from the echo top).
+    echo_time_s : TE of an ideal spin echo [s] (times count from its top); None: the protocol's own, which is none for
+        pulse-acquire (times count from the pulse).
 
     Raises
     ------
@@ -67,6 +67,7 @@ def metabolite_basis(
     if protocol.nucleus != "1H":
         raise DataError(f"spin systems are known for 1H only, the protocol's nucleus is {protocol.nucleus}")
     names = BRAIN_METABOLITES if names is None else tuple(names)
+    echo_time_s = protocol.spin_echo_time_s if echo_time_s is None else echo_time_s
     fids = np.empty((len(names), protocol.n_times), dtype=np.complex128)
     for row, name in enumerate(names):
         fids[row] = _simulated(

@@ -124,6 +124,11 @@ MACROMOLECULE_T1_S = 0.30
 """T1 of macromolecules [s], much shorter than that of metabolites (Cudalbu et al. 2021, doi:10.1002/nbm.4393)."""
 
 
+MACROMOLECULE_T2_S = 0.03
+"""T2 of macromolecules [s] for echo times: of the order of their line widths at 3 T (1 / (pi 15 Hz) = 21 ms) and of the
+values collected by Cudalbu et al.; it only scales one amplitude that is fitted anyway."""
+
+
 @dataclass(frozen=True)
 class WaterValues:
     """Water of one tissue."""

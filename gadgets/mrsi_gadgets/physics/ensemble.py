@@ -22,7 +22,7 @@ from mrsi_gadgets.physics import brain_values
 from mrsi_gadgets.physics.basis import BRAIN_METABOLITES, metabolite_basis
 from mrsi_gadgets.physics.lineshapes import decaying_shift, gaussian_decay
 from mrsi_gadgets.physics.macromolecules import LIPID_SHARES, LIPIDS, MACROMOLECULES, WATER_PPM, BroadPeak
-from mrsi_gadgets.physics.saturation import field_strength_t, saturation
+from mrsi_gadgets.physics.saturation import field_strength_t, macromolecule_weight, relaxation_weight
 
 NAA_CH3_SIGNAL = 27.0
 """Signal of the NAA CH3 protons at t = 0 in normal brain (9 mM, 3 protons): the unit of nuisance strengths."""
@@ -137,7 +137,7 @@ def sample(protocol: Protocol, n: int, seed: int, *, ensemble: Ensemble | None =
     tissue = _tissue_fractions(rng, n, ensemble.csf_share)
     concentrations = _concentrations(rng, ensemble, tissue)
     t2_star = _t2_star(rng, ensemble, tissue, field_t)
-    weights = np.array([saturation(protocol, brain_values.t1_s(name, "gm", field_t)) for name in ensemble.names])
+    weights = np.array([relaxation_weight(protocol, name) for name in ensemble.names])
     metabolites = _metabolite_signal(rng, protocol, ensemble, concentrations * weights, t2_star)
     macromolecules = _macromolecule_signal(rng, protocol, ensemble, tissue)
     common = _common_lineshape(rng, protocol, ensemble, n)
@@ -220,7 +220,7 @@ def _macromolecule_signal(
 ) -> np.ndarray:
     n = len(tissue)
     common = np.exp(ensemble.macromolecule_sd * rng.standard_normal(n))
-    common *= saturation(protocol, brain_values.MACROMOLECULE_T1_S)
+    common *= macromolecule_weight(protocol)
     signal = np.zeros((n, protocol.n_times), dtype=np.complex64)
     for peak in MACROMOLECULES:
         amplitude = common * (tissue[:, :2] @ np.array(brain_values.MACROMOLECULE_MM[peak.name]))

@@ -1,4 +1,4 @@
-"""T1 weighting of a steady state: what a short repetition time leaves of each molecule's signal."""
+"""Weighting by relaxation: what a short repetition time and an echo leave of each molecule's signal."""
 
 from __future__ import annotations
 
@@ -33,14 +33,33 @@ def field_strength_t(protocol: Protocol) -> float:
     return protocol.field_strength_t or protocol.transmit_frequency_hz * 1e-6 / PROTON_GYROMAGNETIC_MHZ
 
 
-def saturated(basis: BasisSet, *, t1_s: float | None = None) -> BasisSet:
-    """Return the basis with each molecule's steady-state weight, so that fitted amplitudes are amounts.
+def echo_weight(protocol: Protocol, t2_s: float) -> float:
+    """Return exp(-TE / T2) of a spin of a given T2 over that of NAA in grey matter; 1 for pulse-acquire."""
+    te = protocol.spin_echo_time_s
+    if te is None:
+        return 1.0
+    return float(np.exp(te / brain_values.t2_s("NAA", "gm", field_strength_t(protocol)) - te / t2_s))
 
-    Weights are relative to NAA's, with T1 of grey matter at the protocol's field, or with `t1_s` for every row.
-    """
-    protocol = basis.protocol
+
+def relaxation_weight(protocol: Protocol, name: str) -> float:
+    """Return what steady state and echo leave of a molecule of grey matter, relative to NAA."""
     field_t = field_strength_t(protocol)
-    weights = [
-        saturation(protocol, brain_values.t1_s(name, "gm", field_t) if t1_s is None else t1_s) for name in basis.names
-    ]
+    return saturation(protocol, brain_values.t1_s(name, "gm", field_t)) * echo_weight(
+        protocol, brain_values.t2_s(name, "gm", field_t)
+    )
+
+
+def macromolecule_weight(protocol: Protocol) -> float:
+    """Return what steady state and echo leave of macromolecules, relative to NAA."""
+    return saturation(protocol, brain_values.MACROMOLECULE_T1_S) * echo_weight(
+        protocol, brain_values.MACROMOLECULE_T2_S
+    )
+
+
+def relaxed(basis: BasisSet, weight: float | None = None) -> BasisSet:
+    """Return the basis with each molecule's weight by relaxation, so that fitted amplitudes are amounts.
+
+    `weight` replaces the molecules' own for every row (macromolecules).
+    """
+    weights = [relaxation_weight(basis.protocol, name) if weight is None else weight for name in basis.names]
     return replace(basis, fids=basis.fids * np.array(weights)[:, None])

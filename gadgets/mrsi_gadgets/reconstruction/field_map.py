@@ -32,6 +32,8 @@ EDDY_TIME_CONSTANTS_S = (0.002, 0.08)
 """Range of the shared phase course's time constant [s]: shorter is over before the first sample, longer is a field."""
 WATER_BAND_PPM = 0.5
 """Half width of the band that residual water is taken from [ppm]."""
+_LEAST_SHARE = 0.3
+"""Least part of the early signal that has to lie in that band."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,20 +86,20 @@ def field_map_from_water(kt: KtData, *, eddy_currents: bool = True, noise_sd: fl
     Raises
     ------
     DataError
-        The reference is incomplete, has fewer than four times, or holds no water.
+        The centre of k-space was not acquired, or the reference has fewer than four times or holds no water.
+
+    Notes
+    -----
+    Readouts that were not acquired (an elliptical k-space) count as zeros.
     """
-    if not kt.fully_sampled:
-        missing = int(np.sum(kt.count == 0))
-        raise DataError(
-            f"the water reference lacks {missing} readouts of its grid; acquire it completely or leave it out"
-        )
+    _check_centre(kt)
     times = grid_times(kt)
     if len(times) < 4:
         raise DataError(f"the water reference has {len(times)} time points; at least 4 are needed for a field map")
     early = _early_images(kt, times)
     channels = dominant_channels(early)
     fids = to_numpy(matched_image(kt, channels)).astype(np.complex64)
-    mask = _water_mask(fids, image_noise_sd(kt, channels, noise_sd))
+    mask = _water_mask(fids, image_noise_sd(kt, channels, noise_sd), _in_field_of_view(kt))
     b0, eddy = _frequency_and_eddy_phase(fids, times, mask, eddy_currents=eddy_currents)
     fids = fids * np.exp(-1j * eddy).astype(np.complex64)
     amplitude, phase = _value_at_zero(fids, times, b0)
@@ -145,7 +147,8 @@ def field_map_from_residual_water(kt: KtData, *, noise_sd: float = 1.0) -> Field
     early = _early_images(filtered, times)
     channels = dominant_channels(early)
     fids = to_numpy(matched_image(filtered, channels)).astype(np.complex64)
-    mask = _water_mask(fids, image_noise_sd(filtered, channels, noise_sd))
+    mask = _water_mask(fids, image_noise_sd(filtered, channels, noise_sd), _in_field_of_view(kt))
+    _check_residual_water(kt, filtered, channels, fids, mask)
     b0, _ = _frequency_and_eddy_phase(fids, times, mask, eddy_currents=False)
     amplitude, phase = _value_at_zero(fids, times, b0)
     return FieldMap(
@@ -168,13 +171,52 @@ def _early_images(kt: KtData, times: np.ndarray) -> np.ndarray:
     return to_numpy(fourier.H(few)) / np.sqrt(np.prod(shape[1:4]))
 
 
-def _water_mask(fids: np.ndarray, noise_sd: np.ndarray) -> np.ndarray:
+def _check_centre(kt: KtData) -> None:
+    """Refuse a reference without the readout that holds most of its signal: what is left is no image."""
+    centre = np.ravel_multi_index(tuple(n // 2 for n in kt.grid or (1, 1, 1)), kt.grid or (1, 1, 1))
+    if kt.grid is not None and not kt.count[centre] > 0:
+        raise DataError(
+            "the water reference lacks the centre of k-space; acquire it again, or leave it out so that residual water "
+            "serves"
+        )
+
+
+def _in_field_of_view(kt: KtData) -> np.ndarray:
+    """Return where an image of these samples is free of aliases: rings leave a disc, a Cartesian grid the whole box."""
+    geometry = kt.protocol.geometry
+    if kt.protocol.encoding not in ("rings", "spiral"):
+        return np.ones(geometry.matrix, bool)
+    place = [
+        (np.arange(n) - centre) * size
+        for n, centre, size in zip(geometry.matrix, geometry.centre_index, geometry.voxel_mm, strict=True)
+    ]
+    inside = (place[0][:, None] / (geometry.fov_mm[0] / 2)) ** 2 + (place[1] / (geometry.fov_mm[1] / 2)) ** 2 <= 1
+    return np.repeat(inside[:, :, None], geometry.matrix[2], axis=2)
+
+
+def _check_residual_water(
+    kt: KtData, filtered: KtData, channels: np.ndarray, fids: np.ndarray, mask: np.ndarray
+) -> None:
+    """Refuse what the filter let pass where that is only a small part of the signal: then it is no water."""
+    start = grid_times(kt).searchsorted(grid_times(filtered)[0])
+    whole = replace(kt, samples=kt.samples[:, :, start:], k=kt.k[:, start:], t=kt.t[:, start:])
+    count = max(2, fids.shape[-1] // 32)
+    few = [replace(d, samples=d.samples[:, :, :count], k=d.k[:, :count], t=d.t[:, :count]) for d in (whole, filtered)]
+    everything, near_water = (np.abs(to_numpy(matched_image(d, channels)))[mask].mean() for d in few)
+    if near_water < _LEAST_SHARE * everything:
+        raise DataError(
+            "no residual water stands out of the other signals and there is no water reference, so field and coils "
+            "cannot be known; acquire a water reference"
+        )
+
+
+def _water_mask(fids: np.ndarray, noise_sd: np.ndarray, possible: np.ndarray) -> np.ndarray:
     """Return where the early signal stands out of the noise and is at least a tenth of the bright voxels'."""
     n_early = max(2, fids.shape[-1] // 32)
     size = np.sqrt(np.mean(np.abs(fids[..., :n_early]) ** 2, axis=-1))
     bright = float(np.percentile(size, 95))
     # twice the real part's SD squared is the noise's power in |fid|^2; the mean of a few points exceeds it by little
-    mask = _without_specks(size > np.maximum(0.1 * bright, 4 * np.sqrt(2) * noise_sd))
+    mask = _without_specks(possible & (size > np.maximum(0.1 * bright, 4 * np.sqrt(2) * noise_sd)))
     if not mask.any() or not bright > 0:
         raise DataError(
             "no water signal stands out of the noise, so no field map can be made; check the water reference"

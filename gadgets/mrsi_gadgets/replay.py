@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from mrsi_gadgets import __version__
 from mrsi_gadgets.errors import ConfigError, DataError
-from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, is_recipe_path
+from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, is_recipe_path, read_recipe
 from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
 from mrsi_gadgets.io.mrd_file import read_scan
 from mrsi_gadgets.mrd.adapters import adapted
@@ -68,11 +69,14 @@ def open_scan(source: str) -> Scan:
     raise DataError("the stream on stdin holds no header; pipe an MRD stream into it")
 
 
-def in_real_time(scan: Scan, options: ScanOptions) -> Scan:
-    """Return the scan with readouts that come at the times their stamps say, relative to the first."""
+def in_real_time(scan: Scan, options: ScanOptions, *, tell: Callable[[str], None] = log.warning) -> Scan:
+    """Return the scan with readouts that come at the times their stamps say, relative to the first.
+
+    `tell` takes a sentence where that is not quite what is done.
+    """
     header = adapted(parse_header(scan.header_xml), options.sequence)
     tick_s = read_protocol(header, options.settings).time_tick_ms * 1e-3
-    return replace(scan, readouts=paced(scan.readouts, tick_s))
+    return replace(scan, readouts=paced(scan.readouts, tick_s, tell=tell))
 
 
 def replay_here(scan: Scan, options: ScanOptions, *, progress: bool = False, keep: bool = False) -> ReplayResult:
@@ -80,12 +84,15 @@ def replay_here(scan: Scan, options: ScanOptions, *, progress: bool = False, kee
     result = ReplayResult()
     start = time.perf_counter()
 
-    def messages() -> Iterator[Message]:
+    def messages(readouts: Iterable[Message]) -> Iterator[Message]:
         yield scan.config or ConfigFile(DEFAULT_RECIPE)
         yield Header(scan.header_xml)
-        yield from _with_bar(scan, progress)
+        yield from readouts
 
-    report = run_scan(messages(), _collector(result.images), options, observe=result.observed.append if keep else None)
+    with _bar(scan, progress) as readouts:
+        report = run_scan(
+            messages(readouts), _collector(result.images), options, observe=result.observed.append if keep else None
+        )
     if report is not None:
         result.summary = {
             "input": scan.name,
@@ -109,15 +116,16 @@ def replay_to(scan: Scan, address: str, options: ScanOptions, *, progress: bool 
     config = configuration_message(options, scan.config)
     result = ReplayResult()
     start = time.perf_counter()
-    sent = send_scan(
-        host,
-        int(port),
-        config_name=config.name if isinstance(config, ConfigFile) else None,
-        config_text=config.text if isinstance(config, ConfigText) else None,
-        parameters=options.settings or None,
-        header_xml=scan.header_xml,
-        items=_with_bar(scan, progress),
-    )
+    with _bar(scan, progress) as readouts:
+        sent = send_scan(
+            host,
+            int(port),
+            config_name=config.name if isinstance(config, ConfigFile) else None,
+            config_text=config.text if isinstance(config, ConfigText) else None,
+            parameters=options.settings or None,
+            header_xml=scan.header_xml,
+            items=readouts,
+        )
     result.images.extend(sent.images)
     result.texts.extend(sent.texts)
     result.summary = {
@@ -141,19 +149,16 @@ def configuration_message(
     Raises
     ------
     ConfigError
-        The recipe is a path where there is no file.
+        The recipe is a path where there is no file, or no text.
     """
     if options.recipe is None and config is not None:
         return config
     recipe = options.recipe or DEFAULT_RECIPE
-    path = Path(recipe)
     if is_recipe_path(recipe):
-        if not path.is_file():
-            raise ConfigError(f"recipe file {recipe} does not exist; name a file, or a recipe of the server")
-        return ConfigText(path.read_text(encoding="utf-8"))
+        return ConfigText(read_recipe(Path(recipe), options.site))
     site_file = options.site / f"{recipe}.xml" if options.site is not None else None
     if site_file is not None and site_file.is_file():
-        return ConfigText(site_file.read_text(encoding="utf-8"))
+        return ConfigText(read_recipe(site_file, options.site))
     return ConfigFile(recipe)
 
 
@@ -175,8 +180,13 @@ def _collector(images: list[Image]) -> Callable[[Message], None]:
     return collect
 
 
-def _with_bar(scan: Scan, show: bool) -> Iterable[Message]:
-    return tqdm(scan.readouts, total=scan.length, unit=" readouts", disable=not show, file=sys.stderr, leave=False)
+@contextmanager
+def _bar(scan: Scan, show: bool) -> Iterator[Iterable[Message]]:
+    """Give the readouts with a bar that is gone when the block is left, so that no sentence is written behind it."""
+    with tqdm(
+        scan.readouts, total=scan.length, unit=" readouts", disable=not show, file=sys.stderr, leave=False
+    ) as bar:
+        yield bar
 
 
 def _stdin() -> BinaryIO:

@@ -47,6 +47,13 @@ def header(**changes):
     return {"MeasYaps": yaps | changes, "Dicom": {"flReadoutOSFactor": 2.0}, "Meas": {"tPatientPosition": "HFS"}}
 
 
+def test_a_description_of_streams_is_not_taken_for_one_of_raw_files():
+    with pytest.raises(
+        ConfigError, match="'siemens_fire_csi' describes streams, not raw files; those of raw files are"
+    ):
+        find_sequence("siemens_fire_csi", "any")
+
+
 def test_a_csi_measurement_becomes_profile_1_0(rng):
     blocks, number = [], 0
     for line in range(3):

@@ -247,3 +247,19 @@ def test_a_header_that_asks_for_more_than_the_machine_has_is_refused_before_anyt
     header = make_header(matrix=matrix, receiver_channels=coils, user={"mrsi_spectral_points": points})
     with pytest.raises(DataError, match=sentence):
         read_protocol(header)
+
+
+@pytest.mark.parametrize(("where", "error"), [("header", DataError), ("setting", ConfigError)])
+def test_a_first_sample_before_the_excitation_is_refused(where, error):
+    user = {"mrsi_acq_delay_us": -20.0} if where == "header" else {}
+    settings = {"mrsi_acq_delay_us": "-20"} if where == "setting" else {}
+    with pytest.raises(error, match=rf"mrsi_acq_delay_us \({where}\) is '-20.*must be a finite number of at least 0"):
+        read_protocol(make_header(user=user), settings)
+
+
+def test_a_reference_far_from_the_usual_one_is_warned_of():
+    for ppm, warned in ((4.7, False), (5.6, False), (0.0, True), (2.0, True)):
+        warnings = Warnings()
+        read_protocol(make_header(user={"mrsi_reference_ppm": ppm}), warn=warnings.warn)
+        said = any(f"mrsi_reference_ppm is {ppm:g} but 0 Hz of 1H is usually near 4.65 ppm" in w for w in warnings.said)
+        assert said == warned

@@ -382,11 +382,40 @@ def test_a_readout_that_contradicts_the_rest_is_named(message):
         run(readouts, scan.protocol, header_of(scan.protocol))
 
 
-def test_infinite_sums_of_finite_samples_are_accepted():
+@pytest.mark.parametrize("noise", [True, False])
+def test_samples_whose_squares_leave_the_range_of_numbers_are_refused(noise):
+    scan = CsiScan(csi_protocol())
+    readouts = [*noise_readouts(), *scan.readouts()]
+    (readouts[0] if noise else readouts[5]).data[1, 2] *= np.float32(1e20)
+    with pytest.raises(DataError, match=r"readout \d+ holds a value of [0-9.]+e\+\d\d, not plausible"):
+        run(readouts, scan.protocol)
+
+
+def test_samples_of_any_gain_that_a_receiver_can_have_are_accepted():
+    scan = CsiScan(csi_protocol())
+    for gain in (1e-20, 1e12):
+        readouts = scan.readouts()
+        for readout in readouts:
+            readout.data *= np.float32(gain)
+        assert len(run(readouts, scan.protocol)[0]) == 1
+
+
+def test_a_signalling_nan_is_refused_without_a_warning_beside_the_sentence():
     scan = CsiScan(csi_protocol())
     readouts = scan.readouts()
-    readouts[3].data *= np.float32(1e25)
-    assert len(run(readouts, scan.protocol)[0]) == 1
+    readouts[4].data.view(np.uint32)[1, 3] = 0x7FA00000
+    with pytest.raises(DataError, match=r"readout 4 holds values that are not finite .* in channel 1"):
+        run(readouts, scan.protocol)
+
+
+def test_metabolites_of_which_nearly_nothing_came_are_refused():
+    scan = CsiScan(csi_protocol())
+    readouts = scan.readouts()
+    with pytest.raises(
+        DataError, match=r"only 5 of 60 k-space samples of metabolite frame 0 came, .*send the whole scan"
+    ):
+        run(readouts[:5], scan.protocol)
+    assert len(run(readouts[:6], scan.protocol)[0]) == 1
 
 
 def test_a_scan_without_metabolites_is_refused():

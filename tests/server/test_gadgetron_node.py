@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -10,12 +11,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mrsi_gadgets import replay
-from mrsi_gadgets.gadgets.node import run_connection
+from mrsi_gadgets.gadgets.node import chain, run_connection
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.stream.messages import Close, ConfigText, ErrorText, Image
 from mrsi_gadgets.stream.session import Peer
@@ -97,6 +99,25 @@ def test_a_failure_in_the_module_reaches_the_gadgetron_as_one_error_then_close()
     assert (record.illegal, record.closed) == ([], True)
     assert code == 0, log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("config", "header"), [(b"<configuration>\xff", b"<a/>"), (NODE_CONFIG.encode(), b"<a>\xfc</a>")]
+)
+def test_what_gadgetron_python_read_and_cannot_be_decoded_is_told_to_the_gadgetron(config, header):
+    theirs, ours = socket.socketpair()
+    ours.settimeout(SESSION_S)
+    held = SimpleNamespace(socket=theirs)
+    connection = SimpleNamespace(socket=held, raw_bytes=SimpleNamespace(config=config, header=header))
+    node = threading.Thread(target=chain, args=(connection,), daemon=True)
+    node.start()
+    with ours:
+        ours.sendall(b"".join(encode(m) for m in [*small_scan().readouts[:3], Close()]))
+        error, close = receive_until_end(ours)
+    node.join(SESSION_S)
+    assert isinstance(error, ErrorText)
+    assert re.fullmatch(r"the (configuration|ISMRMRD header) is not valid UTF-8 at its byte \d+; .*", error.text)
+    assert isinstance(close, Close)
 
 
 def test_an_external_node_without_a_configuration_is_told_what_to_write_there():

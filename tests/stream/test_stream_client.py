@@ -6,11 +6,12 @@ import json
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from mrsi_gadgets.errors import ConfigError, DataError, PeerLost
-from mrsi_gadgets.stream.client import ServerError, send_scan
+from mrsi_gadgets.stream.client import ServerError, paced, send_scan
 from mrsi_gadgets.stream.messages import Acquisition, Close, ConfigFile, ConfigText, Header, Image, Text
 from mrsi_gadgets.stream.session import Peer
 from mrsi_gadgets.stream.transport import Connection, serve
@@ -71,6 +72,30 @@ def scan(port: int, count: int = 3, **options):
     options.setdefault("items", [readout(counter=n) for n in range(count)])
     options.setdefault("config_name", "fourier")
     return send_scan("127.0.0.1", port, header_xml=HEADER_XML, **options)
+
+
+def stamped(*stamps: int):
+    return [readout(counter=i, stamp=stamp) for i, stamp in enumerate(stamps)]
+
+
+def test_time_stamps_that_begin_again_at_2_to_the_32_keep_the_pace(monkeypatch):
+    monkeypatch.setattr("mrsi_gadgets.stream.client.time", SimpleNamespace(perf_counter=lambda: 0.0))
+    due, said = [], []
+    items = stamped((1 << 32) - 400, (1 << 32) - 200, 0, 200)
+    assert list(paced(items, 2.5e-3, wait=due.append, tell=said.append)) == items
+    assert due == pytest.approx([0.5, 1.0, 1.5])
+    assert said == []
+
+
+def test_a_long_pause_in_the_time_stamps_is_cut_and_said_once(monkeypatch):
+    monkeypatch.setattr("mrsi_gadgets.stream.client.time", SimpleNamespace(perf_counter=lambda: 0.0))
+    due, said = [], []
+    # a scan of a day before, a readout that is late, a count that begins again
+    items = stamped(0, 34_560_000, 69_120_000, 69_119_999, 69_120_400, 10, 410)
+    assert list(paced(items, 2.5e-3, wait=due.append, tell=said.append)) == items
+    assert due == pytest.approx([60.0, 120.0, 120.0, 121.0, 121.0, 122.0])
+    (sentence,) = said
+    assert "a pause of 86400 s before readout 1; pauses longer than 60 s are cut" in sentence
 
 
 def test_a_scan_is_sent_in_order_and_its_results_come_back():

@@ -30,7 +30,9 @@ ALIASES = {"mrsi_subspace": "subspace", "mrsi_fourier": "fourier", "mrsi_low_ran
 """Names that peers send -> recipe. Open Recon always sends ``openrecon`` (its JSON parameters may name another)."""
 
 _DECLARATION = re.compile(r"<\?xml[^>]*\?>\s*")
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_LONGEST_NAME = 100
+_PLAIN_NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{_LONGEST_NAME - 1}}}")
+"""Longer names are no file's: a file system refuses them in its own words."""
 
 
 @dataclass(frozen=True)
@@ -177,17 +179,41 @@ def find_recipe(name: str, *, site: Path | None = None, allow_path: bool = False
         No such recipe; the message lists those there are.
     """
     if allow_path and is_recipe_path(name):
-        path = Path(name)
-        if not path.is_file():
-            raise ConfigError(f"recipe file {name} does not exist; recipes by name: {', '.join(recipe_names(site))}")
-        return chain_from_xml(path.read_text(encoding="utf-8"), name=path.stem)
+        return chain_from_xml(read_recipe(Path(name), site), name=Path(name).stem)
     plain = ALIASES.get(name.removesuffix(".xml"), name.removesuffix(".xml"))
     if _PLAIN_NAME.fullmatch(plain):
         for folder in recipe_folders(site):
             path = folder / f"{plain}.xml"
             if path.is_file():
-                return chain_from_xml(path.read_text(encoding="utf-8"), name=plain)
-    raise ConfigError(f"there is no recipe '{name}'; known are {', '.join(recipe_names(site))}")
+                return chain_from_xml(read_recipe(path, site), name=plain)
+    raise ConfigError(f"there is no recipe '{_shortened(name)}'; known are {', '.join(recipe_names(site))}")
+
+
+def read_recipe(path: Path, site: Path | None = None) -> str:
+    """Return the text of a recipe file.
+
+    Raises
+    ------
+    ConfigError
+        It is not there, cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(
+            f"recipe file {_shortened(str(path))} does not exist; recipes by name: {', '.join(recipe_names(site))}"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"recipe file {_shortened(str(path))} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"recipe file {path} is not valid UTF-8 at its byte {error.start}; save it as UTF-8"
+        ) from None
+
+
+def _shortened(name: str) -> str:
+    """Return a name that may come from anybody, no longer than a sentence can bear."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
 
 
 def recipe_from_text(text: str, *, site: Path | None = None) -> Chain:

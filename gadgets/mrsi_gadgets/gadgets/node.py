@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain as chain_iterators
 from typing import Any
 
+from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
 from mrsi_gadgets.stream.messages import ConfigText, Header, Message, Text
 from mrsi_gadgets.stream.session import Peer, Session, State
@@ -16,10 +17,10 @@ from mrsi_gadgets.stream.transport import Connection, Outcome, serve
 log = logging.getLogger("mrsi.node")
 
 
-def run_connection(connection: Connection, options: ScanOptions, received: Sequence[Message] = ()) -> Outcome:
+def run_connection(connection: Connection, options: ScanOptions, received: Iterable[Message] = ()) -> Outcome:
     """Run one session on `connection`: the scan, its progress texts, and every failure in the peer's own dialect.
 
-    `received` are messages that somebody else has already read from the peer.
+    `received` are messages that somebody else has already read from the peer; what it raises is told to the peer too.
     """
 
     def handle(messages: Iterator[Message], send: Callable[[Message], None]) -> None:
@@ -56,11 +57,21 @@ def chain(connection: Any) -> None:
     raw = connection.socket.socket.dup()
     connection.socket.socket.detach()
     connection.socket = _Released()
-    received = (ConfigText(_text(connection.raw_bytes.config)), Header(_text(connection.raw_bytes.header)))
     options = ScanOptions(device=os.environ.get("MRSI_DEVICE", "auto"))
     session = Session(Peer.GADGETRON, state=State.STREAM)
-    run_connection(Connection(raw, session=session), options, received=received)
+    run_connection(Connection(raw, session=session), options, received=_received(connection.raw_bytes))
 
 
-def _text(raw: bytes | str) -> str:
-    return raw if isinstance(raw, str) else bytes(raw).rstrip(b"\0").decode("utf-8")
+def _received(raw: Any) -> Iterator[Message]:
+    """Yield what gadgetron-python has read, decoded inside the session: what is wrong with it is told to the peer."""
+    yield ConfigText(_text(raw.config, "configuration"))
+    yield Header(_text(raw.header, "ISMRMRD header"))
+
+
+def _text(raw: bytes | str, what: str) -> str:
+    try:
+        return raw if isinstance(raw, str) else bytes(raw).rstrip(b"\0").decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise DataError(
+            f"the {what} is not valid UTF-8 at its byte {problem.start}; the sender has to encode it as UTF-8"
+        ) from problem

@@ -31,6 +31,11 @@ def open_file(path: Path) -> Iterator[h5py.File]:
         if "signature not found" in text:
             raise DataError(f"{path} is not an HDF5 file, whatever its name says; give an MRD .h5 file") from problem
         raise DataError(f"{path} cannot be read ({_reason(problem)}); the file may be damaged") from problem
+    except (RuntimeError, KeyError, ValueError, TypeError) as problem:
+        # what h5py raises where the file's own structure is broken depends on where it is
+        raise DataError(
+            f"{path} is damaged inside ({_reason(problem)}); copy it again or use what the scanner sent"
+        ) from problem
 
 
 class Output:
@@ -99,6 +104,6 @@ def text_of(value: Any) -> str:
     return text.rstrip("\0")
 
 
-def _reason(problem: OSError) -> str:
+def _reason(problem: Exception) -> str:
     """Shorten HDF5's report to what it is about."""
-    return (problem.strerror or str(problem).split("(")[-1].rstrip(")")).strip()
+    return (getattr(problem, "strerror", None) or str(problem).strip("'\"").split("(")[-1].rstrip(")")).strip()

@@ -140,6 +140,11 @@ def find_sequence(wanted: str | None, sequence_file: str) -> SequenceDescription
         There is no such description, or none knows this sequence; the keys to supply are named.
     """
     shipped = shipped_descriptions("twix")
+    if wanted is not None and wanted in shipped_descriptions("mrd"):
+        raise ConfigError(
+            f"'{wanted}' describes streams, not raw files; those of raw files are {', '.join(shipped)}, or give "
+            "a .toml file"
+        )
     if wanted is not None:
         path = shipped.get(wanted, Path(wanted))
         if path.suffix != ".toml":

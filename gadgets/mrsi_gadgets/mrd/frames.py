@@ -15,6 +15,8 @@ from mrsi_gadgets.mrd.layout import COUNTER_INDEX, COUNTERS, ReadoutHead, Readou
 from mrsi_gadgets.mrd.noise import Reporter
 from mrsi_gadgets.stream.messages import Acquisition, Flag
 
+_LEAST_PART = 0.1
+"""Part of a metabolite frame's k-space that must have come; no method of ours works with less."""
 _LAST_IN_REPETITION = Flag.LAST_IN_REPETITION.mask
 _STANDARD = COUNTERS[:9]
 """Counters that must mean something; user counters may hold what a vendor likes."""
@@ -207,6 +209,7 @@ class RoleFrames:
         """Finish a frame: divide averages, say what is missing, hand its samples over."""
         frame = self._frames[number]
         count = np.array(frame.count, dtype=np.int64)
+        self._check_enough(number, count)
         self._say_what_happened(number, frame, count)
         if self.protocol.kspace_weighting != "acquisition_weighted":
             for slot in np.flatnonzero(count > 1).tolist():
@@ -229,6 +232,15 @@ class RoleFrames:
             sample_time_s=self.layout.sample_time_s,
             density=density,
         )
+
+    def _check_enough(self, number: int, count: np.ndarray) -> None:
+        """Refuse metabolites of which nearly nothing came: their maps would show nothing but the prior."""
+        came = int(np.count_nonzero(count))
+        if self.role is Role.METABOLITE and came < _LEAST_PART * count.size:
+            raise DataError(
+                f"only {came} of {count.size} k-space samples of {self.role.value} frame {number} came, too few to "
+                "reconstruct; send the whole scan, or correct matrixSize or LAST_IN_REPETITION"
+            )
 
     def _shot_count(self, count: np.ndarray) -> np.ndarray:
         """Return per shot how often its least acquired slot came."""

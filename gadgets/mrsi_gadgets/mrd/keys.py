@@ -53,6 +53,13 @@ def _double(text: str) -> float:
     return value
 
 
+def _not_negative(text: str) -> float:
+    value = _double(text)
+    if value < 0:
+        raise ValueError("a finite number of at least 0")
+    return value
+
+
 def _sign(text: str) -> int:
     value = _long(text)
     if value not in (1, -1):
@@ -122,7 +129,7 @@ PROFILE_KEYS: dict[str, Callable[[str], Any]] = {
     "mrsi_spectral_points": _long,
     "mrsi_dwell_us": _double,
     "mrsi_readout_oversampling": _double,
-    "mrsi_acq_delay_us": _double,
+    "mrsi_acq_delay_us": _not_negative,
     "mrsi_axis_kx": _axis,
     "mrsi_axis_ky": _axis,
     "mrsi_axis_kz": _axis,

@@ -30,6 +30,10 @@ _TRAJECTORIES = {
 _SPIN_ECHO_TE_MS = 10.0
 """Above this echo time there is an echo top, where the delay of the first sample is 0 unless it is given."""
 
+_REFERENCE_TOLERANCE_PPM = 1.0
+_WIDE_SPECTRA = {"13C"}
+"""Nuclei whose transmitter is set anywhere in a spectrum of many ppm: no reference is unusual."""
+
 Warn = Callable[[str], None]
 
 
@@ -78,7 +82,7 @@ def read_protocol(
         "dwell_s": keys.need("mrsi_dwell_us", "dwell_s", 1.0) * 1e-6,
         "acquisition_delay_s": _delay_us(keys, header, warn) * 1e-6,
         "transmit_frequency_hz": _transmit_frequency(keys, header, nucleus),
-        "reference_ppm": _reference_ppm(keys, nucleus),
+        "reference_ppm": _reference_ppm(keys, nucleus, warn),
     }
     axes = _axes(keys, kind)
     fields |= _signs(keys) | _water(keys, nucleus) | _sequence(keys, header) | _trajectory(keys, kind, encoding)
@@ -129,10 +133,16 @@ def _delay_us(keys: KeyReader, header: MrdHeader, warn: Warn) -> float:
     return float(keys.need("mrsi_acq_delay_us", "acquisition_delay_s", 0.0))
 
 
-def _reference_ppm(keys: KeyReader, nucleus: str) -> float:
+def _reference_ppm(keys: KeyReader, nucleus: str, warn: Warn) -> float:
     if nucleus in DEFAULT_REFERENCE_PPM:
         default = DEFAULT_REFERENCE_PPM[nucleus]
-        return float(keys.get("mrsi_reference_ppm", "reference_ppm", default, f"default of {nucleus}"))
+        value = float(keys.get("mrsi_reference_ppm", "reference_ppm", default, f"default of {nucleus}"))
+        if abs(value - default) > _REFERENCE_TOLERANCE_PPM and nucleus not in _WIDE_SPECTRA:
+            warn(
+                f"mrsi_reference_ppm is {value:g} but 0 Hz of {nucleus} is usually near {default:g} ppm; if it is "
+                "wrong, every molecule is looked for in the wrong place"
+            )
+        return value
     return float(keys.need("mrsi_reference_ppm", "reference_ppm", 0.0))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from math import isfinite
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -36,6 +35,8 @@ _UNUSED = {
     Role.CALIBRATION: "calibration readouts",
 }
 _NOTHING: Mapping[str, str] = MappingProxyType({})
+_LARGEST_SAMPLE = 1e15
+"""No receiver gives more. Squares (1e30) leave room for sums over all samples of a scan in single precision (3e38)."""
 _COMPRESSED = sum(1 << (n - 1) for n in range(Flag.COMPRESSION1, Flag.COMPRESSION4 + 1))
 
 
@@ -301,15 +302,23 @@ class _Sorter:
             )
 
     def _check_finite(self, head: ReadoutHead, readout: Acquisition) -> None:
-        # the sum of squares is the quickest pass that meets every value; it can overflow, so look again before refusing
+        # the sum of squares is the quickest pass that meets every value; where it is odd, look again before refusing
         flat = readout.data.reshape(-1).view(np.float32)
-        with np.errstate(over="ignore"):
-            finite = isfinite(float(np.dot(flat, flat)))
-        if not finite and not np.isfinite(readout.data).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            energy = float(np.dot(flat, flat))
+        if energy <= _LARGEST_SAMPLE**2:
+            return
+        if not np.isfinite(readout.data).all():
             channel = int(np.flatnonzero(~np.isfinite(readout.data).all(axis=1))[0])
             raise DataError(
                 f"readout {head.scan_counter} holds values that are not finite (NaN or infinite) in channel {channel}; "
                 "acquire or convert it again"
+            )
+        largest = float(np.abs(flat).max())
+        if largest > _LARGEST_SAMPLE:
+            raise DataError(
+                f"readout {head.scan_counter} holds a value of {largest:.3g}, not plausible (sums of its square "
+                "leave the range of numbers); acquire or convert it again"
             )
 
     def _check_water(self, head: ReadoutHead) -> None:

@@ -30,6 +30,8 @@ from mrsi_gadgets.stream.transport import Connection
 
 LOG = logging.getLogger("mrsi.stream")
 CONNECT_TIMEOUT_S = 10.0
+LONGEST_PAUSE_S = 60.0
+"""A replay at the pace of the scan waits no longer between two readouts."""
 SEND_QUEUE_BYTES = 4 * MEBIBYTE
 """Small, so that progress means bytes the server has taken."""
 
@@ -143,21 +145,55 @@ def send_scan(
 
 
 def paced(
-    items: Iterable[Message], tick_s: float, *, wait: Callable[[float], object] = time.sleep
+    items: Iterable[Message],
+    tick_s: float,
+    *,
+    wait: Callable[[float], object] = time.sleep,
+    tell: Callable[[str], None] = LOG.warning,
 ) -> Iterator[Message]:
     """Yield `items`, each readout when its time stamp says so, counted from the first; late ones at once.
 
-    `tick_s` is the unit of `acquisition_time_stamp` [s]; `wait` sleeps.
+    Stamps may pass 2^32, where they begin again. A pause longer than `LONGEST_PAUSE_S` is cut to that.
+
+    Parameters
+    ----------
+    items
+        Messages in their order.
+    tick_s
+        Unit of `acquisition_time_stamp` [s].
+    wait
+        Sleeps.
+    tell
+        Takes one sentence where a pause was cut.
     """
-    begin: tuple[float, int] | None = None
+    start, due_s = 0.0, 0.0
+    latest: int | None = None
+    told = False
     for item in items:
         if isinstance(item, Acquisition):
             stamp = int(item.head["acquisition_time_stamp"])
-            begin = begin or (time.perf_counter(), stamp)
-            delay = begin[0] + (stamp - begin[1]) * tick_s - time.perf_counter()
+            if latest is None:
+                start, latest = time.perf_counter(), stamp
+            step_s = _signed(stamp - latest) * tick_s
+            if step_s > LONGEST_PAUSE_S and not told:
+                told = True
+                tell(
+                    f"the time stamps of the scan hold a pause of {step_s:.0f} s before readout "
+                    f"{int(item.head['scan_counter'])}; pauses longer than {LONGEST_PAUSE_S:g} s are cut to that"
+                )
+            # a stamp that is a little behind is of a late readout; one that is far behind begins a new count
+            if step_s > 0 or step_s < -LONGEST_PAUSE_S:
+                latest = stamp
+            due_s += min(max(step_s, 0.0), LONGEST_PAUSE_S)
+            delay = start + due_s - time.perf_counter()
             if delay > 0:
                 wait(delay)
         yield item
+
+
+def _signed(difference: int) -> int:
+    """Return a difference of 32-bit stamps as the nearer of what it can mean, before or after."""
+    return (difference + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def connect(host: str, port: int, timeout_s: float = CONNECT_TIMEOUT_S) -> socket.socket:

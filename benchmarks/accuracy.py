@@ -191,6 +191,9 @@ def summarise(snr: float, method: str, runs: Sequence[Outcome]) -> dict[str, Any
         }
         for lesion in scores[0].lesions
     }
+    row["changed"] = {
+        lesion: [name for name in NAMES if scores[0].lesions[lesion][name].changed] for lesion in scores[0].lesions
+    }
     row["false_edge"] = median(
         [abs(x.false_contrast) for s in scores for x in s.lesions.get("water_edge", {}).values()]
     )
@@ -227,7 +230,12 @@ def _errors(one: dict[str, float]) -> str:
 def verdict(row: dict[str, Any], fourier_fid: float) -> str:
     """Say what is reached of what is wanted."""
     nrmse, detail = (max(row[n][key] for n in NAMES) for key in ("nrmse", "detail"))
-    lesions = [v for by_map in row["lesions"].values() for v in by_map.values() if math.isfinite(v)]
+    lesions = [
+        v
+        for lesion, by_map in row["lesions"].items()
+        for name, v in by_map.items()
+        if name in row["changed"][lesion] and math.isfinite(v)
+    ]
     recovery = f"{min(lesions):.2f} to {max(lesions):.2f}" if lesions else "-"
     return (
         f"NRMSE <= {NRMSE_WANTED}: largest {nrmse:.3f}; detail <= {DETAIL_WANTED}: largest {detail:.2f}; "
@@ -238,11 +246,16 @@ def verdict(row: dict[str, Any], fourier_fid: float) -> str:
 
 def report_lesions(results: Sequence[dict[str, Any]]) -> None:
     """Print contrast recoveries."""
-    print("\nLesion contrast recovery (estimate over truth; - where the truth has no contrast)")
+    print(
+        "\nLesion contrast recovery, estimate over truth (in brackets: the lesion does not change these molecules, their "
+        "contrast is that of the tissues there; - where the truth has none)"
+    )
     rows = []
     for r in results:
         for lesion, maps in r["lesions"].items():
             cells = ["-" if not math.isfinite(maps[n]) else f"{maps[n]:.2f}" for n in NAMES]
+            changed = r["changed"][lesion]
+            cells = [c if n in changed or c == "-" else f"({c})" for n, c in zip(NAMES, cells, strict=True)]
             if any(c != "-" for c in cells):
                 rows.append([f"{r['snr']:g}", r["method"], lesion, *cells])
         rows.append([f"{r['snr']:g}", r["method"], "unseen resonance, in the FIDs", f"{r['unseen']:.2f}"] + [""] * 4)

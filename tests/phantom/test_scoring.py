@@ -43,6 +43,8 @@ def test_truth_scores_zero_with_full_contrast(maps, truth):
     recoveries = [s.recovery for by_map in result.lesions.values() for s in by_map.values()]
     assert np.allclose([r for r in recoveries if np.isfinite(r)], 1.0, atol=1e-4)
     assert np.isfinite(result.lesions["tumour"]["tNAA"].recovery)
+    assert {n for n, s in result.lesions["hidden"].items() if s.changed} == {"tNAA", "Ins", "Glx"}
+    assert not any(s.changed for s in result.lesions["water_edge"].values())
     assert all(np.isnan(s.recovery) for s in result.lesions["water_edge"].values())
     assert result.fid_error < 1e-5
     assert result.b0_rms_hz == 0.0

@@ -46,6 +46,8 @@ class LesionScore:
     """Contrast of the estimate over that of the truth; NaN where the truth has no contrast worth the name."""
     false_contrast: float
     """(Contrast of the estimate - contrast of the truth) / mean of the truth in the brain."""
+    changed: bool
+    """Whether the lesion changes a molecule of the map; else its contrast is that of the tissues that lie there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,8 +243,15 @@ def _score_lesions(even: Mapping[str, np.ndarray], truth: Truth) -> dict[str, di
             result[lesion][name] = LesionScore(
                 recovery=contrast / true_contrast if counts else float("nan"),
                 false_contrast=(contrast - true_contrast) / mean,
+                changed=_changes(lesion, name),
             )
     return result
+
+
+def _changes(lesion: str, name: str) -> bool:
+    """Whether a lesion changes any of the molecules of a map."""
+    members = REPORTED_SUMS.get(name, (name,))
+    return any(m in {**kind.factors, **kind.added_mm} for kind in LESION_KINDS if kind.name == lesion for m in members)
 
 
 def _untouched(truth: Truth, lesion: str) -> bool:

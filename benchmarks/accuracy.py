@@ -247,8 +247,8 @@ def verdict(row: dict[str, Any], fourier_fid: float) -> str:
 def report_lesions(results: Sequence[dict[str, Any]]) -> None:
     """Print contrast recoveries."""
     print(
-        "\nLesion contrast recovery, estimate over truth (in brackets: the lesion does not change these molecules, their "
-        "contrast is that of the tissues there; - where the truth has none)"
+        "\nLesion contrast recovery, estimate over truth (in brackets: the lesion does not change these molecules, "
+        "their contrast is that of the tissues there; - where the truth has none)"
     )
     rows = []
     for r in results:

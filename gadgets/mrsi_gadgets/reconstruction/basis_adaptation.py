@@ -48,16 +48,16 @@ def shared_shift(
     """
     n_voxels, n_times = int(fids.shape[0]), int(fids.shape[1])
     gram = time_gram(fids) if gram is None else gram
-    weighted = basis if gain is None else gain.T @ basis
+    weighted = basis if gain is None else (gain.T @ basis).astype(basis.dtype)
     # energy(f) = sum_ab G[a, b] P[a, b] exp(-i 2 pi f (t_a - t_b)), G = X^T conj(X), P = V^H K^T V
     product = gram * (basis.conj().T @ weighted)
-    lags = _diagonal_sums(product)
+    lags = _diagonal_sums(product.astype(np.complex128))
     dwell = float(times_s[1] - times_s[0]) if n_times > 1 else 0.0
     shifts = np.linspace(-LARGEST_SHIFT_HZ, LARGEST_SHIFT_HZ, 601)
     # sum over lags of exp(-i 2 pi f k dwell) at equidistant f: a chirp transform
     energy = 2 * np.real(
         czt(
-            lags.astype(np.complex128),
+            lags,
             len(shifts),
             w=np.exp(-2j * np.pi * dwell * (shifts[1] - shifts[0])),
             a=np.exp(2j * np.pi * dwell * shifts[0]),
@@ -79,7 +79,7 @@ def time_gram(fids: Array) -> np.ndarray:
     """Return X^T conj(X), (t, t), of FIDs X (voxel, t): all that shift and missing rows depend on."""
     few = np.ascontiguousarray(to_numpy(fids))
     # a Hermitian matrix: the blocks of one triangle are enough
-    turned, other = np.ascontiguousarray(few.T), few.conj()
+    other = few.conj()
     count = few.shape[1]
     gram = np.zeros((count, count), dtype=few.dtype)
     bounds = np.linspace(0, count, min(count, 3) + 1).astype(int)
@@ -88,10 +88,12 @@ def time_gram(fids: Array) -> np.ndarray:
 
     def fill(which: slice) -> None:
         for row, column in places[which]:
-            gram[row, column] = turned[row] @ other[:, column]
+            gram[row, column] = few[:, row].T @ other[:, column]
+            if row != column:
+                gram[column, row] = gram[row, column].conj().T
 
     over_parts(fill, len(places), len(places))
-    return np.asarray(np.tril(gram) + np.tril(gram, -1).conj().T)
+    return gram
 
 
 def _diagonal_sums(square: np.ndarray) -> np.ndarray:

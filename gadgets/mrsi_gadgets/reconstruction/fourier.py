@@ -153,8 +153,10 @@ def field_phase(reference: Array, b0_hz: Array, times_s: np.ndarray) -> Array:
 
 
 def _unit_phase(xp: Any, cycles: Array, dtype: Any) -> Array:
-    angle = 2 * np.pi * (cycles - xp.floor(cycles))
-    return xp.astype(xp.exp(1j * angle), dtype)
+    # reduced in double precision, then as precise as the result
+    real = xp.float32 if dtype == xp.complex64 else xp.float64
+    angle = xp.astype(2 * np.pi * (cycles - xp.floor(cycles)), real)
+    return xp.astype(xp.cos(angle) + 1j * xp.sin(angle), dtype)
 
 
 def reconstruct_fourier(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -32,17 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MrsiError as error:
         if given.debug:
             raise
-        _say(f"mrsi {given.command}: {error}", sys.stderr)
+        _say_failure(given, f"{error}")
         return EXIT_FAILED
     except BrokenPipeError:
         return EXIT_FAILED
     except Exception as error:  # outermost: a user sees a sentence, --debug the traceback
         if given.debug:
             raise
-        _say(
-            f"mrsi {given.command}: internal error ({type(error).__name__}: {error}); run again with --debug and "
-            "report what it shows",
-            sys.stderr,
+        _say_failure(
+            given, f"internal error ({type(error).__name__}: {error}); run again with --debug and report what it shows"
         )
         return EXIT_FAILED
     except KeyboardInterrupt:
@@ -81,7 +80,7 @@ def _add_scan_options(parser: argparse.ArgumentParser, *, recipe_help: str) -> N
     parser.add_argument("--threads", type=_positive, help="threads for numeric libraries (also MRSI_THREADS)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="profile key over the header's")
     parser.add_argument("--sequence", help="sequence description of the header: a shipped name or a .toml path")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_whole, default=0)
 
 
 def _scan_options(given: argparse.Namespace) -> ScanOptions:
@@ -110,11 +109,32 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a time in seconds above 0")
+    return value
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 0")
+    return int(text)
+
+
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=9002)
     parser.add_argument("--peer", default="auto", choices=["auto", "fire", "gadgetron"], help="dialect of the peers")
     parser.add_argument("--warm", type=int, default=1, help="session processes kept warm")
+    parser.add_argument("--max-sessions", type=_positive, default=8, metavar="N", help="sessions at once (default: 8)")
+    parser.add_argument(
+        "--idle-timeout", type=_seconds, metavar="SECONDS", help="give a silent peer up for lost (default: never)"
+    )
+    parser.add_argument("--max-message-mib", type=_positive, metavar="N", help="refuse larger messages (default: 1024)")
     _add_scan_options(parser, recipe_help="default: the one that the peer asks for")
     parser.set_defaults(run=_serve)
 
@@ -125,7 +145,8 @@ def _serve(given: argparse.Namespace) -> int:
 
     options = ServerOptions(
         host=given.host, port=given.port, peer=Peer(given.peer), scan=_scan_options(given), warm=given.warm,
-        log_level=given.log_level or "INFO", log_format=given.log_format,
+        log_level=given.log_level or "INFO", log_format=given.log_format, max_sessions=given.max_sessions,
+        idle_timeout_s=given.idle_timeout, max_message_mib=given.max_message_mib,
     )  # fmt: skip
     server = Server(options)
     # a service manager ends us with SIGTERM, a terminal with SIGINT: both in order
@@ -156,10 +177,14 @@ def _replay(given: argparse.Namespace) -> int:
     options = _scan_options(given)
     if given.to and (given.device != "auto" or given.seed):
         raise ConfigError("--device and --seed are decisions of the server; leave them out with --to")
+    if given.to and (given.threads or (given.sequence and not given.realtime)):
+        raise ConfigError(
+            "--threads and --sequence are decisions of the server; start it with them and leave them out with --to"
+        )
     scan = replay.open_scan(given.file)
     bar = sys.stderr.isatty()
     if given.realtime:
-        scan = replay.in_real_time(scan, options)
+        scan = replay.in_real_time(scan, options, tell=lambda sentence: _say(f"warning: {sentence}", sys.stderr))
     if given.to:
         result = replay.replay_to(scan, given.to, options, progress=bar)
     else:
@@ -175,8 +200,8 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset", help="name of a preset; 'list' shows them")
     parser.add_argument("--output", "-o", type=Path, help="MRD .h5 file; the truth is written beside it")
     parser.add_argument("--snr", type=float, help="NAA peak SNR (inf: no noise)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the brain")
-    parser.add_argument("--noise-seed", type=int, default=1)
+    parser.add_argument("--seed", type=_whole, default=0, help="seed of the brain")
+    parser.add_argument("--noise-seed", type=_whole, default=1)
     parser.set_defaults(run=_simulate)
 
 
@@ -191,6 +216,8 @@ def _simulate(given: argparse.Namespace) -> int:
         raise ConfigError(f"there is no preset '{given.preset}'; known are {', '.join(PRESETS)}")
     if given.output is None:
         raise ConfigError("name the file to write with -o FILE.h5")
+    if given.output.is_dir():
+        raise ConfigError(f"{given.output} is a folder; name the file to write with -o {given.output / 'brain.h5'}")
     if not given.output.resolve().parent.is_dir():
         raise ConfigError(f"{given.output} cannot be written because its folder does not exist; make it first")
     lines = write_simulation(
@@ -246,6 +273,17 @@ def _demo(given: argparse.Namespace) -> int:
 
     _say(run_demo(given.output, preset=given.preset))
     return EXIT_OK
+
+
+def _say_failure(given: argparse.Namespace, sentence: str) -> None:
+    """Say why a command failed: a sentence for people, or one record where the log is for machines."""
+    text = f"mrsi {given.command}: {sentence}"
+    if given.log_format == "json":
+        log = logging.getLogger("mrsi.cli")
+        log.setLevel(logging.ERROR)  # whatever else the command leaves out of its log
+        log.error("%s", text, extra={"failure": sentence})
+    else:
+        _say(text, sys.stderr)
 
 
 def _say(text: str, stream: TextIO | None = None) -> None:

@@ -8,9 +8,12 @@ import os
 import sys
 from datetime import UTC, datetime
 
+EXTRAS = ("peer", "failure", "received")
+"""What records of a session may carry beside their sentence: who the peer is, why it failed, how many messages came."""
+
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, process, session, message."""
+    """One JSON object a line: time (UTC), level, logger, process, session, message, and those of `EXTRAS` there are."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -22,6 +25,7 @@ class JsonFormatter(logging.Formatter):
             "session": getattr(record, "session", None) or os.environ.get("MRSI_SESSION"),
             "message": record.getMessage(),
         }
+        entry |= {name: getattr(record, name, None) for name in EXTRAS}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps({key: value for key, value in entry.items() if value is not None})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -65,7 +66,15 @@ def truncated(good: Path, bad: Path) -> None:
     bad.write_bytes(good.read_bytes()[:-1000])
 
 
+def damaged_inside(good: Path, bad: Path) -> None:
+    data = bytearray(good.read_bytes())
+    at = data.index(b"HEAP")
+    data[at : at + 4] = b"HEAR"
+    bad.write_bytes(data)
+
+
 BAD_FILES = {
+    "is damaged inside .*copy it again": damaged_inside,
     "is not there; check": lambda good, bad: None,
     "truncated|damaged": truncated,
     "is not an HDF5 file": lambda good, bad: bad.write_text("patient=1\n"),
@@ -106,10 +115,19 @@ def test_a_bad_recipe_is_refused_with_the_name_that_is_wrong(refused, scan_file,
     assert re.search(sentence, said), said
 
 
+@pytest.mark.parametrize("to", [(), ("--to", "127.0.0.1:1")])
+def test_a_recipe_that_is_no_utf_8_is_refused(refused, scan_file, tmp_path, to):
+    (tmp_path / "ours.xml").write_bytes(b"<chain><!-- f\xfcr uns --></chain>")
+    said = refused("replay", scan_file, "-o", tmp_path / "result", "--config", tmp_path / "ours.xml", *to)
+    assert "ours.xml is not valid UTF-8 at its byte 13; save it as UTF-8" in said
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (("--config", "fouriier"), "there is no recipe 'fouriier'; known are .*fourier"),
+        (("--config", "f" * 1000), "there is no recipe 'f{100}...'; known are"),
+        (("--config", "f" * 1000 + ".xml"), "recipe file f{100}... cannot be read .File name too long"),
         (("--config", "no/such.xml"), "recipe file no/such.xml does not exist"),
         (("--config", "no/such.xml", "--to", "127.0.0.1:9"), "recipe file no/such.xml does not exist"),
         (("--set", "mrsi_dwel_us=500"), "'mrsi_dwel_us' is no key .*did you mean mrsi_dwell_us"),
@@ -121,6 +139,8 @@ def test_a_bad_recipe_is_refused_with_the_name_that_is_wrong(refused, scan_file,
         (("--to", "127.0.0.1:1"), "No server answers at 127.0.0.1:1 .*mrsi serve"),
         (("--to", "127.0.0.1:1", "--device", "cpu"), "decisions of the server"),
         (("--to", "127.0.0.1:1", "--seed", "3"), "decisions of the server"),
+        (("--to", "127.0.0.1:1", "--threads", "2"), "decisions of the server; start it with them"),
+        (("--to", "127.0.0.1:1", "--sequence", "fire_csi"), "decisions of the server; start it with them"),
     ],
 )
 def test_a_bad_option_is_refused_with_its_remedy(refused, scan_file, tmp_path, options, sentence):
@@ -161,6 +181,17 @@ def test_a_failing_server_is_quoted(refused, scan, tmp_path):
     with serving(warm=0) as server:
         said = refused("replay", file, "-o", tmp_path / "result", "--to", f"127.0.0.1:{server.port}")
     assert "readout 70 holds values that are not finite" in said
+
+
+def test_a_failure_is_one_record_where_the_log_is_for_machines(run, scan, tmp_path):
+    file = with_nan(scan).write(tmp_path / "scan.h5")
+    options = ("--config", "fourier", "--device", "cpu", "--log-format", "json")
+    code, out, err = run("replay", file, "-o", tmp_path / "result", *options)
+    assert (code, out) == (1, "")
+    (record,) = [json.loads(line) for line in err.splitlines()]
+    assert record["message"].startswith("mrsi replay: readout 70 holds values that are not finite")
+    assert record["failure"] == record["message"].removeprefix("mrsi replay: ")
+    assert record["level"] == "ERROR"
 
 
 def test_debug_shows_the_traceback(scan, tmp_path):

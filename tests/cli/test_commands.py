@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from command_results import images_here, stream_of, summary_of
+from tqdm import tqdm
 
-from mrsi_gadgets import __version__
+from mrsi_gadgets import __version__, replay
 from mrsi_gadgets.cli import main
+from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.io.mrd_file import read_images, read_scan
 from mrsi_gadgets.stream.messages import ConfigFile, ConfigText
 from served import NODE_CONFIG, SESSION_S, assert_same_images, serving
@@ -100,6 +104,15 @@ def test_realtime_keeps_the_pace_of_the_time_stamps_and_changes_no_result(run, s
     assert_same_images(read_images(tmp_path / "result" / "images.h5"), images_here(scan, recipe="fourier"))
 
 
+def test_a_bar_is_gone_before_the_sentence_of_an_error_is_said(scan):
+    bad = scan.with_readouts(scan.readouts[:20])
+    given = replay.Scan(bad.header_xml, bad.readouts, len(bad.readouts), "bad")
+    with pytest.raises(DataError) as refused:
+        replay.replay_here(given, ScanOptions(recipe="fourier", device="cpu"), progress=True)
+    assert refused.traceback  # whoever holds the error holds everything that was open when it came
+    assert not tqdm._instances
+
+
 @pytest.mark.usefixtures("no_picture")
 @pytest.mark.parametrize(
     ("change", "warning"),
@@ -154,6 +167,7 @@ def test_the_presets_are_listed_and_an_unknown_one_is_refused(run, refused, tmp_
     assert "-o FILE.h5" in refused("simulate", "csi16")
     assert "snr" in refused("simulate", "csi16", "-o", tmp_path / "a.h5", "--snr", "0")
     assert "folder does not exist" in refused("simulate", "csi16", "-o", tmp_path / "no" / "such" / "a.h5")
+    assert "is a folder; name the file to write" in refused("simulate", "csi16", "-o", tmp_path)
 
 
 def test_a_simulated_file_passes_the_check(run, tmp_path):
@@ -209,7 +223,34 @@ def test_the_version_is_that_of_the_package(capsys):
     assert capsys.readouterr().out == f"mrsi-gadgets {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", ["", "fly", "replay scan.h5", "replay scan.h5 -o folder --threads 0"])
+def test_serve_listens_on_this_machine_only_unless_told_otherwise_and_hands_its_limits_on(run, monkeypatch):
+    given = []
+
+    class Fake:
+        def __init__(self, options) -> None:
+            given.append(options)
+
+        start = serve_forever = stop = request_stop = lambda self: None
+
+    monkeypatch.setattr("mrsi_gadgets.server.supervisor.Server", Fake)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert run("serve")[0] == 0
+        options = ("--host", "0.0.0.0", "--idle-timeout", "90", "--max-message-mib", "16", "--max-sessions", "2")
+        assert run("serve", *options)[0] == 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    usual, other = given
+    assert (usual.host, usual.port, usual.max_sessions) == ("127.0.0.1", 9002, 8)
+    assert (usual.idle_timeout_s, usual.max_message_mib) == (None, None)
+    assert (other.host, other.idle_timeout_s, other.max_message_mib, other.max_sessions) == ("0.0.0.0", 90.0, 16, 2)
+
+
+@pytest.mark.parametrize("arguments", ["", "fly", "replay scan.h5", "replay scan.h5 -o folder --threads 0",
+                                       "serve --idle-timeout 0", "serve --idle-timeout soon", "serve --max-sessions 0",
+                                       "serve --max-message-mib -1", "serve --seed -1", "simulate csi16 --seed -1",
+                                       "replay scan.h5 -o folder --seed -1"])  # fmt: skip
 def test_a_command_line_that_cannot_be_read_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments.split())

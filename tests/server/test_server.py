@@ -24,6 +24,7 @@ from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.output.meta import from_xml, values_of
 from mrsi_gadgets.server.supervisor import Server
 from mrsi_gadgets.stream.messages import Close, ConfigFile, ConfigText, ErrorText, Image, Message, Text
+from mrsi_gadgets.stream.session import Peer
 from mrsi_gadgets.stream.wire import Decoder, encode
 from peers import receive_until_end
 from served import (
@@ -286,6 +287,7 @@ def test_a_gadgetron_hears_error_after_its_close_that_its_session_was_killed(sca
         error, close = receive_until_end(sock)
     assert isinstance(error, ErrorText)
     assert "ended by SIGKILL" in error.text
+    assert "send the scan again, or replay it from the scanner's own raw data" in error.text
     assert isinstance(close, Close)
 
 
@@ -328,6 +330,60 @@ def test_a_server_that_stops_tells_the_peers_of_running_sessions(scan):
     assert "the server was stopped before the result was complete" in error_of(heard)
 
 
+def test_whoever_only_looks_whether_the_port_is_open_costs_no_process():
+    before = children()
+    with serving() as live:
+        (waiting,) = children() - before
+        for _ in range(3):
+            connected(live.port).close()
+        with connected(live.port):
+            assert wait_until(lambda: len(live._silent) == 1)
+            assert wait_until(lambda: len(live._sessions) == 1)
+            assert children() - before == {waiting}
+        assert wait_until(lambda: not live._sessions)
+        assert [process.process.pid for process in live._warm] == [waiting]
+
+
+def test_a_server_that_stops_lets_go_of_clients_that_have_said_nothing():
+    with serving(warm=0) as live:
+        sock = connected(live.port)
+        assert wait_until(lambda: bool(live._silent))
+    assert not live._sessions
+    assert sock.recv(1) == b""
+    sock.close()
+
+
+@pytest.mark.parametrize(("config", "peer"), [("fourier", Peer.FIRE), (ConfigText(NODE_CONFIG), Peer.GADGETRON)])
+def test_one_session_more_than_may_run_is_refused_in_the_words_of_its_peer(scan, config, peer):
+    with serving(max_sessions=1) as live, connected(live.port) as first:
+        first.sendall(b"".join(encode(m) for m in whole(scan)[:40]))
+        assert wait_until(lambda: any(live._sessions.values()))
+        answer = session(live.port, whole(scan, config))
+        said, close = answer
+        assert isinstance(said, Text if peer is Peer.FIRE else ErrorText)
+        assert "runs as many sessions as it may (1); send the scan again when one of them has ended" in said.text
+        assert isinstance(close, Close)
+        first.sendall(b"".join(encode(m) for m in whole(scan)[40:]))
+        assert images_of(receive_until_end(first))
+        assert wait_until(lambda: not live._sessions)
+        assert images_of(session(live.port, whole(scan)))
+
+
+def test_a_silent_peer_is_given_up_after_the_idle_timeout(scan):
+    with serving(idle_timeout_s=0.5) as live, connected(live.port) as sock, connected(live.port) as mute:
+        sock.sendall(b"".join(encode(m) for m in whole(scan)[:40]))
+        assert "The peer sent nothing for 0.5 s (idle timeout)" in error_of(receive_until_end(sock))
+        assert mute.recv(1) == b""
+        assert wait_until(lambda: not live._sessions)
+
+
+def test_a_message_larger_than_the_server_takes_is_refused(scan):
+    with serving(max_message_mib=1) as live:
+        long = scan.changed(50, np.zeros((4, 60000), np.complex64))
+        assert "1920000 bytes of samples, more than the limit of 1048576" in error_of(session(live.port, whole(long)))
+        assert images_of(session(live.port, whole(scan)))
+
+
 # --- what a peer does wrong -----------------------------------------------------------------------------------------
 
 
@@ -337,9 +393,12 @@ def test_an_unknown_recipe_is_refused_with_those_there_are(server, scan):
     assert "subspace" in sentence
 
 
-@pytest.mark.parametrize("name", ["../config/fourier", "/etc/passwd", "config/fourier.xml", ""])
+@pytest.mark.parametrize("name", ["../config/fourier", "/etc/passwd", "config/fourier.xml", "", "f" * 1023, "f" * 300])
 def test_a_recipe_name_is_never_a_path(scan, name):
-    assert "there is no recipe" in error_of(session_in_thread(whole(scan, name)))
+    sentence = error_of(session_in_thread(whole(scan, name)))
+    assert sentence.startswith("there is no recipe")
+    assert len(sentence) < 300
+    assert "/mrsi_gadgets" not in sentence
 
 
 def test_a_gadget_nobody_knows_is_named(scan):
@@ -353,7 +412,12 @@ def nan_in(scan):
     return scan.changed(60, samples)
 
 
+def absurd(scan):
+    return scan.changed(60, scan.readouts[60].data * np.float32(1e25))
+
+
 DAMAGE = {
+    "readout 60 holds a value of .*e.21, not plausible": absurd,
     "readout 60 holds values that are not finite .* in channel 1": nan_in,
     "readout 70 has 2 channels but the ones before it have 3": lambda s: s.changed(70, s.readouts[70].data[:2]),
     "readout 55 .*100 .*mrsi_spectral_points.*128": lambda s: s.changed(55, s.readouts[55].data[:, :100]),
@@ -401,6 +465,48 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def test_an_address_that_everybody_reaches_is_warned_of(caplog):
+    server = Server(replace(OPTIONS, host="0.0.0.0", warm=0))
+    try:
+        server.start()
+    finally:
+        server.stop()
+    assert "listening on 0.0.0.0: anyone who reaches this port can run a reconstruction" in caplog.text
+
+
+def test_a_failed_and_a_finished_session_are_told_apart_by_fields_of_the_log(scan):
+    port = free_port()
+    command = [sys.executable, "-m", "mrsi_gadgets.cli", "serve", "--port", str(port), "--device", "cpu"]
+    with subprocess.Popen([*command, "--log-format", "json"], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            first = [process.stderr.readline()]
+            while "listening on" not in first[-1]:
+                assert first[-1], "the server ended: " + "".join(first)
+                first.append(process.stderr.readline())
+            lines: list[str] = []
+            reader = threading.Thread(target=lambda: lines.extend(process.stderr), daemon=True)
+            reader.start()
+            assert images_of(session(port, whole(scan)))
+            assert "not finite" in error_of(session(port, whole(nan_in(scan))))
+            assert wait_until(lambda: any("ended with an error" in line for line in list(lines)))
+            process.send_signal(signal.SIGTERM)
+            reader.join(SESSION_S)
+            process.wait(SESSION_S)
+        finally:
+            process.kill()
+    records = [json.loads(line) for line in first + lines]
+    of = {number: [r for r in records if r.get("session") == number] for number in ("1", "2")}
+    assert not any("failure" in record for record in of["1"])
+    assert any("not finite" in record.get("failure", "") for record in of["2"])
+    for number, words in (("1", "closed in order"), ("2", "ended with an error: readout 60 holds")):
+        assert len({record["process"] for record in of[number]}) == 2  # the supervisor's lines and the worker's
+        (last,) = [r for r in of[number] if r["logger"] == "mrsi.server" and "received" in r]
+        assert f"session {number}: {words}" in last["message"]
+        assert last["peer"] == "fire"
+        assert last["received"] == len(whole(scan))
+    assert {record.get("session") for record in records} == {None, "1", "2"}
 
 
 def test_sigterm_ends_the_server_in_order_and_leaves_no_process(scan):

@@ -24,7 +24,8 @@ from mrsi_gadgets.arrays import select_device
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.composition import find_recipe
 from mrsi_gadgets.gadgets.scan import ScanOptions
-from mrsi_gadgets.server.worker import READY, options_to_text
+from mrsi_gadgets.server.worker import READY, limits_of, options_to_text
+from mrsi_gadgets.stream.endpoints import keep_alive
 from mrsi_gadgets.stream.relay import Relay, report_failure
 from mrsi_gadgets.stream.session import Peer
 
@@ -50,6 +51,12 @@ class ServerOptions:
     scan: ScanOptions = field(default_factory=ScanOptions)
     warm: int = 1
     """Session processes kept warm for the next scans."""
+    max_sessions: int = 8
+    """Sessions at once; a further one is refused."""
+    idle_timeout_s: float | None = None
+    """Give a peer up for lost after so long without a byte; None waits for ever, since a scan may pause."""
+    max_message_mib: int | None = None
+    """Upper bound of one message; None admits whatever MRD 1.x can express."""
     log_level: str = "INFO"
     log_format: str = "text"
 
@@ -67,6 +74,10 @@ class SessionProcess:
                 "--peer", options.peer.value, "--options", options_to_text(options.scan),
                 "--log-level", options.log_level, "--log-format", options.log_format,
             ]  # fmt: skip
+            if options.idle_timeout_s is not None:
+                command += ["--idle-timeout", str(options.idle_timeout_s)]
+            if options.max_message_mib is not None:
+                command += ["--max-message-mib", str(options.max_message_mib)]
             try:
                 # a process group of its own: Ctrl-C in a terminal is for the supervisor, which ends sessions in order
                 self.process = subprocess.Popen(
@@ -84,6 +95,20 @@ class SessionProcess:
             return self._ready.recv(1) == READY
         except OSError:
             return False
+
+    def begin(self, number: int) -> None:
+        """Tell the process which session it runs, before the session's first byte."""
+        with contextlib.suppress(OSError):  # a process that has died is met when its stream ends
+            self._ready.sendall(str(number).encode("ascii"))
+
+    def failure(self) -> str | None:
+        """Return the sentence of a session that has ended with an error, None of one that has not."""
+        said = b""
+        with contextlib.suppress(OSError):
+            self._ready.settimeout(GRACE_S)
+            while part := self._ready.recv(1 << 16):
+                said += part
+        return said.removeprefix(READY).decode("utf-8", "replace") or None
 
     @property
     def alive(self) -> bool:
@@ -128,7 +153,10 @@ class Server:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._numbers = itertools.count(1)
+        self._limits = limits_of(options.max_message_mib)
         self._sessions: dict[threading.Thread, SessionProcess | None] = {}
+        self._silent: dict[threading.Thread, socket.socket] = {}
+        """Clients that have not sent a byte yet."""
 
     def start(self) -> None:
         """Warm the first session process(es); returns when they are ready.
@@ -159,17 +187,15 @@ class Server:
                 log.error("a connection could not be accepted: %s", error)
                 self._stopped.wait(ACCEPT_RETRY_S)
                 continue
-            number = next(self._numbers)
-            log.info("session %d: peer %s:%s", number, address[0], address[1])
-            thread = threading.Thread(
-                target=self._session, args=(client, number), name=f"session-{number}", daemon=True
-            )
+            peer = f"{address[0]}:{address[1]}"
+            log.debug("connection from %s", peer)
+            thread = threading.Thread(target=self._connection, args=(client, peer), name=f"peer {peer}", daemon=True)
             with self._lock:
                 self._sessions[thread] = None
             try:
                 thread.start()
             except RuntimeError as error:  # the system allows no further thread; the sessions there are go on
-                log.error("session %d could not be started: %s", number, error)
+                log.error("a session with %s could not be started: %s", peer, error)
                 client.close()
                 with self._lock:
                     self._sessions.pop(thread)
@@ -186,7 +212,10 @@ class Server:
         self._listener.close()
         with self._lock:
             warm, self._warm = list(self._warm), deque()
-            running = dict(self._sessions)
+            running, silent = dict(self._sessions), list(self._silent.values())
+        for client in silent:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)  # its thread waits for a first byte
         for process in [*running.values(), *warm]:
             if process is not None:
                 process.process.terminate()
@@ -196,8 +225,8 @@ class Server:
         for process in warm:
             process.end()
 
-    def _take(self) -> SessionProcess:
-        """Return a warm process and start its successor.
+    def _take(self) -> SessionProcess | None:
+        """Return a warm process and start its successor; None where as many sessions run as may.
 
         Raises
         ------
@@ -205,6 +234,8 @@ class Server:
             No process is warm and the system refuses to start one.
         """
         with self._lock:
+            if sum(process is not None for process in self._sessions.values()) >= self.options.max_sessions:
+                return None
             taken = self._first_warm() or SessionProcess(self.options)
             self._sessions[threading.current_thread()] = taken
             if self._stopped.is_set():
@@ -227,45 +258,101 @@ class Server:
             process.end()
         return None
 
-    def _session(self, client: socket.socket, number: int) -> None:
-        worker: SessionProcess | None = None
+    def _connection(self, client: socket.socket, peer: str) -> None:
+        """Body of the thread of one client: a session begins with its first byte, not with the connection.
+
+        Whoever only looks whether the port is open (a health check, a port scan) costs no process.
+        """
         try:
-            worker = self._take()
-            self._relay(client, worker, number)
-        except OSError as error:
-            log.error("session %d failed: %s", number, error)
-            if worker is None:
-                sentence = (
-                    f"no session process could be started ({error.strerror}); free memory or processes on the server's "
-                    "machine and send the scan again"
-                )
-                report_failure(client, self.options.peer, sentence)
+            if self._says_something(client):
+                self._session(client, peer, next(self._numbers))
+            else:
+                log.debug("%s went away without a byte", peer)
         finally:
             client.close()
-            if worker is not None:
-                worker.end()
             with self._lock:
                 self._sessions.pop(threading.current_thread(), None)
 
+    def _says_something(self, client: socket.socket) -> bool:
+        """Wait for the client's first byte, which stays where it is; False where it goes away or never speaks."""
+        thread = threading.current_thread()
+        try:
+            keep_alive(client)
+            client.settimeout(self.options.idle_timeout_s)
+            with self._lock:
+                if self._stopped.is_set():
+                    return False
+                self._silent[thread] = client
+            return bool(client.recv(1, socket.MSG_PEEK)) and not self._stopped.is_set()
+        except OSError:
+            return False
+        finally:
+            with self._lock:
+                self._silent.pop(thread, None)
+
+    def _session(self, client: socket.socket, peer: str, number: int) -> None:
+        """Run one session in a process, or tell the peer why there is none."""
+        worker: SessionProcess | None = None
+        known = {"session": str(number)}
+        log.info("session %d: peer %s", number, peer, extra=known)
+        try:
+            worker = self._take()
+            if worker is not None:
+                worker.begin(number)
+                log.info("session %d: process %d", number, worker.process.pid, extra=known)
+                self._relay(client, worker, number)
+                return
+            sentence = (
+                f"the server runs as many sessions as it may ({self.options.max_sessions}); send the scan again when "
+                "one of them has ended, or start the server with a larger --max-sessions"
+            )
+        except OSError as error:
+            log.error("session %d failed: %s", number, error, extra=known)
+            if worker is not None:
+                return
+            sentence = (
+                f"no session process could be started ({error.strerror}); free memory or processes on the server's "
+                "machine and send the scan again"
+            )
+        finally:
+            if worker is not None:
+                worker.end()
+        log.error("session %d: refused: %s", number, sentence, extra=known | {"failure": sentence})
+        report_failure(
+            client, self.options.peer, sentence, limits=self._limits, idle_timeout_s=self.options.idle_timeout_s
+        )
+
     def _relay(self, client: socket.socket, worker: SessionProcess, number: int) -> None:
         """Pass one session through; where its process dies, tell the peer."""
-        relay = Relay(client, worker.socket, peer=self.options.peer)
+        relay = Relay(
+            client, worker.socket, peer=self.options.peer, limits=self._limits,
+            idle_timeout_s=self.options.idle_timeout_s,
+        )  # fmt: skip
         in_order = relay.run()
         if in_order or relay.client_lost:
             relay.close()
-            if relay.client_lost:
-                log.warning("session %d: the peer went away before its scan was complete", number)
-            else:
-                log.info("session %d: closed in order", number)
+            self._say_how_it_ended(relay, worker.failure(), number)
             return
         if self._stopped.is_set():
-            relay.report_failure("the server was stopped before the result was complete; send the scan again")
-            return
-        relay.report_failure(
-            f"the reconstruction process of session {number} died before its result was complete "
-            f"({worker.cause_of_end()}); "
-            "see the server's log and replay the raw data"
-        )
+            sentence = "the server was stopped before the result was complete; send the scan again"
+        else:
+            sentence = (
+                f"the reconstruction process of session {number} died before its result was complete "
+                f"({worker.cause_of_end()}); send the scan again, or replay it from the scanner's own raw data"
+            )
+        relay.report_failure(sentence)
+        self._say_how_it_ended(relay, sentence, number)
+
+    @staticmethod
+    def _say_how_it_ended(relay: Relay, failure: str | None, number: int) -> None:
+        """Write the one line by which a session's end is found in the log."""
+        known = {"session": str(number), "peer": relay.peer.value, "received": relay.received, "failure": failure}
+        if relay.client_lost:
+            log.warning("session %d: the peer went away before its scan was complete", number, extra=known)
+        elif failure is not None:
+            log.warning("session %d: ended with an error: %s", number, failure, extra=known)
+        else:
+            log.info("session %d: closed in order", number, extra=known)
 
 
 def _listen(options: ServerOptions) -> socket.socket:

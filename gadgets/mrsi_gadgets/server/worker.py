@@ -1,7 +1,9 @@
 """A session process: started and warmed up before its scan comes, runs one chain, and ends.
 
 Started by the supervisor as ``python -m mrsi_gadgets.server.worker OPTIONS`` with one end of a socket pair. It waits
-there for the relayed bytes of one session; an end of the stream before any byte means that it was not needed.
+there for the relayed bytes of one session; an end of the stream before any byte means that it was not needed. A second
+socket pair is between worker and supervisor alone: READY up, the session's number down, and at the end the sentence of
+a failure up, or nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import ctypes
 import json
 import logging
+import os
 import socket
 import sys
 from pathlib import Path
@@ -19,10 +22,13 @@ from mrsi_gadgets.gadgets.node import run_connection
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.logs import set_up_logging
 from mrsi_gadgets.server.rehearsal import rehearse
+from mrsi_gadgets.stream.limits import MEBIBYTE, Limits
 from mrsi_gadgets.stream.session import Peer
 from mrsi_gadgets.stream.transport import Connection
 
-READY = b"R"
+READY = b"\x06"
+"""No sentence begins with it."""
+_NUMBER_BYTES = 32
 _M_MMAP_THRESHOLD = -3
 _LARGE_BLOCK = 8 << 20
 
@@ -48,6 +54,17 @@ def options_from_text(text: str) -> ScanOptions:
     return ScanOptions(**values)
 
 
+def limits_of(max_message_mib: int | None) -> Limits:
+    """Return the limits of one message; None leaves them as they are."""
+    usual = Limits()
+    if max_message_mib is None:
+        return usual
+    size = max_message_mib * MEBIBYTE
+    return Limits(
+        text_bytes=min(usual.text_bytes, size), attribute_bytes=min(usual.attribute_bytes, size), array_bytes=size
+    )
+
+
 def return_large_blocks() -> None:
     """Have the C library return large freed arrays to the system at once, for as long as the process lives.
 
@@ -65,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ready", type=int, required=True)
     parser.add_argument("--peer", default="auto")
     parser.add_argument("--options", required=True)
+    parser.add_argument("--idle-timeout", type=float)
+    parser.add_argument("--max-message-mib", type=int)
     parser.add_argument("--log-level", default="INFO")
     parser.add_argument("--log-format", default="text")
     given = parser.parse_args(arguments)
@@ -72,14 +91,26 @@ def main(arguments: list[str] | None = None) -> int:
     return_large_blocks()
     rehearse()
     set_up_logging(given.log_level, given.log_format)
-    with socket.socket(fileno=given.ready) as ready, contextlib.suppress(BrokenPipeError):
-        # the server may have stopped in the meantime; the end of the session socket tells
-        ready.sendall(READY)
-    session = socket.socket(fileno=given.socket)
-    if not session.recv(1, socket.MSG_PEEK):
-        return 0
-    logging.getLogger("mrsi.worker").info("session begins")
-    run_connection(Connection(session, peer=Peer(given.peer)), options_from_text(given.options))
+    with socket.socket(fileno=given.ready) as supervisor:
+        with contextlib.suppress(BrokenPipeError):
+            # the server may have stopped in the meantime; the end of the session socket tells
+            supervisor.sendall(READY)
+        session = socket.socket(fileno=given.socket)
+        if not session.recv(1, socket.MSG_PEEK):
+            return 0
+        # the number comes before the session's first byte
+        number = supervisor.recv(_NUMBER_BYTES).decode("ascii")
+        os.environ["MRSI_SESSION"] = number
+        log = logging.getLogger("mrsi.worker")
+        log.info("session %s begins", number)
+        connection = Connection(
+            session, peer=Peer(given.peer), name=number, idle_timeout_s=given.idle_timeout,
+            limits=limits_of(given.max_message_mib),
+        )  # fmt: skip
+        outcome = run_connection(connection, options_from_text(given.options))
+        with contextlib.suppress(OSError):
+            # so that the supervisor's last line tells a failed session from a finished one
+            supervisor.sendall((outcome.failure or "").encode("utf-8", "replace"))
     return 0
 
 

@@ -50,12 +50,19 @@ class PeerWatch:
 
 
 def report_failure(
-    sock: socket.socket, peer: Peer, sentence: str, scanner: FrameScanner | None = None, limits: Limits | None = None
+    sock: socket.socket,
+    peer: Peer,
+    sentence: str,
+    scanner: FrameScanner | None = None,
+    limits: Limits | None = None,
+    *,
+    idle_timeout_s: float | None = None,
 ) -> None:
     """Tell a peer that its session has failed, and close its socket.
 
-    Reads and drops the peer's input to its CLOSE first (to its end, or two seconds of silence where framing is lost),
-    then sends the reason in the peer's dialect, then CLOSE. Our own output must be at a message boundary.
+    A console hears the reason as soon as it is known to be one. The peer's input is read and dropped to its CLOSE (to
+    its end, to the idle timeout, or to two seconds of silence where framing is lost), then a Gadgetron gets the reason,
+    then CLOSE follows. Our own output must be at a message boundary.
 
     Parameters
     ----------
@@ -69,21 +76,28 @@ def report_failure(
         Where in its input the peer is; by default nothing has been read yet.
     limits
         What a message may announce, for a session that has not begun yet.
+    idle_timeout_s
+        Give up a peer that sends nothing for so long; None waits for ever.
     """
     scanner = scanner or FrameScanner(limits)
     watch = PeerWatch(peer, limits)
     endpoint = SocketEndpoint(sock)
     space = memoryview(bytearray(CHUNK_BYTES))
+    told = False
     with suppress(OSError):
         while not scanner.closed:
-            if scanner.framing_lost and not endpoint.readable(LINGER_S):
+            if not told and watch.peer is Peer.FIRE:
+                endpoint.write(encode(failure_messages(watch.peer, sentence)[0]))
+                told = True
+            patience_s = LINGER_S if scanner.framing_lost else idle_timeout_s
+            if patience_s is not None and not endpoint.readable(patience_s):
                 break
             count = endpoint.read_into(space)
             if not count:
                 break
             watch.look(space[:count])
             _follow(scanner, space[:count])
-    send_failure(endpoint, watch.peer, sentence)
+    send_failure(endpoint, watch.peer, sentence, told=told)
 
 
 def send_failure(endpoint: SocketEndpoint, peer: Peer, sentence: str, *, told: bool = False) -> None:
@@ -121,11 +135,21 @@ class Relay:
         Who the client is; AUTO until the configuration has passed.
     limits
         What a message may announce.
+    idle_timeout_s
+        Let go of a client that has sent nothing for so long when the worker has ended its output; None waits for its
+        CLOSE.
     """
 
     def __init__(
-        self, client: socket.socket, worker: socket.socket, *, peer: Peer = Peer.AUTO, limits: Limits | None = None
+        self,
+        client: socket.socket,
+        worker: socket.socket,
+        *,
+        peer: Peer = Peer.AUTO,
+        limits: Limits | None = None,
+        idle_timeout_s: float | None = None,
     ) -> None:
+        self._idle_timeout_s = idle_timeout_s if idle_timeout_s is not None else float("inf")
         self._client = SocketEndpoint(client)
         self._worker_socket = worker
         self._worker = SocketEndpoint(worker)
@@ -189,9 +213,9 @@ class Relay:
         space = memoryview(bytearray(CHUNK_BYTES))
         quiet_s = 0.0
         with suppress(OSError):
-            while not (self._worker_gone.is_set() and (self._up.closed or quiet_s >= LINGER_S)):
+            while not (self._worker_gone.is_set() and (self._up.closed or quiet_s >= self._patience_s)):
                 if not self._client.readable(POLL_S):
-                    quiet_s = quiet_s + POLL_S if self._up.framing_lost else 0.0
+                    quiet_s += POLL_S
                     continue
                 quiet_s = 0.0
                 count = self._client.read_into(space)
@@ -203,6 +227,11 @@ class Relay:
         self.client_lost = self.client_lost or not self._up.closed
         with suppress(OSError):
             self._worker_socket.shutdown(socket.SHUT_WR)
+
+    @property
+    def _patience_s(self) -> float:
+        """How long a client may be silent once the worker is gone."""
+        return LINGER_S if self._up.framing_lost else self._idle_timeout_s
 
     def _forward(self, chunk: memoryview) -> None:
         """Give the worker the bytes, unless it is gone."""

@@ -325,10 +325,10 @@ def _choose_edges(
     """
     reference = namespace(z).real(z)
     edges = edge_prior(mask, reference)
-    for _ in range(2):
-        pilot = smooth(z, edges, choose_weights(z, 2.0, edges, mask, rng))
-        own = edge_distances(pilot, 4.0)
-        edges = edge_prior(mask, reference, (own,))
+    # one smoothed image shows the edges; a second round found no better ones
+    pilot = smooth(z, edges, choose_weights(z, 2.0, edges, mask, rng))
+    own = edge_distances(pilot, 4.0)
+    edges = edge_prior(mask, reference, (own,))
     # the same random signs for both, so that only the edges differ
     seed = int(rng.integers(2**32))
     choice = choose_weights(z, 2.0, edges, mask, np.random.default_rng(seed))

@@ -26,7 +26,7 @@ _IDLE_PLANS: dict[tuple[Any, ...], list[Any]] = {}
 _MAX_PLANS = 32
 _ONE_THREAD = 1 << 19
 """Transforms of fewer elements than this stay on one thread."""
-_PIECE_BYTES = 400_000
+_PIECE_BYTES = 450_000
 """Work that is cut into pieces takes about so much at once: half of what a core's second cache holds."""
 
 

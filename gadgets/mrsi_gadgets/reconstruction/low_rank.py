@@ -10,6 +10,7 @@ import numpy as np
 
 from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
 from mrsi_gadgets.data import KtData, SpectralImage
+from mrsi_gadgets.reconstruction.basis_adaptation import time_gram
 from mrsi_gadgets.reconstruction.fourier import Progress, reconstruct_fourier
 
 
@@ -37,8 +38,7 @@ def principal_fids(fids: Array) -> tuple[np.ndarray, np.ndarray]:
     They come from the (t, t) Gram matrix in double precision: one product over all voxels, and singular values down to
     1e-7 of the largest are still right.
     """
-    few = to_numpy(fids).astype(np.complex128)
-    power, vectors = np.linalg.eigh(few.conj().T @ few)
+    power, vectors = np.linalg.eigh(time_gram(to_numpy(fids).astype(np.complex128)).conj())
     return np.sqrt(np.maximum(power[::-1], 0)), vectors[:, ::-1].conj().T
 
 

@@ -64,6 +64,8 @@ class Outcome:
     fid: dict[str, float] = field(default_factory=dict)
     unseen: dict[str, float] = field(default_factory=dict)
     bounds: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    calibration: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
+    """Method -> map -> typical size of error over stated SD (1 is right), share of errors above two SD (0.05)."""
 
 
 def run_chain(scan: SimulatedScan, recipe: str) -> Maps:
@@ -91,6 +93,7 @@ def run_task(task: Task) -> Outcome:
         maps = run_chain(scan, method)
         values = {name: maps.maps[name].value for name in NAMES}
         outcome.scores[method] = score(values, scan.truth, b0_hz=maps.b0_hz)
+        outcome.calibration[method] = calibration(maps, outcome.scores[method], scan)
     if task.everything:
         if math.isfinite(task.snr):
             outcome.bounds = bounds(scan.truth)
@@ -99,6 +102,19 @@ def run_task(task: Task) -> Outcome:
             outcome.fid[method] = fid_error(fids, scan.truth, b0_hz=image.b0_hz)
             outcome.unseen[method] = unknown_recovery(fids, scan.truth, b0_hz=image.b0_hz)
     return outcome
+
+
+def calibration(maps: Maps, scores: Scores, scan: SimulatedScan) -> dict[str, tuple[float, float]]:
+    """Compare errors against the truth (at the acquired resolution, shading divided out) with the stated SD."""
+    mask = scan.truth.brain_mask
+    found = {}
+    for name in NAMES:
+        sd = maps.maps[name].sd
+        assert sd is not None
+        error = maps.maps[name].value - scores.shading * scan.truth.content(name)
+        z = np.abs(error / sd)[mask & np.isfinite(sd)]
+        found[name] = (float(np.median(z) / 0.6745), float(np.mean(z > 2)))
+    return found
 
 
 def clean_images(task: Task) -> dict[str, SpectralImage]:
@@ -148,6 +164,7 @@ def main() -> int:
     ]
     report_errors(results, outcomes)
     report_lesions(results)
+    report_calibration(results)
     paired = {} if high is None else ratios([o for o in outcomes if o.task.snr == high], given.realisations)
     report_ratios(paired, high)
     if given.output:
@@ -190,6 +207,9 @@ def summarise(snr: float, method: str, runs: Sequence[Outcome]) -> dict[str, Any
             name: median([s.lesions[lesion][name].recovery for s in scores if lesion in s.lesions]) for name in NAMES
         }
         for lesion in scores[0].lesions
+    }
+    row["calibration"] = {
+        name: [median([run.calibration[method][name][i] for run in runs]) for i in range(2)] for name in NAMES
     }
     row["changed"] = {
         lesion: [name for name in NAMES if scores[0].lesions[lesion][name].changed] for lesion in scores[0].lesions
@@ -261,6 +281,17 @@ def report_lesions(results: Sequence[dict[str, Any]]) -> None:
         rows.append([f"{r['snr']:g}", r["method"], "unseen resonance, in the FIDs", f"{r['unseen']:.2f}"] + [""] * 4)
         rows.append([f"{r['snr']:g}", r["method"], "water edge, false contrast", f"{r['false_edge']:.3f}"] + [""] * 4)
     print(table(["SNR", "method", "lesion", *NAMES], rows))
+
+
+def report_calibration(results: Sequence[dict[str, Any]]) -> None:
+    """Print whether the stated standard deviations cover the errors."""
+    print("\nError over stated SD: typical size (1 is right, below 1 the SD is too large) and share above 2 SD (5 %)")
+    rows = [
+        [f"{r['snr']:g}", r["method"], *(f"{r['calibration'][n][0]:.2f}, {r['calibration'][n][1]:.0%}" for n in NAMES)]
+        for r in results
+        if math.isfinite(r["snr"])
+    ]
+    print(table(["SNR", "method", *NAMES], rows))
 
 
 def ratios(outcomes: Sequence[Outcome], wanted: int) -> dict[str, list[float]]:

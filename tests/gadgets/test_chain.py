@@ -216,6 +216,11 @@ def test_a_model_that_does_not_describe_the_spectra_is_said_so():
     assert run(scan).summary["provenance"]["median_misfit"] < 1.5
 
 
+def test_frequencies_at_the_end_of_the_search_are_told():
+    scan = small_scan().header_with("<value>4.65</value>", "<value>4.8</value>")
+    assert any("end of the searched range" in warning for warning in run(scan).summary["warnings"])
+
+
 def test_fids_too_short_to_tell_molecules_apart_are_refused():
     with pytest.raises(DataError, match="20 points, too few"):
         run(small_scan(n_times=20))

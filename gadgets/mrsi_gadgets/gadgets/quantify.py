@@ -21,6 +21,8 @@ from mrsi_gadgets.quantification.varpro import VarproModel, field_lineshape, fit
 LARGE_MISFIT = 3.0
 """Root mean square of the residual over the noise from which on the maps are doubted as a whole."""
 LEAST_POINTS = 32
+MANY_AT_BOUND = 0.1
+"""Share of voxels at the end of the searched frequencies from which on it is told."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,13 @@ class Quantify(Gadget):
                     f"the fit leaves {misfit:.1f} times the noise (median over the voxels), so the model does not "
                     "describe these spectra and the maps are not to be used; check nucleus, echo time, reference ppm, "
                     "field map, and that this is a brain"
+                )
+            limit = model.dictionary.allowed.shift_hz
+            share = float(np.mean(np.abs(maps.maps["shift"].value[maps.mask]) > 0.99 * limit))
+            if share > MANY_AT_BOUND:
+                context.report.warn(
+                    f"in {share:.0%} of the voxels the frequency lies at the end of the searched range (+-{limit:g} "
+                    "Hz), so their fit may be wrong; check mrsi_reference_ppm and the field map"
                 )
             for name, count in maps.provenance.get("unmodelled_lines", {}).items():
                 context.report.warn(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mrsi_gadgets.phantom.presets import PRESETS
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gadgets" / "mrsi_gadgets"
 STEP = re.compile(r"`([a-z_]+/[a-z_]+\.py)`((?:,?\s+`[A-Za-z_.]+`(?!\s*/))+)")
@@ -40,3 +42,14 @@ def test_links_between_documents_lead_somewhere():
         for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_page_of_the_numerical_brain_lists_every_preset_with_its_numbers():
+    text = (ROOT / "docs" / "reference" / "numerical-brain.md").read_text(encoding="utf-8")
+    rows = {row[0].strip("`"): row[1:] for row in re.findall(r"^\| (.*) \|$", text, re.M) for row in [row.split(" | ")]}
+    for p in PRESETS.values():
+        assert rows[p.name] == [
+            f"{p.matrix[0]} x {p.matrix[1]}", f"{p.field_strength_t:g} T", f"{p.transmit_frequency_hz / 1e6:.2f} MHz",
+            f"{p.n_times}", f"{p.dwell_s * 1e6:.1f} us", f"{p.n_coils}", f"{p.snr:g}",
+        ]  # fmt: skip
+        assert (p.repetition_time_s, p.flip_angle_deg, p.acquisition_delay_s) == (0.3, 35.0, 1.3e-3)

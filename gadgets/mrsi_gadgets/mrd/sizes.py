@@ -9,8 +9,8 @@ from mrsi_gadgets.errors import DataError
 
 MOST_SLOTS = 1 << 24
 """Readouts of one frame; a scan of that many takes days at any repetition time."""
-MOST_SPECTRAL_POINTS = 65535
-"""What one MRD readout can hold; models of longer FIDs could not be learned either."""
+MOST_SPECTRAL_POINTS = 16384
+"""The temporal basis is learned from a matrix of points x points (2 GB at this size) before any data are there."""
 _SAMPLE_BYTES = 8
 
 
@@ -26,8 +26,8 @@ def check_matrix(matrix: tuple[int, ...], n_times: int, n_coils: int) -> None:
     """Refuse a grid that does not fit into this machine (DataError); see `check_size`."""
     if n_times > MOST_SPECTRAL_POINTS:
         raise DataError(
-            f"mrsi_spectral_points is {n_times}, more than the {MOST_SPECTRAL_POINTS} samples of the longest readout; "
-            "correct it"
+            f"mrsi_spectral_points is {n_times}, more than the {MOST_SPECTRAL_POINTS} for which a temporal basis "
+            "can be learned; correct it"
         )
     check_size(matrix, prod(matrix), n_times, n_coils)
 

@@ -235,10 +235,10 @@ def test_the_keys_of_the_profile_are_complete():
         (
             (4000, 4000, 1),
             1000,
-            65535,
-            r"1000 channels, 8388480.0 GB, more than this machine's memory of \d+ GB; correct",
+            16384,
+            r"1000 channels, 2097152.0 GB, more than this machine's memory of \d+ GB; correct",
         ),
-        ((4, 4, 1), 1, 10**9, "mrsi_spectral_points is 1000000000, more than the 65535 samples"),
+        ((4, 4, 1), 1, 10**9, "mrsi_spectral_points is 1000000000, more than the 16384 for which"),
     ],
 )
 def test_a_header_that_asks_for_more_than_the_machine_has_is_refused_before_anything_is_allocated(

@@ -62,7 +62,7 @@ def scene_of(gadget: Gadget, chain: Chain) -> tuple[list[Any], Context]:
     scan = small_scan()
     header = parse_header(scan.header_xml)
     context = Context(protocol=read_protocol(header))
-    context.reference_head = scan.metabolites[0].head
+    context.reference_heads[0] = scan.metabolites[0].head
     items: list[Any] = list(sort_readouts(scan.readouts, context.protocol, context.report, header))
     for earlier in chain.gadgets:
         if type(earlier) is type(gadget):
@@ -176,6 +176,13 @@ def test_each_frame_of_a_dynamic_scan_has_its_images_before_the_next_one_is_comp
     first = {count for frame, count in seen if frame == 0}
     assert max(first) <= len(scan.readouts) - shots + 1
     assert [frame for frame, _ in seen] == sorted(frame for frame, _ in seen)
+    # each frame carries the counters and the time of its own first readout
+    for frame in (0, 1):
+        (shot,) = (r for r in scan.metabolites if r.head["idx"]["repetition"] == frame and not r.head["idx"]["segment"]
+                   and not r.head["idx"]["kspace_encode_step_1"])  # fmt: skip
+        mine = [i for i in images if values_of(from_xml(i.attributes), "mrsi_frame") == [str(frame)]]
+        assert {int(i.head["repetition"]) for i in mine} == {frame}
+        assert {int(i.head["acquisition_time_stamp"]) for i in mine} == {int(shot.head["acquisition_time_stamp"])}
     results = gather(images)
     assert set(results.maps["tNAA"].frames) == {0, 1}
     assert results.maps["tNAA"].value.shape == (*scan.protocol.geometry.matrix, 2)

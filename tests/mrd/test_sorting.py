@@ -361,6 +361,9 @@ BAD = {
     "readout 9 holds values that are not finite .* channel 1": lambda r: r[9].data.__setitem__((1, 3), np.nan),
     "readout 9 has contrast 1 .* one echo time": lambda r: r[9].head["idx"].__setitem__("contrast", 1),
     "readout 9 has slice 1 .* no axis uses that counter": lambda r: r[9].head["idx"].__setitem__("slice", 1),
+    "readout 9 has set 1 .* if one of its values is the water reference, set mrsi_water_ref=set:VALUE": (
+        lambda r: r[9].head["idx"].__setitem__("set", 1)
+    ),
     "readout 9 is of encoding space 1": lambda r: r[9].head.__setitem__("encoding_space_ref", 1),
     "readout 9 is compressed": lambda r: r[9].head.__setitem__("flags", Flag.COMPRESSION1.mask),
     "readout 9 has repetition 3 but encodingLimits": lambda r: r[9].head["idx"].__setitem__("repetition", 3),

@@ -69,7 +69,7 @@ class ConsoleImages(Gadget):
             with report.timed("console_images"):
                 images = maps_to_images(
                     item,
-                    reference_head=context.reference_head,
+                    reference_head=context.reference_heads.get(item.frame),
                     shown=self.maps,
                     uncertainty=self.uncertainty,
                     quantitative=self.quantitative,

@@ -84,8 +84,8 @@ class Context:
     device: tuple[str, Any] = ("numpy", "cpu")
     """As `arrays.select_device` returns it."""
     seed: int = 0
-    reference_head: np.void | None = None
-    """ACQUISITION_HEADER of the first metabolite readout: geometry, stamps and uid for the images."""
+    reference_heads: dict[int, np.void] = field(default_factory=dict)
+    """Frame -> ACQUISITION_HEADER of its first metabolite readout: geometry, stamps and uid for the images."""
     frame: int = 0
     """Frame whose images leave the chain now."""
     may_overwrite: bool = False

@@ -274,10 +274,13 @@ def _readouts(
         preparing = _still_preparing(preparing)
         if isinstance(message, Acquisition):
             count += 1
-            if context.reference_head is None and classify(message.head, context.protocol) is Role.METABOLITE:
-                context.reference_head = message.head.copy()
-            if outgoing.holding and classify(message.head, context.protocol) is Role.METABOLITE:
-                outgoing.went_on(_frame_of(message.head, dynamic))
+            frame = _frame_of(message.head, dynamic)
+            known = frame in context.reference_heads
+            if (outgoing.holding or not known) and classify(message.head, context.protocol) is Role.METABOLITE:
+                if not known:
+                    context.reference_heads[frame] = message.head.copy()
+                if outgoing.holding:
+                    outgoing.went_on(frame)
             clock.last_readout = time.perf_counter()
             if clock.last_readout - said >= PROGRESS_S:
                 said = clock.last_readout

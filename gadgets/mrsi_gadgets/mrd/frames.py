@@ -163,8 +163,14 @@ class RoleFrames:
                 "this reconstruction takes one echo time and one editing condition; send one, or name the water's in "
                 "mrsi_water_ref"
             )
+        water = (
+            f"if one of its values is the water reference, set mrsi_water_ref={name}:VALUE; else "
+            if name in ("set", "contrast", "repetition", "phase") and self.role is Role.METABOLITE
+            else ""
+        )
         return (
-            f"no axis uses that counter; name it in mrsi_axis_kx, _ky, _kz, _dynamic or _cycle, or keep {name} constant"
+            f"no axis uses that counter; {water}name it in mrsi_axis_kx, _ky, _kz, _dynamic or _cycle, or keep {name} "
+            "constant"
         )
 
     def _place(self, frame: _Frame, head: ReadoutHead, readout: Acquisition) -> bool:

@@ -129,7 +129,10 @@ def assemble_maps(
             columns[f"{name}_per_tCr"] = (*_ratio(result, weights, reference), PER_CREATINE)
     for line in lines:
         value, variance = result.weighted(np.array([float(name == line.name) for name in model.design.names]))
-        columns[line.name] = (np.where(line.voxels, value, 0.0), variance, UNKNOWN_AMOUNT)
+        # elsewhere it was not looked for: none is shown, and no deviation stated
+        columns[line.name] = (
+            np.where(line.voxels, value, 0.0), np.where(line.voxels, variance, np.nan), UNKNOWN_AMOUNT
+        )  # fmt: skip
     columns |= _shape_maps(result, model)
     maps = {
         name: Map(_volume(image, inside, value), unit, _volume(image, inside, np.sqrt(variance)))

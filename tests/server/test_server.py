@@ -509,6 +509,17 @@ def test_a_failed_and_a_finished_session_are_told_apart_by_fields_of_the_log(sca
     assert {record.get("session") for record in records} == {None, "1", "2"}
 
 
+def test_a_stop_whose_signal_woke_nobody_is_noticed_all_the_same():
+    server = Server(replace(OPTIONS, warm=0))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    # what is left of `request_stop` where the signal came just before `accept`: the flag, but no wake-up
+    server._stopped.set()
+    thread.join(SESSION_S)
+    assert not thread.is_alive()
+    server.stop()
+
+
 def test_sigterm_ends_the_server_in_order_and_leaves_no_process(scan):
     port = free_port()
     command = [sys.executable, "-m", "mrsi_gadgets.cli", "serve", "--port", str(port), "--device", "cpu"]

@@ -37,6 +37,8 @@ STOP_GRACE_S = 5.0
 """How long running sessions may take to tell their peers that the server stops."""
 READY_S = 120.0
 """How long a session process may take to warm up."""
+ACCEPT_POLL_S = 0.5
+"""How soon a server without visitors notices that it was asked to stop."""
 ACCEPT_RETRY_S = 0.5
 """Pause before the next try when the system refuses a connection for lack of descriptors or memory."""
 
@@ -180,6 +182,8 @@ class Server:
         while not self._stopped.is_set():
             try:
                 client, address = self._listener.accept()
+            except TimeoutError:
+                continue
             except OSError as error:
                 if self._stopped.is_set():
                     break
@@ -370,5 +374,7 @@ def _listen(options: ServerOptions) -> socket.socket:
             f"cannot listen on {options.host}:{options.port} ({reason}); "
             + (remedy if busy else "correct --host or --port")
         ) from None
+    # a signal just before the call, or to another thread, does not wake `accept`: it has to come back by itself
+    listener.settimeout(ACCEPT_POLL_S)
     listener.listen(16)
     return listener

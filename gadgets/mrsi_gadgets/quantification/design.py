@@ -29,6 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Sums that are well determined, and the molecules they add up."""
 
+_LIFETIMES = 4.0
 _STRONG_SHARE = 0.2
 """Macromolecule components below this part of the largest follow the profile: noise hides their departures from it."""
 PROFILE = "MM"
@@ -93,7 +94,8 @@ class NuisanceBand:
     def _members(self, protocol: Protocol, interval: Interval) -> np.ndarray:
         """Damped components that fill one interval, (t, n), together of unit energy."""
         low, high = protocol.hz(np.array([interval.low_ppm, interval.high_ppm]))
-        length = protocol.times_s[-1] - protocol.times_s[0]
+        # a component that has decayed resolves no finer than its own width, however long one listens
+        length = min(protocol.times_s[-1] - protocol.times_s[0], _LIFETIMES / self.decay_rates[0])
         # Four frequencies per resolution element are dense enough for the integral over the band.
         frequencies = np.linspace(low, high, max(9, int(4 * (high - low) * length)))
         rates = np.linspace(*self.decay_rates, 5)

@@ -6,12 +6,12 @@ from itertools import pairwise
 
 import numpy as np
 from scipy.linalg import lapack
-from scipy.signal import czt
 
 from mrsi_gadgets.arrays import Array, over_parts, to_numpy
 
 LARGEST_SHIFT_HZ = 15.0
 """The shared shift is searched within this; water's offset from temperature is a few Hz."""
+SHIFT_STEP_HZ = 0.05
 MOST_ROWS = 12
 """At most this many rows are added; more would mean that the model is not for this protocol."""
 
@@ -52,17 +52,14 @@ def shared_shift(
     # energy(f) = sum_ab G[a, b] P[a, b] exp(-i 2 pi f (t_a - t_b)), G = X^T conj(X), P = V^H K^T V
     product = gram * (basis.conj().T @ weighted)
     lags = _diagonal_sums(product.astype(np.complex128))
-    dwell = float(times_s[1] - times_s[0]) if n_times > 1 else 0.0
-    shifts = np.linspace(-LARGEST_SHIFT_HZ, LARGEST_SHIFT_HZ, 601)
-    # sum over lags of exp(-i 2 pi f k dwell) at equidistant f: a chirp transform
-    energy = 2 * np.real(
-        czt(
-            lags,
-            len(shifts),
-            w=np.exp(-2j * np.pi * dwell * (shifts[1] - shifts[0])),
-            a=np.exp(2j * np.pi * dwell * shifts[0]),
-        )
-    ) - np.real(lags[0])
+    if n_times < 2:
+        return 0.0
+    dwell = float(times_s[1] - times_s[0])
+    # sum over lags of exp(-i 2 pi f k dwell): a long transform samples it finely
+    length = 1 << int(np.ceil(np.log2(1 / (dwell * SHIFT_STEP_HZ))))
+    near = np.arange(-int(LARGEST_SHIFT_HZ * length * dwell), int(LARGEST_SHIFT_HZ * length * dwell) + 1)
+    shifts = near / (length * dwell)
+    energy = 2 * np.real(np.fft.fft(lags, length)[near]) - np.real(lags[0])
     best = int(np.argmax(energy))
     # the noise's energy has an SD of 2 s^2 sqrt(n tr K); neighbouring shifts share most of it
     degrees = len(basis) if gain is None else float(np.trace(gain).real)

@@ -136,21 +136,6 @@ def one_blas_thread() -> Any:
     return threadpoolctl.threadpool_limits(limits=1, user_api="blas")
 
 
-def over_columns(function: Callable[[Array], Array], columns: Array) -> Array:
-    """Return `function` of `columns`, which treats all indices of the last axis alike, in pieces on our threads.
-
-    Only NumPy arrays are split (element-wise loops there use one core); a device has its own parallelism. Less than 32
-    columns for each thread are not worth starting it. The pieces do not change the result.
-    """
-    count = min(n_threads(), int(columns.shape[-1]) // 32)
-    if count < 2 or not is_numpy(columns):
-        return function(columns)
-    bounds = np.linspace(0, columns.shape[-1], count + 1).astype(int)
-    pieces = [np.ascontiguousarray(columns[..., a:b]) for a, b in pairwise(bounds)]
-    with ThreadPoolExecutor(count) as pool:
-        return np.concatenate(list(pool.map(function, pieces)), axis=-1)
-
-
 def over_pieces(function: Callable[[slice], Array], length: int, item_bytes: int) -> list[Array]:
     """Return `function` of consecutive slices that make up `length` items, on our threads.
 
@@ -178,6 +163,17 @@ def over_parts(function: Callable[[slice], Array], length: int, count: int) -> l
         return [function(piece) for piece in pieces]
     with ThreadPoolExecutor(min(n_threads(), count)) as pool:
         return list(pool.map(function, pieces))
+
+
+def together(reference: Array, *functions: Callable[[], Any]) -> list[Any]:
+    """Return what the functions return, run at once where `reference` is a NumPy array.
+
+    A device has its own parallelism, and its libraries know the current device of one thread only.
+    """
+    if not is_numpy(reference) or n_threads() == 1:
+        return [function() for function in functions]
+    with ThreadPoolExecutor(len(functions)) as pool:
+        return [future.result() for future in [pool.submit(function) for function in functions]]
 
 
 def fftn(x: Array, axes: Sequence[int]) -> Array:

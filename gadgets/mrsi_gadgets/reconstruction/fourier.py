@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,18 @@ def matched_image(kt: KtData, coil_maps: Array, *, progress: Progress | None = N
         )
     weights, ramp = _shifted_weights(kt, coil_maps, grid)
     if not is_numpy(dense):
-        return _combined_image(dense, weights, ramp, progress)
+        shift = tuple(n // 2 for n in grid)
+        return namespace(dense).roll(_combined_image(dense, weights, ramp, progress), shift, axis=(0, 1, 2))
+    # FFT order to image order: each axis in two pieces
+    pieces = [[(slice(n // 2, n), slice(0, n - n // 2)), (slice(0, n // 2), slice(n - n // 2, n))] for n in grid]
     # a few times at once, so that transform, combination and sum happen within a core's cache
     result = np.empty(dense.shape[1:], dtype=dense.dtype)
     done: list[int] = []
 
     def combine(times: slice) -> None:
-        result[..., times] = _combined_image(dense[..., times], weights, ramp)
+        image = _combined_image(dense[..., times], weights, ramp)
+        for place in product(*pieces):
+            result[(*(to for to, _ in place), times)] = image[tuple(source for _, source in place)]
         done.append(times.stop - times.start)
         if progress is not None:
             progress(sum(done) / result.shape[-1], "Fourier transform and coil combination")
@@ -79,7 +85,7 @@ def matched_image(kt: KtData, coil_maps: Array, *, progress: Progress | None = N
 
 
 def _combined_image(dense: Array, weights: Array, ramp: Array | None, progress: Progress | None = None) -> Array:
-    """Return sum_c weight_c IFFT(d_c ramp), rolled to image order, (x, y, z, t)."""
+    """Return sum_c weight_c IFFT(d_c ramp), (x, y, z, t) in FFT order."""
     xp = namespace(dense)
     grid = tuple(int(n) for n in dense.shape[1:4])
     axes = tuple(a for a in range(3) if grid[a] > 1)
@@ -96,8 +102,6 @@ def _combined_image(dense: Array, weights: Array, ramp: Array | None, progress: 
             total += channel * weight
         if progress is not None:
             progress((coil + 1) / dense.shape[0], "Fourier transform and coil combination")
-    if axes:
-        total = xp.roll(total, tuple(grid[a] // 2 for a in axes), axis=axes)
     return total
 
 

@@ -22,18 +22,18 @@ from functools import cache
 import numpy as np
 from scipy import sparse
 
-from mrsi_gadgets.arrays import Array, is_numpy, like, namespace, over_columns, to_numpy
+from mrsi_gadgets.arrays import Array, is_numpy, like, namespace, to_numpy
 from mrsi_gadgets.reconstruction.edge_prior import EdgePrior
 
-WEIGHTS = np.concatenate([[0.0], np.geomspace(0.005, 50.0, 23)])
-"""The lambdas that are tried: 0 leaves the data as they are, the largest averages over some 500 voxels of a plane. The
+WEIGHTS = np.concatenate([[0.0], np.geomspace(0.005, 20.0, 21)])
+"""The lambdas that are tried: 0 leaves the data as they are, the largest averages over some 300 voxels of a plane. The
 range bounds the search; SURE chooses within it."""
 MOMENT_DEGREE = 20
 """Applications of the Laplacian for the moments (twice as many moments come out)."""
 FILTER_ERROR = 3e-3
 """Largest error of the polynomial that applies a smoother; those of weaker weights are met far better."""
 PROBES = 32
-MIXTURES = 16
+MIXTURES = 8
 """Random mixtures that stand for all components without signal."""
 
 
@@ -172,22 +172,12 @@ def smooth(z: Array, prior: EdgePrior, choice: WeightChoice) -> Array:
 
 def _smooth_group(z: Array, prior: EdgePrior, index: np.ndarray) -> Array:
     coefficients = _filter_coefficients(prior.bound, WEIGHTS[index])
-    gains = np.concatenate([coefficients, coefficients], axis=1).astype(np.float32)
     columns = as_real(z)
-    # gains ride along as extra rows, so that a piece of the columns brings its own
-    xp = namespace(columns)
-    grid = tuple(int(n) for n in columns.shape[:3])
-    flat = xp.concat([xp.reshape(columns, (-1, columns.shape[-1])), like(gains, columns)], axis=0)
-
-    def filtered(piece: Array) -> Array:
-        n = int(np.prod(grid))
-        values, gain = xp.reshape(piece[:n, :], (*grid, piece.shape[-1])), piece[n:, :]
-        total = xp.zeros_like(values)
-        for degree, term in enumerate(_chebyshev(values, prior, len(gains) - 1)):
-            total += term * gain[degree, :]
-        return total
-
-    return as_complex(over_columns(filtered, flat))
+    gains = like(np.concatenate([coefficients, coefficients], axis=1).astype(np.float32), columns)
+    total = namespace(columns).zeros_like(columns)
+    for degree, term in enumerate(_chebyshev(columns, prior, len(coefficients) - 1)):
+        total += term * gains[degree, :]
+    return as_complex(total)
 
 
 def smoothed_noise(
@@ -201,12 +191,11 @@ def smoothed_noise(
     coefficients = _filter_coefficients(prior.bound, WEIGHTS[used])
     signs = _signs(mask, reference, PROBES, rng)
     xp = namespace(signs)
-    totals: list[Array] = [xp.zeros_like(signs) for _ in used]
-    for degree, term in enumerate(_chebyshev(signs, prior, len(coefficients) - 1)):
-        for i in range(len(used)):
-            if abs(coefficients[degree, i]) > 1e-5:
-                totals[i] = totals[i] + float(coefficients[degree, i]) * term
-    gains = np.stack([np.sqrt(np.mean(to_numpy(t) ** 2, axis=-1)) for t in totals], axis=-1)
+    terms = xp.stack(list(_chebyshev(signs, prior, len(coefficients) - 1)))
+    # every weight's smoother at once: (weight, degree) times (degree, voxel and probe)
+    smoothed = like(coefficients.T.astype(np.float32), terms) @ xp.reshape(terms, (len(coefficients), -1))
+    power = np.mean(to_numpy(smoothed).reshape(len(used), *mask.shape, -1) ** 2, axis=-1)
+    gains = np.moveaxis(np.sqrt(power), 0, -1)
     gains[~mask] = 1.0
     return gains[..., np.searchsorted(used, choice.index)].astype(np.float32)
 

@@ -15,13 +15,12 @@ through the general operator and conjugate gradients.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, is_numpy, like, namespace, over_pieces, to_numpy
+from mrsi_gadgets.arrays import Array, is_numpy, like, namespace, over_pieces, to_numpy, together
 from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.operators.encoding import encoding_operator, grid_times
@@ -206,12 +205,13 @@ def _least_squares(
         gain = wiener_gain(model, captured_energy(gram, problem.basis) / int(inside.shape[0]), sample_sd)
         shift = shared_shift(inside, times, problem.basis, sample_sd, gain, gram)
         turn = np.exp(-2j * np.pi * shift * times)
+        turned = gram * np.outer(turn, turn.conj()).astype(gram.dtype)
         # what the model has not seen is looked for on one core while the other projects
-        with ThreadPoolExecutor(1) as pool:
-            turned = gram * np.outer(turn, turn.conj()).astype(gram.dtype)
-            search = pool.submit(unexplained_rows, inside, turn, problem.basis, sample_sd, turned)
-            image = _projected(rho, problem.basis * turn.conj(), scale) if problem.direct else None
-            rows = search.result()
+        rows, image = together(
+            rho,
+            lambda: unexplained_rows(inside, turn, problem.basis, sample_sd, turned),
+            lambda: _projected(rho, problem.basis * turn.conj(), scale) if problem.direct else None,
+        )
         if image is not None and len(rows):
             image = namespace(image).concat([image, _projected(rho, rows * turn.conj(), scale)], axis=-1)
         basis = np.concatenate([problem.basis, rows]).astype(np.complex64)
@@ -248,6 +248,7 @@ def _regularise(
         choice = choice.with_more(choose_pooled_weight(inside[..., leading:], 2.0, edges, mask, problem.rng))
     # what is left of the noise, and what the risk estimate says of lost signal beside it
     left = smoothed_noise(edges, choice, mask, inside, problem.rng)
+    smoothed = smooth(inside, edges, choice) if problem.direct else None
     errors = np.ones((*problem.mask.shape, len(noise)), dtype=np.float32)
     errors[box] = np.where(mask[..., None], np.sqrt(left**2 + choice.bias_power / 2), 1.0)
     provenance |= {
@@ -257,9 +258,8 @@ def _regularise(
         "edges_from": "scan and water image" if used_water else "scan",
     }
     # u = z R^H times the noise, so the rows of the basis turn the other way; equal noise keeps them orthonormal
-    if problem.direct:
+    if smoothed is not None:
         turned = replace(problem, basis=(rotation.conj().T @ problem.basis).astype(np.complex64))
-        smoothed = smooth(inside, edges, choice)
         keep = like(mask[..., None], z)
         z[place] = namespace(z).where(keep, smoothed, z[place])
         return turned, z * float(noise[0]), errors
@@ -331,15 +331,17 @@ def _choose_edges(
     edges = edge_prior(mask, reference, (own,))
     # the same random signs for both, so that only the edges differ
     seed = int(rng.integers(2**32))
-    choice = choose_weights(z, 2.0, edges, mask, np.random.default_rng(seed))
-    if water is None:
-        return edges, choice, False
-    image = like(np.where(mask, water, 0)[..., None].astype(np.float32), reference)
-    both = edge_prior(mask, reference, (own, edge_distances(image)))
-    with_water = choose_weights(z, 2.0, both, mask, np.random.default_rng(seed))
-    if with_water.risk.sum() < choice.risk.sum():
-        return both, with_water, True
-    return edges, choice, False
+    found = [edges]
+    if water is not None:
+        image = like(np.where(mask, water, 0)[..., None].astype(np.float32), reference)
+        found.append(edge_prior(mask, reference, (own, edge_distances(image))))
+
+    def chosen(prior: EdgePrior) -> WeightChoice:
+        return choose_weights(z, 2.0, prior, mask, np.random.default_rng(seed))
+
+    choices = [chosen(prior) for prior in found]
+    best = int(np.argmin([choice.risk.sum() for choice in choices]))
+    return found[best], choices[best], best == 1
 
 
 def _solve(

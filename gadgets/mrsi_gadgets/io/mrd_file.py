@@ -34,6 +34,7 @@ GROUP = "dataset"
 SLAB_BYTES = 16 << 20
 """Samples held at once while reading or writing."""
 _CHUNK_ROWS = 256
+_HEAD_ROWS = 64
 
 _VLEN_F4 = h5py.vlen_dtype(np.dtype("<f4"))
 _READOUT_ROW = np.dtype([("head", ACQUISITION_HEADER), ("traj", _VLEN_F4), ("data", _VLEN_F4)])
@@ -397,7 +398,12 @@ def _find_group(file: h5py.File, path: Path) -> str:
 def _heads(table: h5py.Dataset, wanted: np.dtype, path: Path) -> np.ndarray:
     if not table.dtype.names or "head" not in table.dtype.names:
         raise DataError(f"{table.name} in {path} is not a table of MRD rows; write the file with an MRD 1.x tool")
-    return by_name(table.fields("head")[()].reshape(-1), wanted, path)
+    # Asked for one field, HDF5 leaves the samples of all rows in memory that is never used again; whole rows, a few at
+    # once, take half the time.
+    if len(table.shape) != 1 or not table.shape[0]:
+        return by_name(table.fields("head")[()].reshape(-1), wanted, path)
+    steps = range(0, table.shape[0], _HEAD_ROWS)
+    return by_name(np.concatenate([table[i : i + _HEAD_ROWS]["head"] for i in steps]), wanted, path)
 
 
 def _write_header(group: h5py.Group, header_xml: str) -> None:

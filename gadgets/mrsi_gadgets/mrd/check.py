@@ -129,6 +129,12 @@ def _describe_protocol(protocol: Protocol, report: CheckReport) -> None:
         "axes: " + ", ".join(f"{axis} = {source}" for axis, source in protocol.axes.items()),
     ]
 
+    if protocol.nucleus != "1H":
+        report.warn(
+            f"the scan is described, but molecules are known for 1H only so far: every shipped recipe refuses "
+            f"{protocol.nucleus} when its fit is prepared"
+        )
+
 
 def _describe_roles(scan: Scan, protocol: Protocol, report: CheckReport) -> None:
     heads = scan.acquisitions.heads

@@ -66,8 +66,8 @@ def metabolite_basis(
     """
     if protocol.nucleus != "1H":
         raise DataError(
-            f"spin systems are known for 1H only, the protocol's nucleus is {protocol.nucleus}; correct mrsi_nucleus if "
-            "that is wrong, else this version cannot quantify the scan"
+            f"spin systems are known for 1H only, the protocol's nucleus is {protocol.nucleus}; correct mrsi_nucleus "
+            "if that is wrong, else this version cannot quantify the scan"
         )
     names = BRAIN_METABOLITES if names is None else tuple(names)
     echo_time_s = protocol.spin_echo_time_s if echo_time_s is None else echo_time_s

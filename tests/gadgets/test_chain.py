@@ -228,6 +228,16 @@ def test_frequencies_at_the_end_of_the_search_are_told():
     assert any("end of the searched range" in warning for warning in run(scan).summary["warnings"])
 
 
+def test_incomplete_data_that_do_not_settle_are_told(monkeypatch):
+    scan = small_scan()
+    half = [r for i, r in enumerate(scan.metabolites) if i % 2 == 0 or i in (27, 28, 29)]
+    undersampled = scan.with_readouts(scan.noise + scan.water + half)
+    told = "stopped at a relative residual"
+    assert not any(told in warning for warning in run(undersampled, recipe="subspace").summary["warnings"])
+    monkeypatch.setattr("mrsi_gadgets.reconstruction.subspace._INCOMPLETE_ITERATIONS", 1)
+    assert any(told in warning for warning in run(undersampled, recipe="subspace").summary["warnings"])
+
+
 def test_fids_too_short_to_tell_molecules_apart_are_refused():
     with pytest.raises(DataError, match="20 points, too few"):
         run(small_scan(n_times=20))

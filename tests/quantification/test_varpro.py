@@ -160,7 +160,9 @@ def test_maps_carry_sums_ratios_units_and_examples(rng, make_voxels, models):
     assert 0.8 < np.nanmedian(maps.maps["residual"].value) < 1.2
     # Cr and PCr differ little: their errors are of opposite sign and the sum is known better than the parts
     assert np.nanmedian(maps.maps["tCr"].sd) < 0.5 * np.nanmedian(maps.maps["Cr"].sd)
-    assert 1 <= len(maps.examples) <= 3
+    places = [example.voxel for example in maps.examples]
+    assert len(places) == len(set(places)) == 3
+    assert all(mask[place] for place in places)
     for example in maps.examples:
         rest = np.linalg.norm(example.data - example.fit) / np.sqrt(2 * len(example.data)) / made.noise_sd
         assert rest < 1.15

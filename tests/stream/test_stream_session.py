@@ -115,7 +115,7 @@ def test_a_query_of_a_client_is_answered_in_every_state_before_close():
         if opening is not None:
             session.receive(opening)
         reply = session.receive(Query(12, "ismrmrd::version"))
-        assert reply is not None
+        assert isinstance(reply, Response)
         assert (reply.correlation, reply.text) == (12, "1.15")
     assert "known are: ismrmrd::version" in session.receive(Query(1, "gadgetron::info")).text
 

@@ -16,6 +16,8 @@ from mrsi_gadgets.reconstruction.low_rank import reconstruct_low_rank
 from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
 
 METHODS = ("fourier", "low_rank", "subspace")
+LARGE_RESIDUAL = 0.01
+"""Relative residual of an iterative solve from which on it is told."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,13 @@ class Reconstruct(Gadget):
                 with context.report.timed("reconstruct"):
                     image = self._image(item, context)
                 del item
+                residual = float(image.provenance.get("relative_residual", 0.0))
+                if residual > LARGE_RESIDUAL:
+                    context.report.warn(
+                        f"the reconstruction of incomplete data stopped at a relative residual of {residual:.2g}: too "
+                        "little of k-space came to settle it, so fine detail of the maps is not to be trusted; acquire "
+                        "more of it"
+                    )
                 context.progress(f"frame {image.frame} reconstructed ({self.method})")
                 yield image
             elif not isinstance(item, KtData):

@@ -12,6 +12,7 @@ from mrsi_gadgets.arrays import Array, over_parts, to_numpy
 LARGEST_SHIFT_HZ = 15.0
 """The shared shift is searched within this; water's offset from temperature is a few Hz."""
 SHIFT_STEP_HZ = 0.05
+"""Largest step of that search; a parabola finds the rest."""
 MOST_ROWS = 12
 """At most this many rows are added; more would mean that the model is not for this protocol."""
 

@@ -20,6 +20,7 @@ from mrsi_gadgets.errors import DataError
 
 LEAST_ECHO_TIME_S = 0.01
 """From this echo time on there is an echo."""
+_SAME_TIME_S = 1e-9
 
 
 class Role(Enum):
@@ -185,40 +186,62 @@ class Protocol:
 
 @dataclass(frozen=True, eq=False)
 class KtData:
-    """Measured samples of one role and one frame, with the place in (k, t) of each of them.
+    """Measured samples of one role, frame and echo, with the place in (k, t) of each of them.
 
-    One form for CSI, EPSI, rings and spirals; a full Cartesian grid is the special case `grid` is set for.
+    One form for every encoding: a point is one place in k-space whose FID is sampled. In csi each readout is a point;
+    in EPSI each lobe fills one time of the points of its line; on rings and spirals each sample of a lap is a point and
+    the laps (and temporal interleaves) are its times.
     """
 
     samples: Array
-    """complex64 (coil, shot, sample)."""
+    """complex64 (coil, point, t); zero where nothing was acquired."""
     k: np.ndarray
-    """(shot, sample, 3) [1/m] along x, y, z of the image; may be a broadcast view."""
+    """(point, 3) [1/m] along x, y, z of the image."""
     t: np.ndarray
-    """(shot, sample) [s] since the excitation centre; may be a broadcast view."""
+    """(point, t) [s] since the excitation centre: each sample's own time; may be a broadcast view."""
     count: np.ndarray
-    """(shot,) int: how many readouts were averaged into this shot; 0 = never acquired (samples are zero)."""
+    """How many readouts were averaged, (point,), or (point, t) where it varies along an FID; 0 = never acquired.
+
+    Not always whole: a sample of a slower ADC has less noise and counts as several of `sample_time_s`.
+    """
     role: Role
     protocol: Protocol
     grid: tuple[int, int, int] | None = None
-    """Set when shots are the points of a Cartesian grid in C order (kx, ky, kz) and every sample is a time point."""
+    """Where the points are the Cartesian grid in C order (kx, ky, kz), centred at index n // 2, else None.
+
+    On a grid t may still differ from point to point (EPSI).
+    """
     frame: int = 0
     sample_time_s: float = 0.0
     """ADC dwell of the readouts [s]; the noise bandwidth."""
     density: np.ndarray | None = None
-    """(shot, sample) weights of a non-Cartesian trajectory (area of k-space per sample), else None."""
+    """(point,) share of k-space of each point in cells of the grid (1 / FOV along each encoded axis), None if unknown.
+    """
+    echo: int = 0
+    """Index into the protocol's echo times."""
 
     def __post_init__(self) -> None:
         if self.samples.ndim != 3:
-            raise DataError(f"samples have {self.samples.ndim} axes; expected (coil, shot, sample)")
-        _, shots, length = self.samples.shape
-        if self.k.shape != (shots, length, 3) or self.t.shape != (shots, length) or self.count.shape != (shots,):
+            raise DataError(f"samples have {self.samples.ndim} axes; expected (coil, point, t)")
+        _, points, n_times = self.samples.shape
+        if (
+            self.k.shape != (points, 3)
+            or self.t.shape != (points, n_times)
+            or self.count.shape not in ((points,), (points, n_times))
+            or (self.density is not None and self.density.shape != (points,))
+        ):
+            density = "none" if self.density is None else self.density.shape
             raise DataError(
-                f"samples {tuple(self.samples.shape)}, k {self.k.shape}, t {self.t.shape} and count "
-                f"{self.count.shape} do not describe the same shots"
+                f"samples {tuple(self.samples.shape)}, k {self.k.shape}, t {self.t.shape}, count {self.count.shape} "
+                f"and density {density} do not describe the same points"
             )
-        if self.grid is not None and int(np.prod(self.grid)) != shots:
-            raise DataError(f"grid {self.grid} does not hold {shots} shots")
+        if self.grid is not None and int(np.prod(self.grid)) != points:
+            raise DataError(f"grid {self.grid} does not hold {points} points")
+        if self.echo < 0 or (self.echo and self.echo >= len(self.protocol.echo_times_s)):
+            raise DataError(
+                f"echo {self.echo} is none of the {len(self.protocol.echo_times_s)} echo times of the protocol; "
+                "correct TE in sequenceParameters"
+            )
 
     @property
     def n_coils(self) -> int:
@@ -239,9 +262,22 @@ class KtData:
         return namespace(self.samples).reshape(self.samples, (self.n_coils, *self.grid, self.samples.shape[2]))
 
     @property
+    def counts(self) -> np.ndarray:
+        """Return `count` of each sample, (point, t): a view, not to be written to."""
+        count = self.count if self.count.ndim == 2 else self.count[:, None]
+        return np.broadcast_to(count, self.t.shape)
+
+    @property
     def fully_sampled(self) -> bool:
-        """Whether every point of the Cartesian grid was acquired."""
-        return self.grid is not None and bool(np.all(self.count > 0))
+        """Whether every sample of every point was acquired."""
+        return bool(np.all(self.count > 0))
+
+    @property
+    def common_times(self) -> bool:
+        """Whether all points were sampled at the same times (to a nanosecond)."""
+        if self.t.shape[0] < 2 or self.t.strides[0] == 0:
+            return True
+        return bool(np.abs(self.t - self.t[:1]).max(initial=0.0) < _SAME_TIME_S)
 
     def with_samples(self, samples: Array) -> KtData:
         """Return the same description with other samples (other coils allowed)."""

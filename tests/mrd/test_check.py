@@ -34,8 +34,8 @@ def test_a_good_file_is_usable_and_its_report_says_where_values_come_from(scan_f
         "60 water_reference readouts",
         "60 metabolite readouts",
         "72.0 s of TR for the data readouts",
-        "water_reference: 2 coils, 60 shots of 12 samples at 500 us",
-        "metabolite frame 0: 2 coils, 60 shots of 12 samples at 500 us",
+        "water_reference: 2 coils, 60 k-space points of 12 samples at 500 us",
+        "metabolite frame 0: 2 coils, 60 k-space points of 12 samples at 500 us",
         "dwell_s: header mrsi_dwell_us",
     ):
         assert line in text

@@ -45,40 +45,45 @@ def test_every_sample_lies_where_the_model_says(changes):
     scan = RingScan(SOURCES, **changes)
     (kt,) = sort(scan)
     assert kt.grid is None
-    assert kt.samples.shape == (1, len(scan.laps), max(scan.laps) * scan.n_times)
+    assert kt.samples.shape == (1, sum(scan.laps), scan.n_times)
+    assert kt.fully_sampled
+    assert not kt.common_times
     expected = replace(scan, kspace_sign=1, freq_sign=1)
-    for ring, lap in enumerate(scan.laps):
-        used = slice(0, lap * scan.n_times)
-        model = expected.signal(kt.k[ring, used, :2], kt.t[ring, used])
-        model = np.conj(model_of_conjugate(scan, kt, ring, used)) if scan.freq_sign < 0 else model
-        np.testing.assert_allclose(kt.samples[0, ring, used], model, atol=3e-4)
-        assert not kt.samples[0, ring, used.stop :].any()
+    if scan.freq_sign < 0:
+        # a source's amplitude is conjugated with the samples
+        expected = replace(expected, sources=[replace(s, amplitude=np.conj(s.amplitude)) for s in scan.sources])
+    k = np.broadcast_to(kt.k[:, None, :2], (*kt.t.shape, 2))
+    model = expected.signal(k.reshape(-1, 2), kt.t.reshape(-1)).reshape(kt.t.shape)
+    np.testing.assert_allclose(kt.samples[0], model, atol=3e-4)
 
 
-def model_of_conjugate(scan: RingScan, kt, ring: int, used: slice) -> np.ndarray:
-    """A source's amplitude is conjugated with the samples: compare with the conjugate amplitude."""
-    sources = [replace(s, amplitude=np.conj(s.amplitude)) for s in scan.sources]
-    conjugate = replace(scan, sources=sources, kspace_sign=1, freq_sign=1)
-    return np.conj(conjugate.signal(kt.k[ring, used, :2], kt.t[ring, used]))
-
-
-def test_interleaves_start_one_dwell_apart_and_slow_adcs_take_their_time():
+def test_points_are_the_samples_of_a_lap_and_times_its_laps_and_interleaves():
     scan = RingScan(SOURCES)
     (kt,) = sort(scan)
-    walk = 60 * 64 // 2
     dwell = scan.dwell_us * 1e-6
-    assert kt.t[0, 0] == pytest.approx(1.3e-3)
-    assert np.diff(kt.t[0, :3]) == pytest.approx(dwell / 40)
-    assert np.diff(kt.t[5, :3]) == pytest.approx(2 * dwell / 60)
-    assert kt.t[5, walk] - kt.t[5, 0] == pytest.approx(dwell)
+    first = np.cumsum([0, *scan.laps])
+    for ring, (lap, interleaves) in enumerate(zip(scan.laps, scan.interleaves, strict=True)):
+        own = dwell * interleaves / lap
+        expected = 1.3e-3 + own * np.arange(lap)[:, None] + dwell * np.arange(scan.n_times)
+        points = slice(first[ring], first[ring + 1])
+        np.testing.assert_allclose(kt.t[points], expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(np.hypot(*kt.k[points, :2].T), scan.radii[ring], rtol=1e-6)
     assert kt.sample_time_s == pytest.approx(dwell / 40)
+
+
+def test_samples_of_a_slower_adc_count_as_several():
+    (kt,) = sort(RingScan(SOURCES))
+    assert kt.count.shape == (280,)
+    assert kt.count[:160] == pytest.approx(1.0)
+    assert kt.count[160:] == pytest.approx(40 * 2 / 60)
 
 
 def test_density_is_the_area_of_k_space_in_cells_of_the_grid():
     scan = RingScan(SOURCES)
     (kt,) = sort(scan)
     circle = np.pi * (len(scan.laps) / (max(scan.fov_mm[:2]) * 1e-3)) ** 2 * np.prod(scan.fov_mm[:2]) * 1e-6
-    assert kt.density.sum() / scan.n_times == pytest.approx(circle, rel=1e-6)
+    assert kt.density.shape == (280,)
+    assert kt.density.sum() == pytest.approx(circle, rel=1e-6)
 
 
 def test_areas_of_rings_grow_with_their_radius_and_sum_to_the_disc():
@@ -96,16 +101,54 @@ def test_a_ring_is_walked_clockwise_from_its_first_point():
     np.testing.assert_allclose(ring_points(2.0 + 0j, 2, 4, clockwise=False)[1], [0, 2], atol=1e-12)
 
 
-def test_averages_are_averaged_and_missing_chunks_are_said():
+def test_averages_are_averaged():
     scan = RingScan(SOURCES)
-    readouts = scan.readouts()
-    dropped = [
-        r for r in readouts if not (r.head["idx"]["kspace_encode_step_1"] == 2 and r.head["idx"]["segment"] == 1)
+    second = scan.readouts()
+    for readout in second:
+        readout.head["idx"]["average"] = 1
+        readout.data *= 3
+    (once,), (twice,) = sort(scan), sort(scan, [*scan.readouts(), *second])
+    np.testing.assert_allclose(twice.samples, 2 * once.samples, rtol=1e-5)
+    np.testing.assert_allclose(twice.count, 2 * once.count)
+
+
+def test_a_missing_chunk_leaves_the_times_of_its_laps_at_zero():
+    scan = RingScan(SOURCES)
+    kept = [
+        r for r in scan.readouts() if not (r.head["idx"]["kspace_encode_step_1"] == 2 and r.head["idx"]["segment"] == 1)
     ]
     warnings = Warnings()
-    (kt,) = sort(scan, dropped, warnings)
-    assert kt.count.tolist() == [1, 1, 0, 1, 1, 1]
-    assert any("were not acquired" in w for w in warnings)
+    (kt,) = sort(scan, kept, warnings)
+    # samples 700 to 1399 of a walk of 40 samples per lap
+    number = np.arange(40)[:, None] + 40 * np.arange(64)
+    missing = (number >= 700) & (number < 1400)
+    assert kt.count.shape == (280, 64)
+    np.testing.assert_array_equal(kt.count[80:120] == 0, missing)
+    np.testing.assert_array_equal(kt.samples[0, 80:120] == 0, missing)
+    assert (kt.count[:80] > 0).all()
+    assert (kt.count[120:] > 0).all()
+    assert not kt.fully_sampled
+    assert warnings == ["1 of 28 k-space samples of metabolite were not acquired and are zero"]
+
+
+def test_a_missing_interleaf_leaves_every_other_time_at_zero():
+    scan = RingScan(SOURCES)
+    kept = [r for r in scan.readouts() if not (r.head["idx"]["kspace_encode_step_1"] == 5 and r.head["idx"]["user"][0])]
+    (kt,) = sort(scan, kept)
+    assert (kt.count[220:, 1::2] == 0).all()
+    assert (kt.count[220:, ::2] > 0).all()
+
+
+def test_a_missing_ring_is_told_and_its_neighbours_share_its_area():
+    scan = RingScan(SOURCES)
+    warnings = Warnings()
+    (kt,) = sort(scan, [r for r in scan.readouts() if r.head["idx"]["kspace_encode_step_1"] != 2], warnings)
+    assert np.flatnonzero(kt.count == 0).tolist() == list(range(80, 120))
+    assert not kt.samples[0, 80:120].any()
+    assert not kt.density[80:120].any()
+    (whole,) = sort(scan)
+    assert kt.density.sum() == pytest.approx(whole.density.sum(), rel=1e-9)
+    assert warnings == ["4 of 28 k-space samples of metabolite were not acquired and are zero"]
 
 
 def changed(readouts, **counters):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.fft
 
-from mrsi_gadgets.data import Protocol
+from mrsi_gadgets.data import Geometry, Protocol
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.mrd.header import MrdHeader
 from mrsi_gadgets.mrd.layout import COUNTER_INDEX, ReadoutHead
@@ -33,6 +33,8 @@ class CsiLayout:
         The axis map is not one of csi, or a frame does not fit into this machine's memory.
     """
 
+    shares = None
+
     def __init__(self, protocol: Protocol, header: MrdHeader | None, first: Acquisition) -> None:
         if protocol.axes["t"] != "readout":
             raise DataError(f"mrsi_axis_t is '{protocol.axes['t']}'; csi readouts are FIDs, so it must be readout")
@@ -41,6 +43,7 @@ class CsiLayout:
         self.grid = protocol.geometry.matrix
         self.n_slots = int(np.prod(self.grid))
         self.shape = (self.n_slots, protocol.n_times)
+        self._all_times = slice(0, protocol.n_times)
         self.sample_time_s = protocol.dwell_s
         self._sources = [protocol.axes[axis] for axis in ("kx", "ky", "kz")]
         for axis, source in zip(("kx", "ky", "kz"), self._sources, strict=True):
@@ -75,9 +78,9 @@ class CsiLayout:
         except KeyError:
             raise self._outside(head) from None
 
-    def target(self, slot: int) -> tuple[int, int, int]:
-        """Return (shot, first sample, last sample + 1): every grid point is a shot of its own."""
-        return slot, 0, self.shape[1]
+    def target(self, slot: int) -> tuple[int, slice]:
+        """Return (point, times): a readout is the whole FID of one point of the grid."""
+        return slot, self._all_times
 
     def prepare(self, slot: int, head: ReadoutHead, readout: Acquisition) -> np.ndarray:
         """Cut what is to be discarded, remove oversampling, bring the signs to our convention."""
@@ -96,12 +99,12 @@ class CsiLayout:
         return -samples if self._lowest and self._turned(head) else samples
 
     def coordinates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Return k on the centred grid [1/m], t = delay + i dwell (both as broadcast views), and no density."""
-        fov_m = np.array(self.protocol.geometry.fov_mm) * 1e-3
-        axes = [(np.arange(n) - n // 2) / f for n, f in zip(self.grid, fov_m, strict=True)]
-        points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 1, 3)
-        k = np.broadcast_to(points, (*self.shape, 3))
-        return k, np.broadcast_to(self.protocol.times_s, self.shape), None
+        """Return k on the centred grid [1/m], t = delay + i dwell (a broadcast view), and no density."""
+        return grid_points(self.protocol.geometry), np.broadcast_to(self.protocol.times_s, self.shape), None
+
+    def counts(self, slots: np.ndarray) -> np.ndarray:
+        """Return how often each point came: its slot has the same number."""
+        return slots
 
     def _turned(self, head: ReadoutHead) -> bool:
         """Tell whether a readout's k = +n/2 is stored at -n/2 along an odd number of axes whose origin is an edge.
@@ -142,6 +145,12 @@ class CsiLayout:
             f"{head.discard_pre}, discard_post {head.discard_post}, center_sample {head.center_sample}) but "
             f"mrsi_spectral_points {self.protocol.n_times}{oversampling} needs {self._n_needed}; correct one of them"
         )
+
+
+def grid_points(geometry: Geometry) -> np.ndarray:
+    """Return k of the points of a Cartesian grid in C order, (point, 3) [1/m], centred at index n // 2."""
+    axes = [(np.arange(n) - n // 2) / (f * 1e-3) for n, f in zip(geometry.matrix, geometry.fov_mm, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def remove_oversampling(samples: np.ndarray, n_times: int) -> np.ndarray:

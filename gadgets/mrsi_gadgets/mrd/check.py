@@ -165,11 +165,15 @@ def _sort(scan: Scan, protocol: Protocol, header: MrdHeader, settings: Mapping[s
 
 
 def _describe(item: KtData) -> str:
-    coils, shots, length = item.samples.shape
+    coils, points, length = item.samples.shape
     name = item.role.value if item.role is not Role.METABOLITE else f"{item.role.value} frame {item.frame}"
-    text = f"{name}: {coils} coils, {shots} shots of {length} samples at {item.sample_time_s * 1e6:g} us"
+    unit = "readouts" if item.role is Role.NOISE else "k-space points"
+    text = f"{name}: {coils} coils, {points} {unit} of {length} samples at {item.sample_time_s * 1e6:g} us"
     missing = int(np.count_nonzero(item.count == 0))
-    averages = int(item.count.max(initial=0))
+    # counts that are not whole tell the noise of different dwells
+    averages = item.count.max(initial=0) if item.count.dtype.kind == "i" else 1
     if averages > 1:
         text += f", up to {averages} averages"
-    return text + (f", {missing} missing" if missing else "")
+    if not missing:
+        return text
+    return text + (f", {missing} missing" if item.count.ndim == 1 else f", {missing} samples missing")

@@ -78,7 +78,6 @@ class RoleFrames:
         self._constant_names = constant
         self._constant = itemgetter(*(COUNTER_INDEX[name] for name in [*constant, constant[-1]]))
         self._expected: Any = None
-        self._shot_of = np.array([layout.target(slot)[0] for slot in range(layout.n_slots)])
 
     def take(self, head: ReadoutHead, readout: Acquisition) -> list[KtData]:
         """Put a readout in its place; return the frames that it completed.
@@ -109,6 +108,10 @@ class RoleFrames:
     def finish(self) -> list[KtData]:
         """Return the frames that are not complete at the end of the scan."""
         return [self._close(number) for number in self._open()]
+
+    def readouts_of(self, number: int) -> int:
+        """Return how many readouts a frame was made of."""
+        return self._frames[number].n_readouts
 
     def _open(self, but: int | None = None) -> list[int]:
         return sorted(number for number, frame in self._frames.items() if not frame.closed and number != but)
@@ -189,12 +192,12 @@ class RoleFrames:
         frame.seen.add(key)
         frame.averages.add(average)
         frame.repeated += repeated
-        shot, first, last = layout.target(slot)
+        points, times = layout.target(slot)
         samples = layout.prepare(slot, head, readout)
         if frame.count[slot]:
-            frame.samples[:, shot, first:last] += samples
+            frame.samples[:, points, times] += samples
         else:
-            frame.samples[:, shot, first:last] = samples
+            frame.samples[:, points, times] = samples
             frame.n_filled += 1
         frame.count[slot] += 1
         frame.n_readouts += 1
@@ -214,15 +217,20 @@ class RoleFrames:
     def _close(self, number: int) -> KtData:
         """Finish a frame: divide averages, say what is missing, hand its samples over."""
         frame = self._frames[number]
-        count = np.array(frame.count, dtype=np.int64)
-        self._check_enough(number, count)
-        self._say_what_happened(number, frame, count)
-        if self.protocol.kspace_weighting != "acquisition_weighted":
-            for slot in np.flatnonzero(count > 1).tolist():
-                shot, first, last = self.layout.target(slot)
-                frame.samples[:, shot, first:last] /= np.float32(count[slot])
+        slots = np.array(frame.count, dtype=np.int64)
+        self._check_enough(number, slots)
+        self._say_what_happened(number, frame, slots)
+        # coordinates first: a layout that takes k from the readouts may refuse what it saw
         k, t, density = self.layout.coordinates()
+        count = self.layout.counts(slots)
+        if count.ndim == 2 and (count == count[:, :1]).all():
+            count = np.ascontiguousarray(count[:, 0])
         samples = frame.samples
+        if self.protocol.kspace_weighting != "acquisition_weighted" and slots.max(initial=0) > 1:
+            divisor = np.maximum(count, 1).astype(np.float32)
+            samples /= divisor if count.ndim == 2 else divisor[:, None]
+        if self.layout.shares is not None:
+            count = count * (self.layout.shares if count.ndim == 1 else self.layout.shares[:, None])
         # a copy: an empty view would keep the memory of the whole frame
         frame.samples, frame.closed = samples[:, :0].copy(), True
         self.n_sent += 1
@@ -230,7 +238,7 @@ class RoleFrames:
             samples=samples,
             k=k,
             t=t,
-            count=self._shot_count(count),
+            count=count,
             role=self.role,
             protocol=self.protocol,
             grid=self.layout.grid,
@@ -247,13 +255,6 @@ class RoleFrames:
                 f"only {came} of {count.size} k-space samples of {self.role.value} frame {number} came, too few to "
                 "reconstruct; send the whole scan, or correct matrixSize or LAST_IN_REPETITION"
             )
-
-    def _shot_count(self, count: np.ndarray) -> np.ndarray:
-        """Return per shot how often its least acquired slot came."""
-        result = np.full(self.layout.shape[0], np.iinfo(np.int64).max)
-        np.minimum.at(result, self._shot_of, count)
-        result[result == np.iinfo(np.int64).max] = 0
-        return result
 
     def _say_what_happened(self, number: int, frame: _Frame, count: np.ndarray) -> None:
         name = f"{self.role.value} frame {number}" if self._dynamic >= 0 and len(self._frames) > 1 else self.role.value

@@ -52,11 +52,14 @@ def read_head(head: np.void) -> ReadoutHead:
     return ReadoutHead._make((*values[:13], values[13:]))
 
 
+Place = int | slice | np.ndarray
+
+
 class ReadoutLayout(Protocol):
     """Places the readouts of one role; made anew for each role, shared by the frames of that role.
 
-    A slot is one piece of k-space that one readout fills: a k-space point of csi, a temporal interleave (or a chunk of
-    it) of a ring. Slots number from 0; a slot belongs to one shot of `KtData` and to a range of its samples.
+    A slot is the piece of (k, t) that one readout fills: the FID of a point in csi, one time of a line of points in
+    EPSI, some laps of a ring. Slots number from 0.
     """
 
     @property
@@ -65,11 +68,11 @@ class ReadoutLayout(Protocol):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(shots, samples) of the KtData to fill."""
+        """(points, times) of the KtData to fill."""
 
     @property
     def grid(self) -> tuple[int, int, int] | None:
-        """Where shots are the points of a Cartesian grid in C order, else None."""
+        """Where points are those of a Cartesian grid in C order, else None."""
 
     @property
     def sample_time_s(self) -> float:
@@ -88,11 +91,11 @@ class ReadoutLayout(Protocol):
             A counter lies outside the protocol's range (names counter, value and scan_counter).
         """
 
-    def target(self, slot: int) -> tuple[int, int, int]:
-        """Return (shot, first sample, last sample + 1) of a slot."""
+    def target(self, slot: int) -> tuple[Place, Place]:
+        """Return (points, times) such that ``samples[:, points, times]`` is the place of the slot's samples."""
 
     def prepare(self, slot: int, head: ReadoutHead, readout: Acquisition) -> np.ndarray:
-        """Return the slot's samples, complex64 (coil, last - first), in our conventions of sign, time and space.
+        """Return the slot's samples, complex64 of the shape of its place, in our conventions of sign, time and space.
 
         Raises
         ------
@@ -101,10 +104,17 @@ class ReadoutLayout(Protocol):
         """
 
     def coordinates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Return k (shot, sample, 3) [1/m], t (shot, sample) [s] and density (shot, sample) or None.
+        """Return k (point, 3) [1/m], t (point, t) [s] and density (point,) or None; see `KtData`.
 
         Asked when a frame is complete, so a layout may take k from the readouts it saw in `prepare`.
         """
+
+    def counts(self, slots: np.ndarray) -> np.ndarray:
+        """Return how often each sample came, (point,) or (point, t), from how often each slot came, (slot,)."""
+
+    @property
+    def shares(self) -> np.ndarray | None:
+        """(point,) readouts of `sample_time_s` that one sample is worth (a slower ADC has less noise), None for 1."""
 
 
 LayoutBuilder = Callable[[data.Protocol, MrdHeader | None, Acquisition], ReadoutLayout]

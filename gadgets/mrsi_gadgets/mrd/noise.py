@@ -22,8 +22,8 @@ class Reporter(Interface):
 class NoiseReadouts:
     """The noise scan of one measurement.
 
-    Its `KtData` has one shot per readout (one shot for all where their lengths differ), k = 0, t from the first sample,
-    and its own `sample_time_s`: the covariance of data with another dwell is this one's times dwell_noise / dwell_data.
+    Its `KtData` has one point per readout (one for all where their lengths differ), k = 0, t from the first sample, and
+    its own `sample_time_s`: the covariance of data with another dwell is this one's times dwell_noise / dwell_data.
     """
 
     def __init__(self, protocol: Protocol, report: Reporter) -> None:
@@ -58,7 +58,7 @@ class NoiseReadouts:
             samples = np.stack(self._readouts, axis=1)
         else:
             samples = np.concatenate(self._readouts, axis=1)[:, None, :]
-        _, shots, length = samples.shape
+        _, readouts, length = samples.shape
         sample_time = self._first.sample_time_us * 1e-6
         if not sample_time:
             sample_time = self.protocol.dwell_s / self.protocol.readout_oversampling
@@ -66,9 +66,9 @@ class NoiseReadouts:
         self._readouts = []
         noise = KtData(
             samples=samples.astype(np.complex64, copy=False),
-            k=np.broadcast_to(np.zeros(3), (shots, length, 3)),
-            t=np.broadcast_to(np.arange(length) * sample_time, (shots, length)),
-            count=np.ones(shots, dtype=np.int64),
+            k=np.zeros((readouts, 3)),
+            t=np.broadcast_to(np.arange(length) * sample_time, (readouts, length)),
+            count=np.ones(readouts, dtype=np.int64),
             role=Role.NOISE,
             protocol=self.protocol,
             sample_time_s=sample_time,

@@ -206,12 +206,15 @@ class _Sorter:
                 self.held = []
             elif self._wait_for_water():
                 self.held.append(frame)
-                if self.water is not None and self.since_water >= int(frame.count.sum()):
+                if self.water is not None and self.since_water >= self._readouts_of(frame):
                     # no water came during this whole frame, so that the rest of it will not come either
                     ready += self._order(self.water.finish())
             else:
                 ready.append(frame)
         return ready
+
+    def _readouts_of(self, frame: KtData) -> int:
+        return self.metabolites.readouts_of(frame.frame) if self.metabolites is not None else 0
 
     def _wait_for_water(self) -> bool:
         if self.water_sent or self.rule.text == "none":

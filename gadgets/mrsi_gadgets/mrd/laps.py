@@ -1,0 +1,330 @@
+"""Readouts that walk one path of k-space lap after lap while the FID decays: what rings and spirals share.
+
+A path (a ring, an interleaf of a spiral) is walked again and again; each sample of a lap is a point of k-space, the
+laps are its times. Temporal interleaves b = 0 ... T-1 walk the same path again, each one spectral dwell later, so that
+its points are sampled T times more often than one walk allows: the FID index of a sample is lap * T + b. Long walks
+arrive in chunks. Counters as in the profile: path = kspace_encode_step_1, partition = kspace_encode_step_2, chunk = segment,
+temporal interleaf = user_0; laps, interleaves and chunks may differ from path to path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrsi_gadgets.data import Protocol
+from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.mrd.header import MrdHeader
+from mrsi_gadgets.mrd.layout import COUNTER_INDEX, ReadoutHead
+from mrsi_gadgets.mrd.sizes import check_size
+from mrsi_gadgets.stream.messages import Acquisition
+
+PATH, PARTITION, CHUNK, INTERLEAF = "kspace_encode_step_1", "kspace_encode_step_2", "segment", "user_0"
+_MOST_PATHS = 1 << 16
+"""A counter has 16 bits."""
+_SAME_PLACE = 1e-3
+"""How far apart, relative to the largest k of the path, two laps may pass what is taken for one point."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """How one path is walked."""
+
+    lap: int
+    """Samples from one start of the path to the next."""
+    used: int
+    """Samples of each lap that are data; the rest is the way back."""
+    interleaves: int
+    """Temporal interleaves."""
+
+    def walk(self, n_times: int) -> int:
+        """Return the samples of one interleaf's walk that are needed for an FID of `n_times` points."""
+        return self.lap * (n_times // self.interleaves - 1) + self.used
+
+
+class LapLayout:
+    """Places readouts of laps (see `ReadoutLayout`); k comes from the trajectories that are sent with them.
+
+    Parameters
+    ----------
+    protocol
+        Samples per lap and temporal interleaves, one value or one per path.
+    header
+        Its encodingLimits say how many paths there are where the protocol holds no list.
+    first
+        First readout of the role: its length is that of all chunks but the last of a walk (where encodingLimits.segment
+        is 0 to 0 there are no chunks, and walks may differ in length).
+
+    Raises
+    ------
+    DataError
+        A key that laps need is missing or contradicts another, no trajectory came with the readout, or a frame does not
+        fit into this machine's memory.
+    """
+
+    grid = None
+    used_counters = frozenset({PATH, PARTITION, CHUNK, INTERLEAF})
+    path_name = "path"
+    """What a path of this encoding is called in messages."""
+
+    def __init__(self, protocol: Protocol, header: MrdHeader | None, first: Acquisition) -> None:
+        self.protocol = protocol
+        self.paths = _paths(protocol, header, self.path_name)
+        self.n_paths = len(self.paths)
+        self.n_partitions = protocol.geometry.matrix[2]
+        if first.trajectory is None:
+            raise DataError(
+                f"{self.path_name} readouts came without a trajectory; send kx,ky with each readout "
+                "(mrsi_trajectory_columns and mrsi_trajectory_units say what they are)"
+            )
+        _check_columns(protocol, int(first.trajectory.shape[1]))
+        self._chunk = self._chunk_length(header, first)
+        self._first_point = np.cumsum([0, *(path.used for path in self.paths)])
+        n_points = self.n_partitions * int(self._first_point[-1])
+        # sizes are compared with the machine before anything is made of them
+        slots = self.n_partitions * sum(path.interleaves * self._n_chunks(path) for path in self.paths)
+        matrix = protocol.geometry.matrix
+        check_size(matrix, slots, 1, 1)
+        # t is kept beside the samples of all coils
+        check_size(matrix, n_points, protocol.n_times, first.data.shape[0], beside=1)
+        self._slots = [
+            (partition, path, interleaf, chunk)
+            for partition in range(self.n_partitions)
+            for path, walked in enumerate(self.paths)
+            for interleaf in range(walked.interleaves)
+            for chunk in range(self._n_chunks(walked))
+        ]
+        self._numbers = {slot: number for number, slot in enumerate(self._slots)}
+        self.n_slots = len(self._slots)
+        self.shape = (n_points, protocol.n_times)
+        # the shortest dwell is the reference for the noise; slower paths have less of it, which `shares` tells
+        self.sample_time_s = min(self._own_dwell(path) for path in self.paths)
+        ratios = [np.full(path.used, self._own_dwell(path) / self.sample_time_s) for path in self.paths]
+        self.shares = np.tile(np.concatenate(ratios), self.n_partitions)
+        self._k = np.zeros((n_points, 3))
+        self._t = self._plan_of_times()
+        self._seen = np.zeros(self.n_slots, dtype=bool)
+        self._placed = np.zeros(n_points, dtype=bool)
+
+    def _plan_of_times(self) -> np.ndarray:
+        """Return t (point, t) [s] of walks at the ADC's constant dwell."""
+        late = [self._own_dwell(path) * np.arange(path.used) for path in self.paths]
+        return np.tile(np.concatenate(late), self.n_partitions)[:, None] + self.protocol.times_s
+
+    def _own_dwell(self, path: Path) -> float:
+        """Return the ADC dwell of a path [s]."""
+        return self.protocol.dwell_s * path.interleaves / path.lap
+
+    def _n_chunks(self, path: Path) -> int:
+        return -(-path.walk(self.protocol.n_times) // self._chunk)
+
+    def _chunk_length(self, header: MrdHeader | None, first: Acquisition) -> int:
+        """Return how many samples a chunk has: those of the first readout, or whole walks where the header says so."""
+        space = int(first.head["encoding_space_ref"])
+        encodings = header.encodings if header is not None else ()
+        limit = encodings[space].limits.get(CHUNK) if space < len(encodings) else None
+        if limit is not None and limit.maximum == 0:
+            return max(path.walk(self.protocol.n_times) for path in self.paths)
+        kept = _kept(first.head)
+        if kept.stop <= kept.start:
+            raise DataError(
+                f"the first {self.path_name} readout has no samples left after discard_pre and discard_post"
+            )
+        return kept.stop - kept.start
+
+    def slot(self, head: ReadoutHead) -> int:
+        """Return the slot of a readout; see `ReadoutLayout`."""
+        counter = {name: head.counters[COUNTER_INDEX[name]] for name in (PARTITION, PATH, INTERLEAF, CHUNK)}
+        number = self._numbers.get(tuple(counter.values()))  # type: ignore[arg-type]
+        if number is not None:
+            return number
+        index, name = counter[PATH], self.path_name
+        if index >= self.n_paths or counter[PARTITION] >= self.n_partitions:
+            raise DataError(
+                f"readout {head.scan_counter} is of {name} {index}, partition {counter[PARTITION]} but there are "
+                f"{self.n_paths} {name}s and {self.n_partitions} partitions; correct the counters or "
+                "mrsi_samples_per_lap"
+            )
+        path = self.paths[index]
+        if counter[INTERLEAF] >= path.interleaves:
+            raise DataError(
+                f"readout {head.scan_counter} is of temporal interleaf {counter[INTERLEAF]} of {name} {index}, which "
+                f"has {path.interleaves}; correct mrsi_temporal_interleaves or counter user_0"
+            )
+        raise DataError(
+            f"readout {head.scan_counter} is chunk {counter[CHUNK]} of {name} {index}, but "
+            f"{path.walk(self.protocol.n_times)} samples of mrsi_spectral_points {self.protocol.n_times} need fewer "
+            f"chunks of {self._chunk} samples; correct mrsi_spectral_points or counter segment"
+        )
+
+    def target(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (points, times) of a slot's samples, in their order of acquisition, without the ways back."""
+        partition, index, interleaf, _ = self._slots[slot]
+        path = self.paths[index]
+        lap, place = np.divmod(self._range(slot), path.lap)
+        first = partition * int(self._first_point[-1]) + int(self._first_point[index])
+        data = place < path.used
+        return first + place[data], lap[data] * path.interleaves + interleaf
+
+    def _range(self, slot: int) -> np.ndarray:
+        """Return the numbers of a slot's samples, counted from the start of its walk."""
+        _, index, _, chunk = self._slots[slot]
+        walk = self.paths[index].walk(self.protocol.n_times)
+        return np.arange(chunk * self._chunk, min((chunk + 1) * self._chunk, walk))
+
+    def prepare(self, slot: int, head: ReadoutHead, readout: Acquisition) -> np.ndarray:
+        """Return the slot's samples and remember where they lie; see `ReadoutLayout`."""
+        numbers = self._range(slot)
+        kept = _kept(readout.head)
+        length = kept.stop - kept.start
+        if length < numbers.size:
+            raise DataError(
+                f"readout {head.scan_counter} has {length} samples but {numbers.size} are needed; correct "
+                "mrsi_spectral_points or send the whole readout"
+            )
+        # only a walk's last chunk may be longer than what is needed: the rest of another would be missing in between
+        if length > numbers.size and (slot + 1 < self.n_slots and self._slots[slot + 1][:3] == self._slots[slot][:3]):
+            raise DataError(
+                f"readout {head.scan_counter} has {length} samples but the first chunk that came has {self._chunk}; "
+                "send chunks of one length (or walks in one readout, with encodingLimits.segment 0 to 0)"
+            )
+        self._check_dwell(slot, head)
+        path = self.paths[self._slots[slot][1]]
+        used = numbers % path.lap < path.used
+        if not self._seen[slot]:
+            self._place(slot, head, readout, kept, used)
+            self._seen[slot] = True
+        samples = readout.data[:, kept.start : kept.start + numbers.size]
+        if path.used < path.lap:
+            samples = samples[:, used]
+        return np.conj(samples) if self.protocol.freq_sign < 0 else samples
+
+    def _check_dwell(self, slot: int, head: ReadoutHead) -> None:
+        _, index, _, _ = self._slots[slot]
+        path = self.paths[index]
+        expected = self._own_dwell(path) * 1e6
+        if head.sample_time_us and abs(head.sample_time_us - expected) > 1e-3 * expected:
+            raise DataError(
+                f"readout {head.scan_counter} of {self.path_name} {index} has sample_time_us "
+                f"{head.sample_time_us:g}, but {path.lap} samples per lap and {path.interleaves} temporal interleaves "
+                f"give {expected:g} us at a spectral dwell of {self.protocol.dwell_s * 1e6:g} us; correct "
+                "mrsi_samples_per_lap, mrsi_temporal_interleaves or mrsi_dwell_us"
+            )
+
+    def _place(self, slot: int, head: ReadoutHead, readout: Acquisition, kept: slice, used: np.ndarray) -> None:
+        """Write k and t of a slot's samples from the trajectory that came with the readout."""
+        partition, index, interleaf, _ = self._slots[slot]
+        if readout.trajectory is None:
+            raise DataError(
+                f"readout {head.scan_counter} came without a trajectory although others have one; send kx,ky"
+            )
+        sent = np.asarray(readout.trajectory, dtype=float)[kept.start : kept.start + used.size][used]
+        if not np.isfinite(sent).all():
+            raise DataError(f"the trajectory of readout {head.scan_counter} holds values that are not finite")
+        column = {name: sent[:, i] for i, name in enumerate(self.protocol.trajectory_columns)}
+        k = np.stack([column["kx"], column["ky"], column.get("kz", np.zeros(len(sent)))], axis=1)
+        k = k * _trajectory_scale(self.protocol)
+        if "kz" not in column and self.n_partitions > 1:
+            centre = self.protocol.k_centre.get("kz", self.n_partitions // 2)
+            k[:, 2] = (partition - centre) / (self.protocol.geometry.fov_mm[2] * 1e-3)
+        # conjugated samples (freq_sign -1) have the opposite sign in space as well
+        k = k * (np.array(self.protocol.kspace_sign) * self.protocol.freq_sign)
+        points, times = self.target(slot)
+        new = ~self._placed[points]
+        self._k[points[new]] = k[new]
+        self._placed[points] = True
+        size = max(float(np.abs(k[:, :2]).max(initial=0.0)), 1e-9)
+        if np.abs(self._k[points] - k).max(initial=0.0) > _SAME_PLACE * size:
+            raise DataError(
+                f"the trajectory of {self.path_name} {index} does not repeat after {self.paths[index].lap} samples "
+                f"(readout {head.scan_counter}); correct mrsi_samples_per_lap or the trajectory"
+            )
+        if "t_us" in column:
+            start = self.protocol.acquisition_delay_s + interleaf * self.protocol.dwell_s
+            self._t[points, times] = start + column["t_us"] * 1e-6
+
+    def coordinates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Return k [1/m] (0 where a path never came), t [s] and density of all points; see `ReadoutLayout`."""
+        return self._k, self._t, self._density()
+
+    def _density(self) -> np.ndarray | None:
+        """Return the share of k-space of each point (point,), None where this encoding does not know it."""
+        return None
+
+    def counts(self, slots: np.ndarray) -> np.ndarray:
+        """Return how often each sample came, (point, t)."""
+        count = np.zeros(self.shape, dtype=np.int64)
+        for slot in np.flatnonzero(slots).tolist():
+            points, times = self.target(slot)
+            count[points, times] = slots[slot]
+        return count
+
+    def points_of(self, partition: int, path: int) -> slice:
+        """Return the points of one path of one partition."""
+        first = partition * int(self._first_point[-1])
+        return slice(first + int(self._first_point[path]), first + int(self._first_point[path + 1]))
+
+
+def _paths(protocol: Protocol, header: MrdHeader | None, name: str) -> list[Path]:
+    """Return how each path is walked."""
+    laps, interleaves = protocol.samples_per_lap, protocol.temporal_interleaves or (1,)
+    if not laps:
+        raise DataError(f"{name}s need mrsi_samples_per_lap; give one value or a list with one per {name}")
+    lists = {len(values) for values in (laps, interleaves) if len(values) > 1}
+    if len(lists) > 1:
+        raise DataError(
+            f"mrsi_samples_per_lap has {len(laps)} values and mrsi_temporal_interleaves {len(interleaves)}; give one "
+            f"value or one per {name}"
+        )
+    count = lists.pop() if lists else _paths_of_header(header, name)
+    laps = laps * count if len(laps) == 1 else laps
+    interleaves = interleaves * count if len(interleaves) == 1 else interleaves
+    paths = [Path(lap, lap, t) for lap, t in zip(laps, interleaves, strict=True)]
+    for number, path in enumerate(paths):
+        if path.lap < 1 or path.interleaves < 1 or protocol.n_times % path.interleaves:
+            raise DataError(
+                f"{name} {number} has {path.lap} samples per lap and {path.interleaves} temporal interleaves, which do "
+                f"not make {protocol.n_times} spectral points; correct mrsi_samples_per_lap or "
+                "mrsi_temporal_interleaves"
+            )
+    return paths
+
+
+def _paths_of_header(header: MrdHeader | None, name: str) -> int:
+    limits = header.encodings[0].limits.get(PATH) if header is not None and header.encodings else None
+    if limits is None:
+        raise DataError(
+            f"the number of {name}s is not known; give encodingLimits of kspace_encoding_step_1, or one value of "
+            f"mrsi_samples_per_lap per {name}"
+        )
+    if not 0 <= limits.maximum < _MOST_PATHS:
+        raise DataError(
+            f"encodingLimits.kspace_encoding_step_1 has the maximum {limits.maximum}, but its counter ends at "
+            f"{_MOST_PATHS - 1}; correct it"
+        )
+    return int(limits.maximum) + 1
+
+
+def _kept(head: np.void) -> slice:
+    return slice(int(head["discard_pre"]), int(head["number_of_samples"]) - int(head["discard_post"]))
+
+
+def _check_columns(protocol: Protocol, dimensions: int) -> None:
+    columns = protocol.trajectory_columns
+    if len(columns) != dimensions or not {"kx", "ky"} <= set(columns) <= {"kx", "ky", "kz", "t_us"}:
+        raise DataError(
+            f"mrsi_trajectory_columns is '{','.join(columns)}' but the readouts send {dimensions} columns; name each "
+            "of them: kx, ky, and where they are sent kz, t_us"
+        )
+
+
+def _trajectory_scale(protocol: Protocol) -> np.ndarray:
+    """Return the factors (x, y, z) that bring the trajectory that was sent to 1/m."""
+    fov = np.array(protocol.geometry.fov_mm) * 1e-3
+    scales = {"1/m": np.ones(3), "1/FOV": 1 / fov, "half": np.array(protocol.geometry.matrix) / fov}
+    if protocol.trajectory_units not in scales:
+        raise DataError(
+            f"mrsi_trajectory_units is '{protocol.trajectory_units}'; it must be one of {', '.join(scales)}"
+        )
+    return scales[protocol.trajectory_units]

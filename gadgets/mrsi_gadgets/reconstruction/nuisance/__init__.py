@@ -1,0 +1,1 @@
+"""Removal of water and lipid signals from FIDs and from (k,t) data."""

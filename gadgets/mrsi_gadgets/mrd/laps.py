@@ -3,8 +3,8 @@
 A path (a ring, an interleaf of a spiral) is walked again and again; each sample of a lap is a point of k-space, the
 laps are its times. Temporal interleaves b = 0 ... T-1 walk the same path again, each one spectral dwell later, so that
 its points are sampled T times more often than one walk allows: the FID index of a sample is lap * T + b. Long walks
-arrive in chunks. Counters as in the profile: path = kspace_encode_step_1, partition = kspace_encode_step_2, chunk = segment,
-temporal interleaf = user_0; laps, interleaves and chunks may differ from path to path.
+arrive in chunks. Counters as in the profile: path = kspace_encode_step_1, partition = kspace_encode_step_2, chunk =
+segment, temporal interleaf = user_0; laps, interleaves and chunks may differ from path to path.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def measure(rho, coil_maps, b0_hz, protocol, *, noise_sd=0.0, rng=None, role=Rol
     shots = data.shape[1]
     return KtData(
         samples=data,
-        k=k_points(protocol, rho.shape[-1]),
+        k=k_points(protocol),
         t=np.broadcast_to(times, (shots, len(times))),
         count=np.ones(shots, dtype=int),
         role=role,
@@ -73,11 +73,10 @@ def measure(rho, coil_maps, b0_hz, protocol, *, noise_sd=0.0, rng=None, role=Rol
     )
 
 
-def k_points(protocol, n_times):
+def k_points(protocol):
     matrix, fov = protocol.geometry.matrix, protocol.geometry.fov_mm
     axes = [(np.arange(n) - n // 2) / (f * 1e-3) for n, f in zip(matrix, fov, strict=True)]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 1, 3)
-    return np.broadcast_to(points, (points.shape[0], n_times, 3))
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def make_measurement(rng, *, noise=0.05, matrix=(14, 11, 1), n_times=96, b0=True) -> Measurement:

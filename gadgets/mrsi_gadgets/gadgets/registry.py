@@ -6,13 +6,12 @@ from mrsi_gadgets.gadgets.combine_coils import CombineCoils
 from mrsi_gadgets.gadgets.console_images import ConsoleImages
 from mrsi_gadgets.gadgets.field_map import EstimateFieldMap
 from mrsi_gadgets.gadgets.gadget import Gadget
-from mrsi_gadgets.gadgets.grid import Grid
 from mrsi_gadgets.gadgets.prewhiten import Prewhiten
 from mrsi_gadgets.gadgets.quantify import Quantify
 from mrsi_gadgets.gadgets.reconstruct import Reconstruct
 
 GADGETS: dict[str, type[Gadget]] = {
     gadget.element: gadget
-    for gadget in (Prewhiten, Grid, EstimateFieldMap, CombineCoils, Reconstruct, Quantify, ConsoleImages)
+    for gadget in (Prewhiten, EstimateFieldMap, CombineCoils, Reconstruct, Quantify, ConsoleImages)
 }
 """XML element -> gadget, in the order of the data."""

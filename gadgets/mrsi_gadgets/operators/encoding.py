@@ -12,21 +12,23 @@ from mrsi_gadgets.arrays import Array, like
 from mrsi_gadgets.data import KtData
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.operators.algebra import Diagonal, Identity, LastAxisMatrix, LinearOperator, Reshape
+from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, continued, offset_nodes
 from mrsi_gadgets.operators.coils import Coils
 from mrsi_gadgets.operators.field_evolution import FieldPhase, field_evolution, histogram_terms
 from mrsi_gadgets.operators.fourier import Fourier, half_voxel_shift
+from mrsi_gadgets.operators.points import PointSampling, offsets_of
 
 
 def encoding_operator(
     kt: KtData,
     coil_maps: Array,
     b0_hz: np.ndarray,
-    basis: np.ndarray | None = None,
+    basis: np.ndarray | RowsBetweenSamples | None = None,
     *,
     weights: np.ndarray | None = None,
     tolerance: float = 1e-3,
 ) -> LinearOperator:
-    """Return the operator from images to samples (coil, shot, sample) on a Cartesian grid.
+    """Return the operator from images to samples (coil, point, t) of any encoding, each sample at its own time.
 
     With a mask that is the same for all times, A^H A needs two transforms of as many images as the evolution's temporal
     basis has rows (rank times a few), never one per time.
@@ -34,36 +36,47 @@ def encoding_operator(
     Parameters
     ----------
     kt
-        Data whose grid, times and counts are encoded.
+        Data whose points, times and counts are encoded.
     coil_maps
         (coil, x, y, z).
     b0_hz
         (x, y, z) [Hz].
     basis
-        (rank, t) temporal basis: the domain is (x, y, z, rank); None: the domain is (x, y, z, t).
+        (rank, t) temporal basis: the domain is (x, y, z, rank); None: the domain is (x, y, z, t). Where points have
+        offsets from the spectral times, rows that are known between samples (`RowsBetweenSamples`, over the offsets of
+        `offset_range`) are exact there; an array is continued by its own spectrum.
     weights
-        (shot,) or (shot, sample) real factors on the samples; by default 1 where a readout was acquired and 0
-        elsewhere.
+        (point,) or (point, t) real factors on the samples; by default 1 where a readout was acquired and 0 elsewhere.
     tolerance
         Relative error of the field evolution's expansion.
 
     Raises
     ------
     DataError
-        A shape does not fit, or the data are not on a grid.
+        A shape does not fit, or a point's samples do not follow each other at the spectral dwell.
     """
-    if kt.grid is None:
-        raise DataError("these samples are not on a Cartesian grid; use the non-uniform encoding operator")
     grid = tuple(int(n) for n in kt.protocol.geometry.matrix)
-    if tuple(kt.grid) != grid:
+    if kt.grid is not None and tuple(kt.grid) != grid:
         raise DataError(f"the k-space grid {kt.grid} is not the image matrix {grid}; crop or fill k-space first")
     if tuple(coil_maps.shape[1:]) != grid or tuple(b0_hz.shape) != grid:
         raise DataError(f"coil maps {tuple(coil_maps.shape)} and field {tuple(b0_hz.shape)} do not fit the grid {grid}")
+    n_points, n_times = kt.t.shape
+    given = (kt.count > 0) if weights is None else np.asarray(weights)
+    if given.shape not in ((n_points,), (n_points, n_times)):
+        raise DataError(f"sampling weights {given.shape} do not fit {n_points} points of {n_times} samples")
+    if kt.grid is not None and kt.common_times:
+        rows = basis.at(np.zeros(1))[0] if isinstance(basis, RowsBetweenSamples) else basis
+        return _at_common_times(kt, coil_maps, b0_hz, rows, given, tolerance)
+    return _at_own_times(kt, coil_maps, b0_hz, basis, given, tolerance)
+
+
+def _at_common_times(
+    kt: KtData, coil_maps: Array, b0_hz: np.ndarray, basis: np.ndarray | None, given: np.ndarray, tolerance: float
+) -> LinearOperator:
+    """Return the operator of a Cartesian grid all of whose points are sampled at the same times."""
+    grid = tuple(int(n) for n in kt.protocol.geometry.matrix)
     times = grid_times(kt)
     n_times, n_coils = len(times), int(coil_maps.shape[0])
-    given = (kt.count > 0) if weights is None else np.asarray(weights)
-    if given.shape not in ((kt.k.shape[0],), (kt.k.shape[0], n_times)):
-        raise DataError(f"sampling weights {given.shape} do not fit {kt.k.shape[0]} shots of {n_times} samples")
     samples = kt.samples
     if basis is None:
         phase = np.exp(2j * np.pi * np.asarray(b0_hz, dtype=float)[..., None] * times)
@@ -85,17 +98,73 @@ def encoding_operator(
     return Reshape(sampled.range, (n_coils, kt.k.shape[0], n_times)) @ sampled
 
 
+def _at_own_times(
+    kt: KtData,
+    coil_maps: Array,
+    b0_hz: np.ndarray,
+    basis: np.ndarray | RowsBetweenSamples | None,
+    given: np.ndarray,
+    tolerance: float,
+) -> LinearOperator:
+    """Return the operator of points that have their own offsets from the spectral times, on a grid or not."""
+    times = spectral_times(kt)
+    n_times = len(times)
+    offsets = offsets_of(kt.t, times, kt.protocol.dwell_s)
+    samples = kt.samples
+    low, high = offset_range(kt)
+    if isinstance(basis, RowsBetweenSamples):
+        between = basis
+        nodes = basis.nodes_s
+    else:
+        nodes = offset_nodes(low, high, kt.protocol.dwell_s)
+        rows = np.eye(n_times) if basis is None else np.asarray(basis)
+        between = continued(rows, times, nodes)
+    n_nodes, rank, _ = between.values.shape
+    if basis is None:
+        # the field at the spectral times; what it adds within an offset is continued with the FIDs themselves
+        phase = np.exp(2j * np.pi * np.asarray(b0_hz, dtype=float)[..., None] * times)
+        image_model: LinearOperator = FieldPhase(like(phase, samples, samples.dtype))
+        evolved = between
+    else:
+        # one basis for all nodes at once: field and signal are both known at any time
+        all_times = (times + nodes[:, None]).ravel()
+        terms = histogram_terms(b0_hz, all_times, tolerance=tolerance)
+        flat = np.moveaxis(between.values, 0, 1).reshape(rank, -1)
+        image_model, temporal = field_evolution(terms, flat, samples, tolerance=tolerance)
+        evolved = RowsBetweenSamples(nodes, np.moveaxis(temporal.reshape(-1, n_nodes, n_times), 1, 0))
+    rows_of_group = tuple(like(rows, samples, samples.dtype) for rows in evolved.at(offsets.values_s))
+    coils = Coils(like(coil_maps, samples, samples.dtype), image_model.range[3:])
+    sampling = PointSampling(
+        k=kt.k,
+        geometry=kt.protocol.geometry,
+        offsets=offsets,
+        rows=rows_of_group,
+        weights=given,
+        n_coils=int(coil_maps.shape[0]),
+        on_grid=kt.grid is not None,
+    )
+    return sampling @ (coils @ image_model)
+
+
+def offset_range(kt: KtData) -> tuple[float, float]:
+    """Return the smallest and the largest offset [s] of the data's points from the spectral times."""
+    late = kt.t[:, 0] - spectral_times(kt)[0]
+    return float(late.min()), float(late.max())
+
+
+def spectral_times(kt: KtData) -> np.ndarray:
+    """Return the times (t,) [s] that the offsets of the points count from."""
+    return np.asarray(kt.protocol.times_s[: kt.t.shape[1]])
+
+
 def grid_times(kt: KtData) -> np.ndarray:
-    """Return the sample times (t,) [s] that all shots of a Cartesian grid share.
+    """Return the sample times (t,) [s] that all points share.
 
     Raises
     ------
     DataError
-        The shots of this grid were sampled at different times.
+        The points were sampled at different times.
     """
-    times = np.asarray(kt.t[0], dtype=float)
-    if kt.t.strides[0] != 0 and not np.allclose(kt.t, times[None, :], rtol=0, atol=1e-9):
-        raise DataError(
-            "the shots of this grid were sampled at different times; describe them without a grid (k and t per sample)"
-        )
-    return times
+    if not kt.common_times:
+        raise DataError("these points were sampled at different times; bring them to a grid, or use the operator")
+    return np.asarray(kt.t[0], dtype=float)

@@ -25,6 +25,7 @@ from mrsi_gadgets.operators.encoding import grid_times
 from mrsi_gadgets.operators.fourier import Fourier, half_voxel_shift
 from mrsi_gadgets.reconstruction.coils import coil_maps_from_water, continue_smoothly, dominant_channels
 from mrsi_gadgets.reconstruction.fourier import demodulate, image_noise_sd, matched_image
+from mrsi_gadgets.reconstruction.gridding import on_grid
 
 FIT_WINDOW_S = 0.02
 """Phase and decay are fitted up to here [s]: long against the noise, short against intravoxel dephasing."""
@@ -63,9 +64,12 @@ class FieldMap:
 def correct_eddy_currents(kt: KtData, field_map: FieldMap, *, overwrite: bool = False) -> KtData:
     """Return the data without the phase course of the eddy currents, which all voxels and so all of k-space share.
 
+    Each sample is turned by the phase at its own time.
+
     With `overwrite` NumPy samples are changed in place.
     """
-    phase = like(np.exp(-1j * field_map.eddy_phase_at(grid_times(kt))), kt.samples, kt.samples.dtype)
+    times = kt.t[:1] if kt.common_times else kt.t
+    phase = like(np.exp(-1j * field_map.eddy_phase_at(times)), kt.samples, kt.samples.dtype)
     if overwrite and is_numpy(kt.samples):
         return kt.with_samples(np.multiply(kt.samples, phase, out=kt.samples))
     return kt.with_samples(kt.samples * phase)
@@ -77,7 +81,7 @@ def field_map_from_water(kt: KtData, *, eddy_currents: bool = True, noise_sd: fl
     Parameters
     ----------
     kt
-        Whitened water reference on the Cartesian grid of the metabolites.
+        Whitened water reference of any encoding, on the image grid of the metabolites.
     eddy_currents
         Whether to look for a phase course that all voxels share.
     noise_sd
@@ -93,6 +97,7 @@ def field_map_from_water(kt: KtData, *, eddy_currents: bool = True, noise_sd: fl
     Readouts that were not acquired (an elliptical k-space) count as zeros.
     """
     _check_centre(kt)
+    kt = on_grid(kt)
     times = grid_times(kt)
     if len(times) < 4:
         raise DataError(f"the water reference has {len(times)} time points; at least 4 are needed for a field map")
@@ -126,7 +131,7 @@ def field_map_from_residual_water(kt: KtData, *, noise_sd: float = 1.0) -> Field
     Parameters
     ----------
     kt
-        Whitened metabolite data on a Cartesian grid.
+        Whitened metabolite data of any encoding.
     noise_sd
         SD of the real part of the noise of one sample (1 for whitened data).
 
@@ -135,6 +140,7 @@ def field_map_from_residual_water(kt: KtData, *, noise_sd: float = 1.0) -> Field
     DataError
         There are too few times, or no signal near the water frequency.
     """
+    kt = on_grid(kt)
     times = grid_times(kt)
     if len(times) < 16:
         raise DataError(f"the data have {len(times)} time points; at least 16 are needed to find residual water")
@@ -173,8 +179,8 @@ def _early_images(kt: KtData, times: np.ndarray) -> np.ndarray:
 
 def _check_centre(kt: KtData) -> None:
     """Refuse a reference without the readout that holds most of its signal: what is left is no image."""
-    centre = np.ravel_multi_index(tuple(n // 2 for n in kt.grid or (1, 1, 1)), kt.grid or (1, 1, 1))
-    if kt.grid is not None and not kt.count[centre] > 0:
+    centre = int(np.argmin(np.sum(kt.k**2, axis=1)))
+    if not kt.counts[centre].any():
         raise DataError(
             "the water reference lacks the centre of k-space; acquire it again, or leave it out so that residual water "
             "serves"
@@ -199,9 +205,9 @@ def _check_residual_water(
 ) -> None:
     """Refuse what the filter let pass where that is only a small part of the signal: then it is no water."""
     start = grid_times(kt).searchsorted(grid_times(filtered)[0])
-    whole = replace(kt, samples=kt.samples[:, :, start:], k=kt.k[:, start:], t=kt.t[:, start:])
+    whole = replace(kt, samples=kt.samples[:, :, start:], t=kt.t[:, start:])
     count = max(2, fids.shape[-1] // 32)
-    few = [replace(d, samples=d.samples[:, :, :count], k=d.k[:, :count], t=d.t[:, :count]) for d in (whole, filtered)]
+    few = [replace(d, samples=d.samples[:, :, :count], t=d.t[:, :count]) for d in (whole, filtered)]
     everything, near_water = (np.abs(to_numpy(matched_image(d, channels)))[mask].mean() for d in few)
     if near_water < _LEAST_SHARE * everything:
         raise DataError(
@@ -330,7 +336,7 @@ def _without_start(kt: KtData, half_width_hz: float) -> KtData:
     """
     times = grid_times(kt)
     start = min(int(np.sum(times - times[0] < 3 / (2 * np.pi * half_width_hz))), len(times) // 4)
-    return replace(kt, samples=kt.samples[:, :, start:], k=kt.k[:, start:], t=kt.t[:, start:])
+    return replace(kt, samples=kt.samples[:, :, start:], t=kt.t[:, start:])
 
 
 def _low_pass(samples: Array, dwell_s: float, half_width_hz: float) -> Array:

@@ -13,6 +13,7 @@ from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.operators.encoding import grid_times
 from mrsi_gadgets.operators.fourier import half_voxel_shift, shift_phase
+from mrsi_gadgets.reconstruction.gridding import on_grid
 
 Progress = Callable[[float, str], None]
 """Called with the share that is done (0 to 1) and a few words."""
@@ -177,7 +178,8 @@ def reconstruct_fourier(
     Parameters
     ----------
     kt
-        Whitened metabolite data on a Cartesian grid. Readouts that were not acquired count as zeros.
+        Whitened metabolite data of any encoding (`gridding.on_grid` brings them to a grid). What was not acquired
+        counts as zeros.
     coil_maps
         (coil, x, y, z), sum over coils of |S|^2 = 1.
     b0_hz
@@ -197,11 +199,12 @@ def reconstruct_fourier(
     Raises
     ------
     DataError
-        Calibration and data do not fit each other, or the data are not on a grid.
+        Calibration and data do not fit each other.
     """
     check_calibration(kt, coil_maps, b0_hz, mask, noise_sd)
+    provenance: dict[str, Any] = {"method": "fourier"} | how_sampled(kt)
+    kt = on_grid(kt)
     rho = demodulate(matched_image(kt, coil_maps, progress=progress), b0_hz, grid_times(kt), overwrite=True)
-    provenance: dict[str, Any] = {"method": "fourier", "readouts_missing": int(np.sum(kt.count == 0))}
     return SpectralImage(
         coefficients=rho,
         basis=None,
@@ -214,12 +217,24 @@ def reconstruct_fourier(
     )
 
 
+def how_sampled(kt: KtData) -> dict[str, Any]:
+    """Return for the provenance how many points (or single samples) are missing, and how data came to a grid."""
+    told: dict[str, Any] = {"readouts_missing": int(np.sum(kt.count == 0))}
+    if kt.grid is None:
+        told["gridding"] = "in-lap linear phase, density of the points, adjoint NUFFT"
+    elif not kt.common_times:
+        told["gridding"] = "linear phase of each point's own time"
+    return told
+
+
 def image_noise_sd(kt: KtData, coil_maps: Array, noise_sd: float) -> np.ndarray:
     """Return the SD of the real part of a matched image's noise, (x, y, z) float32.
 
     Each readout contributes noise_sd^2 / count; the transform spreads the sum evenly over all voxels.
     """
-    acquired = kt.count[kt.count > 0]
+    counts = kt.count if kt.count.ndim == 1 else kt.counts
+    # where the mask differs from time to time, the mean over time
+    spread = np.sum(np.where(counts > 0, 1.0 / np.maximum(counts, 1e-12), 0.0)) / (counts.size / len(counts))
     n_voxels = int(np.prod(kt.protocol.geometry.matrix))
     power = np.sum(np.abs(to_numpy(coil_maps)) ** 2, axis=0)
-    return (noise_sd * np.sqrt(power * np.sum(1.0 / acquired)) / n_voxels).astype(np.float32)
+    return (noise_sd * np.sqrt(power * spread) / n_voxels).astype(np.float32)

@@ -90,8 +90,7 @@ def reconstruct_low_rank(
         "method": "low_rank",
         "rank": len(basis),
         "rank_from": "given" if rank is not None else "noise level (optimal hard threshold)",
-        "readouts_missing": fourier.provenance["readouts_missing"],
-    }
+    } | {key: value for key, value in fourier.provenance.items() if key != "method"}
     return SpectralImage(
         coefficients=rho @ projection,
         basis=like(basis, rho, rho.dtype),

@@ -87,17 +87,17 @@ def noise_covariance_from_data(kt: KtData) -> tuple[np.ndarray, str]:
     DataError
         There are too few acquired samples.
     """
-    radius = np.sqrt(np.sum(kt.k[:, kt.k.shape[1] // 2, :] ** 2, axis=-1))
-    acquired = kt.count > 0
+    radius = np.sqrt(np.sum(kt.k**2, axis=-1))
+    start = kt.samples.shape[2] - max(kt.samples.shape[2] // 4, 1)
+    acquired = np.all(kt.counts[:, start:] > 0, axis=1)
     if not acquired.any():
         raise DataError(
             "no readout of this frame was acquired, so its noise cannot be estimated; send metabolite readouts"
         )
     outer = acquired & (radius >= np.median(radius[acquired]))
-    start = kt.samples.shape[2] - max(kt.samples.shape[2] // 4, 1)
     tail = to_numpy(kt.samples[:, :, start:])[:, outer]
     # an average of n readouts has 1/n of one readout's noise power
-    tail = tail * np.sqrt(kt.count[outer])[None, :, None]
+    tail = tail * np.sqrt(kt.counts[outer, start:])[None]
     return noise_covariance(tail), "tail of the FIDs in outer k-space (no noise scan)"
 
 

@@ -9,8 +9,10 @@ U^ = argmin || d - Omega{F B (U V)} ||^2 + sum_l lambda_l R(u_l). V comes from t
 * each component's lambda, by Stein's unbiased risk estimate from the known noise.
 
 Fully sampled data need no transform inside the iterations: with sum_c |S_c|^2 = 1 and orthonormal V, A^H A is the
-identity, and the data enter through the B0-demodulated, projected, matched-filter image alone. Everything else goes
-through the general operator and conjugate gradients.
+identity, and the data enter through the B0-demodulated, projected, matched-filter image alone. Complete data off the
+grid or with times of their own (EPSI, rings, spirals) start from their gridded version; what that approximates is taken
+out by the exact operator, in which each sample has its own t: the gridded residual corrects the image until it no
+longer changes. Incomplete data go through the general operator and conjugate gradients.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ import numpy as np
 from mrsi_gadgets.arrays import Array, is_numpy, like, namespace, over_pieces, to_numpy, together
 from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError
-from mrsi_gadgets.operators.encoding import encoding_operator, grid_times
+from mrsi_gadgets.models.between_samples import rows_between_samples
+from mrsi_gadgets.models.subspace import Subspace
+from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, continued, offset_nodes
+from mrsi_gadgets.operators.encoding import encoding_operator, offset_range, spectral_times
 from mrsi_gadgets.reconstruction.basis_adaptation import (
     captured_energy,
     principal_rotation,
@@ -33,7 +38,15 @@ from mrsi_gadgets.reconstruction.basis_adaptation import (
     wiener_gain,
 )
 from mrsi_gadgets.reconstruction.edge_prior import EdgePrior, edge_distances, edge_prior
-from mrsi_gadgets.reconstruction.fourier import Progress, check_calibration, demodulate, image_noise_sd, matched_image
+from mrsi_gadgets.reconstruction.fourier import (
+    Progress,
+    check_calibration,
+    demodulate,
+    how_sampled,
+    image_noise_sd,
+    matched_image,
+)
+from mrsi_gadgets.reconstruction.gridding import on_grid
 from mrsi_gadgets.reconstruction.regularisation import (
     WeightChoice,
     choose_pooled_weight,
@@ -45,6 +58,8 @@ from mrsi_gadgets.reconstruction.solvers import Solution, conjugate_gradient
 
 PRIORS = ("edges", "none")
 _FLOOR = 0.01
+_CORRECTION_RTOL, _CORRECTIONS = 1e-3, 6
+"""The gridded start is corrected until it changes by less than this, or so often."""
 _INCOMPLETE_RTOL, _INCOMPLETE_ITERATIONS = 1e-3, 60
 """Incomplete data are solved to this relative residual, or for so many iterations."""
 
@@ -63,21 +78,36 @@ class _Problem:
     """One reconstruction: what is given, in the unit of the unitary operators (sqrt(N) rho)."""
 
     kt: KtData
+    """As measured."""
+    gridded: KtData
+    """On a grid at common times: `kt` itself where it is so."""
     coil_maps: Array
     b0_hz: np.ndarray
     mask: np.ndarray
     noise_sd: float
     basis: np.ndarray
     """(rank, t) complex64."""
+    between: RowsBetweenSamples | None
+    """The same rows between the spectral times, None where no sample lies there."""
     direct: bool
-    """Whether A^H A is the identity."""
+    """Whether the gridded image stands for the data (complete ones); else the general operator."""
     rng: np.random.Generator
     rtol: float
 
     @property
     def weights(self) -> np.ndarray:
-        """(shot,) roots of the averages: rows of equal noise."""
+        """(point,) or (point, t) roots of the averages: rows of equal noise."""
         return np.sqrt(self.kt.count.astype(float))
+
+    @property
+    def rows(self) -> np.ndarray | RowsBetweenSamples:
+        """The temporal basis as the operator takes it."""
+        return self.basis if self.between is None else self.between
+
+    @property
+    def off_grid(self) -> bool:
+        """Whether the gridded data are an approximation."""
+        return self.gridded is not self.kt
 
 
 def reconstruct_subspace(
@@ -139,34 +169,39 @@ def reconstruct_subspace(
     if prior not in PRIORS:
         raise ConfigError(f"prior '{prior}' is not known; use {' or '.join(PRIORS)}")
     check_calibration(kt, coil_maps, b0_hz, mask, noise_sd)
-    times = grid_times(kt)
+    times = spectral_times(kt)
     if model.basis.shape[1] != len(times):
         raise DataError(
             f"the signal model has {model.basis.shape[1]} points and the data {len(times)}; learn one for this protocol"
         )
     direct = kt.fully_sampled and not use_operator
     inside = np.asarray(mask, dtype=bool)
+    between = None if kt.grid is not None and kt.common_times else _between(kt, model)
     problem = _Problem(
-        kt, coil_maps, np.asarray(b0_hz, dtype=float), inside, noise_sd, np.asarray(model.basis), direct,
-        np.random.default_rng(seed), rtol,
+        kt, on_grid(kt) if kt.fully_sampled else kt, coil_maps, np.asarray(b0_hz, dtype=float), inside, noise_sd,
+        np.asarray(model.basis), between, direct, np.random.default_rng(seed), rtol,
     )  # fmt: skip
     provenance: dict[str, Any] = {
         "method": "subspace",
         "solver": "per voxel" if direct else "conjugate gradients",
         "prior": prior,
-    }
+    } | how_sampled(kt)
     problem, image, noise = _least_squares(problem, times, model, adapt and bool(inside.any()), provenance, progress)
     regularised = prior == "edges" and inside.any()
     errors: np.ndarray | None = None
     if regularised:
         problem, image, errors = _regularise(problem, image, noise, water, provenance)
     scale = float(1 / np.sqrt(inside.size))
-    sd = image_noise_sd(kt, coil_maps, noise_sd) if kt.fully_sampled else np.full(inside.shape, np.mean(noise) * scale)
+    sd = (
+        image_noise_sd(problem.gridded, coil_maps, noise_sd)
+        if kt.fully_sampled
+        else np.full(inside.shape, np.mean(noise) * scale)
+    )
     relative = np.ones((1, len(problem.basis))) if kt.fully_sampled else (noise / np.mean(noise))[None]
     coefficient_sd = sd[..., None] * relative * (1.0 if errors is None else errors)
     if progress is not None:
         progress(1.0, "subspace reconstruction")
-    provenance |= {"rank": len(problem.basis), "readouts_missing": int(np.sum(kt.count == 0))}
+    provenance["rank"] = len(problem.basis)
     return SpectralImage(
         coefficients=image * scale,
         basis=like(problem.basis.astype(np.complex64), image, image.dtype),
@@ -192,9 +227,9 @@ def _least_squares(
     if not problem.kt.fully_sampled:
         image, noise = _solve_without_prior(problem)
         return problem, image, noise
-    matched = matched_image(problem.kt, problem.coil_maps, progress=_first_half(progress))
+    matched = matched_image(problem.gridded, problem.coil_maps, progress=_first_half(progress))
     rho = demodulate(matched, problem.b0_hz, times, overwrite=True)
-    sample_sd = float(np.median(image_noise_sd(problem.kt, problem.coil_maps, problem.noise_sd)))
+    sample_sd = float(np.median(image_noise_sd(problem.gridded, problem.coil_maps, problem.noise_sd)))
     # rho is in the image's unit; the operators are unitary
     scale = float(np.sqrt(problem.mask.size))
     if not adapt:
@@ -215,11 +250,53 @@ def _least_squares(
         if image is not None and len(rows):
             image = namespace(image).concat([image, _projected(rho, rows * turn.conj(), scale)], axis=-1)
         basis = np.concatenate([problem.basis, rows]).astype(np.complex64)
-        problem = replace(problem, b0_hz=problem.b0_hz + shift, basis=basis)
+        between = problem.between
+        if between is not None and len(rows):
+            between = between.with_more(continued(rows, times, between.nodes_s))
+        problem = replace(problem, b0_hz=problem.b0_hz + shift, basis=basis, between=between)
         provenance |= {"shared_shift_hz": shift, "rows_added": len(rows)}
     if image is None:
         image = _solve(problem, None, None).checked()
+    elif problem.off_grid:
+        image = _corrected(problem, image, times, provenance)
     return problem, image, np.full(len(problem.basis), sample_sd * scale)
+
+
+def _between(kt: KtData, model: TemporalBasis) -> RowsBetweenSamples:
+    """Return the model's rows at the offsets of the data: from its ensemble, or else continued by their spectrum."""
+    nodes = offset_nodes(*offset_range(kt), kt.protocol.dwell_s)
+    if isinstance(model, Subspace):
+        return rows_between_samples(model, nodes)
+    return continued(np.asarray(model.basis), spectral_times(kt), nodes)
+
+
+def _corrected(problem: _Problem, image: Array, times: np.ndarray, provenance: dict[str, Any]) -> Array:
+    """Return the image with what gridding had approximated taken out: x <- x + P(gridded(d - A x)).
+
+    The gridded, projected image is an approximate inverse of A, so that the iteration contracts quickly; where the
+    points say nothing about an image (corners of k-space) nothing changes.
+    """
+    operator = encoding_operator(problem.kt, problem.coil_maps, problem.b0_hz, problem.rows)
+    scale = float(np.sqrt(problem.mask.size))
+    inside = like(problem.mask[..., None].astype(np.float32), image)
+    changes: list[float] = []
+    while len(changes) < _CORRECTIONS and (not changes or changes[-1] > _CORRECTION_RTOL):
+        residual = problem.kt.with_samples(problem.kt.samples - operator(image))
+        rho = demodulate(matched_image(on_grid(residual), problem.coil_maps), problem.b0_hz, times, overwrite=True)
+        change = _projected(rho, problem.basis, scale)
+        size, whole = _norm(change * inside), _norm(image * inside)
+        if changes and size > changes[-1] * whole:
+            # it no longer contracts: what is left is noise that no image explains
+            break
+        image = image + change
+        changes.append(size / whole if whole else 0.0)
+    provenance["corrections"] = [round(change, 6) for change in changes]
+    return image
+
+
+def _norm(x: Array) -> float:
+    xp = namespace(x)
+    return float(xp.sum(xp.real(x) ** 2 + xp.imag(x) ** 2)) ** 0.5
 
 
 def _projected(rho: Array, rows: np.ndarray, scale: float) -> Array:
@@ -259,7 +336,7 @@ def _regularise(
     }
     # u = z R^H times the noise, so the rows of the basis turn the other way; equal noise keeps them orthonormal
     if smoothed is not None:
-        turned = replace(problem, basis=(rotation.conj().T @ problem.basis).astype(np.complex64))
+        turned = replace(problem, basis=(rotation.conj().T @ problem.basis).astype(np.complex64), between=None)
         keep = like(mask[..., None], z)
         z[place] = namespace(z).where(keep, smoothed, z[place])
         return turned, z * float(noise[0]), errors
@@ -353,8 +430,9 @@ def _solve(
     (1 + R)^-1 preconditions: it is the inverse itself where k-space is complete, and costs no transform.
     """
     kt = problem.kt if samples is None else problem.kt.with_samples(samples)
-    operator = encoding_operator(kt, problem.coil_maps, problem.b0_hz, problem.basis, weights=problem.weights)
-    weights = like(problem.weights[None, :, None].astype(np.float32), kt.samples)
+    operator = encoding_operator(kt, problem.coil_maps, problem.b0_hz, problem.rows, weights=problem.weights)
+    spread = problem.weights[None, :, None] if problem.weights.ndim == 1 else problem.weights[None]
+    weights = like(spread.astype(np.float32), kt.samples)
     rhs = operator.H(kt.samples * weights)
     gram = operator.gram
     lambdas = None if choice is None else like(choice.weights.astype(np.float32), rhs, rhs.dtype)
@@ -389,8 +467,9 @@ def _solve_without_prior(problem: _Problem) -> tuple[Array, np.ndarray]:
     image = _solve(problem, None, None, max_iterations=count).value
     samples = problem.kt.samples
     noise = problem.rng.standard_normal((*samples.shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
-    acquired = np.sqrt(1 / np.maximum(problem.kt.count, 1)) * (problem.kt.count > 0)
-    noise = noise * (problem.noise_sd * acquired[None, :, None]).astype(np.float32)
+    counts = problem.kt.counts
+    acquired = np.where(counts > 0, np.sqrt(1 / np.maximum(counts, 1e-12)), 0.0)
+    noise = noise * (problem.noise_sd * acquired[None]).astype(np.float32)
     empty = _solve(problem, None, None, samples=like(noise, samples, samples.dtype), max_iterations=count).value
     inside = problem.mask if problem.mask.any() else np.ones_like(problem.mask)
     return image, np.sqrt(np.mean(np.abs(to_numpy(empty)[inside]) ** 2, axis=0) / 2)

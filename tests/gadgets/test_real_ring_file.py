@@ -3,10 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mrsi_gadgets.data import Role, SpectralImage
+from mrsi_gadgets.data import SpectralImage
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.field_map import EstimateFieldMap
-from mrsi_gadgets.gadgets.grid import Grid
 from mrsi_gadgets.gadgets.prewhiten import Prewhiten
 from mrsi_gadgets.gadgets.reconstruct import Reconstruct
 from mrsi_gadgets.io.mrd_file import read_scan
@@ -15,7 +14,6 @@ from mrsi_gadgets.mrd.header import parse_header
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.mrd.sorting import sort_readouts
 from mrsi_gadgets.stream.messages import Flag
-from ring_phantom import RingScan, Source
 
 
 class Scan:
@@ -26,23 +24,12 @@ class Scan:
         self.context = Context(protocol=read_protocol(header))
         items = sort_readouts(acquisitions, self.context.protocol, self.context.report, header=header)
         whitened = Prewhiten().process(iter(items), self.context)
-        self.items = list(Grid().process(whitened, self.context))
+        self.items = list(whitened)
 
     def reconstructed(self) -> SpectralImage:
         mapped = EstimateFieldMap().process(iter(self.items), self.context)
         (image,) = Reconstruct(method="fourier").process(mapped, self.context)
         return image
-
-
-def test_rings_leave_the_gadget_on_a_grid_with_white_noise_told_by_count(rng):
-    scan = RingScan([Source((6, 5), 4.6, 4.0)])
-    readouts = scan.readouts()
-    for readout in readouts:
-        noise = rng.standard_normal(readout.data.shape) + 1j * rng.standard_normal(readout.data.shape)
-        readout.data += (0.01 * noise).astype(np.complex64)
-    (item,) = Scan(scan.header(), readouts).items
-    assert item.role is Role.METABOLITE
-    assert item.grid == (12, 10, 1)
 
 
 @pytest.fixture(scope="module")

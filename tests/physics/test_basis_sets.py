@@ -88,9 +88,9 @@ def test_basis_rows_are_found_by_name_and_unknown_names_are_refused(protocol):
         BasisSet(("NAA",), np.zeros((2, 384), dtype=complex), protocol)
 
 
-def test_other_nuclei_are_refused(make_protocol):
-    with pytest.raises(DataError, match="1H only"):
-        metabolite_basis(make_protocol(nucleus="31P"))
+def test_nuclei_without_known_molecules_are_refused(make_protocol):
+    with pytest.raises(DataError, match="known for 1H, 31P, 2H only, the protocol's nucleus is 23Na"):
+        metabolite_basis(make_protocol(nucleus="23Na"))
 
 
 def test_macromolecule_rows_start_at_one_and_peak_where_they_are_listed(protocol):

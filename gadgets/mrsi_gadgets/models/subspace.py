@@ -15,6 +15,7 @@ from mrsi_gadgets.arrays import Array, like, namespace
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.physics.ensemble import Ensemble, EnsembleSample, noise_sd_at_snr, sample
+from mrsi_gadgets.physics.nucleus import nucleus_of
 
 _MOST_ROWS = 160
 """Rows that are looked at where their number is not given; brains need less than 100 with water and lipids."""
@@ -167,12 +168,13 @@ def learn_subspace(
     Parameters
     ----------
     protocol : where FIDs are sampled.
-    ensemble : the distributions; None for the defaults.
+    ensemble : the distributions; None for the defaults of the protocol's nucleus.
     rank : number of metabolite rows; None for the one with the least expected squared error, left-out signal plus
         noise let through, at `snr` (see `Subspace.best_rank`).
-    nuisance : also learn rows for residual water and lipids, orthogonal to the metabolite rows.
+    nuisance : also learn rows for residual water and lipids, orthogonal to the metabolite rows. Other nuclei than 1H
+        have no such signals, and so no such rows.
     nuisance_rank : number of these rows; None for the smallest that leaves `nuisance_error` of them outside.
-    snr : NAA peak SNR of a voxel for which `rank` is chosen, the best that is expected.
+    snr : peak SNR of the strongest line (NAA CH3 of 1H) for which `rank` is chosen, the best that is expected.
     nuisance_error : root mean square of what is left of nuisance signals of unit energy.
     n_samples : drawn FIDs.
     seed : of the draw. The reported errors are those of another draw.
@@ -181,12 +183,15 @@ def learn_subspace(
     ------
     ConfigError
         A rank is not between 1 and the number of points, or a level is out of range.
+    DataError
+        The molecules of the nucleus are not known.
     """
     for name, value in (("rank", rank), ("nuisance_rank", nuisance_rank)):
         if value is not None and not 1 <= value <= protocol.n_times:
             raise ConfigError(f"{name} {value} must lie between 1 and the {protocol.n_times} spectral points")
     if not 0 < nuisance_error < 1:
         raise ConfigError(f"nuisance_error is {nuisance_error:g}; it must lie between 0 and 1")
+    nuisance = nuisance and nucleus_of(protocol).water_is_nuisance
     drawn = sample(protocol, n_samples, seed, ensemble=ensemble)
     energies, rows = _principal_rows(drawn.metabolites, max(_MOST_ROWS, rank or 0))
     if rank is None:

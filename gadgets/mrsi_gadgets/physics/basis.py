@@ -10,12 +10,12 @@ import numpy as np
 
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.physics.nucleus import NUCLEI, PROTON, nucleus_of
 from mrsi_gadgets.physics.simulation import molecule_fid
-from mrsi_gadgets.physics.spin_systems import MOLECULES, molecule
 
-BRAIN_METABOLITES: tuple[str, ...] = tuple(name for name in MOLECULES if name not in ("Ser", "2HG"))
-"""Molecules of a healthy brain's basis set. Serine (hidden below creatine and others) and 2-hydroxyglutarate (tumours
-with IDH mutation) are simulated only when they are asked for by name."""
+BRAIN_METABOLITES: tuple[str, ...] = PROTON.usual
+"""Molecules of a healthy brain's basis set of protons. Serine (hidden below creatine and others) and 2-hydroxyglutarate
+(tumours with IDH mutation) are simulated only when they are asked for by name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class BasisSet:
 
     names: tuple[str, ...]
     fids: np.ndarray
-    """complex128 (molecule, t): the signal of one unit of each; one proton of 1 mM has amplitude 1 at t = 0."""
+    """complex128 (molecule, t): the signal of one unit of each; one nucleus of 1 mM has amplitude 1 at t = 0."""
     protocol: Protocol
 
     def __post_init__(self) -> None:
@@ -54,27 +54,24 @@ def metabolite_basis(
 
     Parameters
     ----------
-    protocol : a 1H protocol.
-    names : molecules in the wanted order; None for `BRAIN_METABOLITES`.
+    protocol : of a nucleus whose molecules are known (`physics.nucleus`).
+    names : molecules in the wanted order; None for the usual ones of the nucleus (`BRAIN_METABOLITES` of 1H).
     echo_time_s : TE of an ideal spin echo [s] (times count from its top); None: the protocol's own, which is none for
         pulse-acquire (times count from the pulse).
 
     Raises
     ------
     DataError
-        The nucleus is not 1H or a name is unknown.
+        The molecules of the nucleus, or a name, are not known.
     """
-    if protocol.nucleus != "1H":
-        raise DataError(
-            f"spin systems are known for 1H only, the protocol's nucleus is {protocol.nucleus}; correct mrsi_nucleus "
-            "if that is wrong, else this version cannot quantify the scan"
-        )
-    names = BRAIN_METABOLITES if names is None else tuple(names)
+    nucleus = nucleus_of(protocol)
+    names = nucleus.usual if names is None else tuple(names)
     echo_time_s = protocol.spin_echo_time_s if echo_time_s is None else echo_time_s
     fids = np.empty((len(names), protocol.n_times), dtype=np.complex128)
     for row, name in enumerate(names):
         fids[row] = _simulated(
-            molecule(name).name,
+            nucleus.name,
+            nucleus.molecule(name).name,
             protocol.transmit_frequency_hz * 1e-6,
             protocol.reference_ppm,
             protocol.acquisition_delay_s,
@@ -87,8 +84,17 @@ def metabolite_basis(
 
 @lru_cache(maxsize=256)
 def _simulated(
-    name: str, mhz: float, reference_ppm: float, delay_s: float, dwell_s: float, n: int, echo_time_s: float | None
+    nucleus: str,
+    name: str,
+    mhz: float,
+    reference_ppm: float,
+    delay_s: float,
+    dwell_s: float,
+    n: int,
+    echo_time_s: float | None,
 ) -> np.ndarray:
-    fid = molecule_fid(molecule(name), delay_s + dwell_s * np.arange(n), mhz, reference_ppm, echo_time_s)
+    fid = molecule_fid(
+        NUCLEI[nucleus].molecule(name), delay_s + dwell_s * np.arange(n), mhz, reference_ppm, echo_time_s
+    )
     fid.flags.writeable = False
     return fid

@@ -149,29 +149,29 @@ WATER: Mapping[str, WaterValues] = {
 """References 11 to 15; relaxation of CSF is a rounded assumption."""
 
 
-def values(name: str) -> MoleculeValues:
-    """Return the table's entry of a molecule; DataError where there is none."""
-    if name not in BRAIN:
-        raise DataError(f"there are no brain values for '{name}'; there are for {', '.join(BRAIN)}")
-    return BRAIN[name]
+def values(name: str, table: Mapping[str, MoleculeValues] = BRAIN) -> MoleculeValues:
+    """Return a table's entry of a molecule; DataError where there is none."""
+    if name not in table:
+        raise DataError(f"there are no brain values for '{name}'; there are for {', '.join(table)}")
+    return table[name]
 
 
-def concentration_mm(name: str, tissue: str) -> float:
+def concentration_mm(name: str, tissue: str, table: Mapping[str, MoleculeValues] = BRAIN) -> float:
     """Return the typical concentration of a molecule in ``gm``, ``wm`` or ``csf`` [mM]."""
-    entry = values(name)
+    entry = values(name, table)
     return (entry.gm_mm, entry.wm_mm, entry.csf_mm)[_tissue_index(tissue)]
 
 
-def t2_s(name: str, tissue: str, field_t: float) -> float:
+def t2_s(name: str, tissue: str, field_t: float, table: Mapping[str, MoleculeValues] = BRAIN) -> float:
     """Return T2 of a molecule at a field [s], linear in the field between and beyond the table's 3 T and 7 T."""
-    entry = values(name)
+    entry = values(name, table)
     i = min(_tissue_index(tissue), 1)  # what little there is in CSF relaxes as in white matter
     return _at_field(1.0 / entry.t2_3t_ms[i], 1.0 / entry.t2_7t_ms[i], field_t, rate=True) * 1e-3
 
 
-def t1_s(name: str, tissue: str, field_t: float) -> float:
+def t1_s(name: str, tissue: str, field_t: float, table: Mapping[str, MoleculeValues] = BRAIN) -> float:
     """Return T1 of a molecule at a field [s]."""
-    entry = values(name)
+    entry = values(name, table)
     i = min(_tissue_index(tissue), 1)
     return _at_field(entry.t1_3t_ms[i], entry.t1_7t_ms[i], field_t) * 1e-3
 
@@ -182,7 +182,7 @@ def t2_star_s(name: str, tissue: str, field_t: float) -> float:
 
 
 def r2_prime_hz(tissue: str, field_t: float) -> float:
-    """Return the tissue's microscopic R2' = 1 / T2* - 1 / T2 of water [1/s]."""
+    """Return the tissue's microscopic R2' = 1 / T2* - 1 / T2 of water protons [1/s]."""
     return 1.0 / water_s("t2_star", tissue, field_t) - 1.0 / water_s("t2", tissue, field_t)
 
 

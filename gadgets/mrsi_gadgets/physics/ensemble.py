@@ -6,7 +6,8 @@ with h the lineshape common to all molecules (field over the voxel), and residua
 are as the reconstruction sees them: the voxel's mean B0 taken out up to a small error, in phase with the water
 reference, sampled at the protocol's own times (so that the frequency-dependent phase of the acquisition delay is in
 them). Where the protocol names repetition time and flip angle, molecules are weighed by their T1 relative to NAA
-(short T1 makes macromolecules stand out). The approach is that of Lam et al., Magn Reson Med 2020;83:377-390,
+(short T1 makes macromolecules stand out). Other nuclei have no macromolecules, residual water or lipids; the water
+that deuterium shows is one of the molecules. The approach is that of Lam et al., Magn Reson Med 2020;83:377-390,
 doi:10.1002/mrm.27980.
 """
 
@@ -22,15 +23,23 @@ from mrsi_gadgets.physics import brain_values
 from mrsi_gadgets.physics.basis import BRAIN_METABOLITES, metabolite_basis
 from mrsi_gadgets.physics.lineshapes import decaying_shift, gaussian_decay
 from mrsi_gadgets.physics.macromolecules import LIPID_SHARES, LIPIDS, MACROMOLECULES, WATER_PPM, BroadPeak
-from mrsi_gadgets.physics.saturation import field_strength_t, macromolecule_weight, relaxation_weight
+from mrsi_gadgets.physics.nucleus import PROTON, Nucleus, field_strength_t, nucleus_of
+from mrsi_gadgets.physics.saturation import macromolecule_weight, relaxation_weight
 
-NAA_CH3_SIGNAL = 27.0
+NAA_CH3_SIGNAL = PROTON.strongest_signal
 """Signal of the NAA CH3 protons at t = 0 in normal brain (9 mM, 3 protons): the unit of nuisance strengths."""
+_NAA_T2_STAR_S = 0.07
+_POOL_SD = 0.1
+"""Relative spread of what a scan shows of several nuclei of one molecule (Overhauser enhancement, excitation)."""
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Distributions of everything a voxel's FID depends on. `sample` draws from them."""
+    """Distributions of everything a voxel's FID depends on. `sample` draws from them.
+
+    The defaults are those of protons; `default_ensemble` has those of each nucleus. Water and lipids are drawn for
+    protons only.
+    """
 
     names: tuple[str, ...] = BRAIN_METABOLITES
     concentration_sd: float = 0.35
@@ -42,7 +51,8 @@ class Ensemble:
     t2_star_sd: float = 0.2
     """Log-normal spread of each molecule's T2* about its tissue value (relative)."""
     molecule_shift_ppm_sd: float = 0.003
-    """Each molecule's own shift (temperature, pH) [ppm]."""
+    """Each molecule's own shift (temperature, pH) [ppm]; molecules with a spread of their own (`Nucleus.shift_ppm_sd`:
+    phosphate, which tells pH) have that."""
     common_shift_hz_sd: float = 1.0
     """Error of the B0 that was taken out [Hz]."""
     broadening_ppm: tuple[float, float] = (0.0, 0.06)
@@ -112,15 +122,39 @@ class EnsembleSample:
         return self.water + self.lipids
 
 
+def default_ensemble(protocol: Protocol) -> Ensemble:
+    """Return the distributions of a protocol's nucleus.
+
+    Voxels of phosphorus and deuterium scans are two to three times as wide as those of proton scans, so the field
+    varies two to three times as much over them, and their lines are sharp against that of nothing else: wider ranges
+    cost little. B0 comes from a line of the scan itself, phosphocreatine or water.
+
+    Raises
+    ------
+    DataError
+        The molecules of the nucleus are not known.
+    """
+    nucleus = nucleus_of(protocol)
+    if nucleus.water_is_nuisance:
+        return Ensemble()
+    return Ensemble(
+        names=nucleus.usual,
+        molecule_shift_ppm_sd=0.01,
+        common_shift_hz_sd=1.5,
+        broadening_ppm=(0.0, 0.15),
+        lorentzian_hz=(0.0, 5.0),
+    )
+
+
 def sample(protocol: Protocol, n: int, seed: int, *, ensemble: Ensemble | None = None) -> EnsembleSample:
-    """Draw `n` FIDs at `protocol.times_s`; a unit of amplitude is one proton of 1 mM.
+    """Draw `n` FIDs at `protocol.times_s`; a unit of amplitude is one nucleus of 1 mM.
 
     Parameters
     ----------
-    protocol : a 1H protocol; its field strength (else its frequency) selects relaxation times.
+    protocol : of a nucleus with known molecules; its field strength (else its frequency) selects relaxation times.
     n : number of voxels.
     seed : seed of all randomness.
-    ensemble : the distributions; None for the defaults.
+    ensemble : the distributions; None for `default_ensemble`.
 
     Raises
     ------
@@ -131,14 +165,19 @@ def sample(protocol: Protocol, n: int, seed: int, *, ensemble: Ensemble | None =
     """
     if n < 1:
         raise ConfigError(f"an ensemble of {n} voxels was asked for; ask for at least 1")
-    ensemble = ensemble or Ensemble()
+    nucleus = nucleus_of(protocol)
+    ensemble = ensemble or default_ensemble(protocol)
     rng = np.random.default_rng(seed)
     field_t = field_strength_t(protocol)
     tissue = _tissue_fractions(rng, n, ensemble.csf_share)
-    concentrations = _concentrations(rng, ensemble, tissue)
-    t2_star = _t2_star(rng, ensemble, tissue, field_t)
+    concentrations = _concentrations(rng, ensemble, tissue, nucleus)
+    t2_star = _t2_star(rng, ensemble, tissue, field_t, nucleus)
     weights = np.array([relaxation_weight(protocol, name) for name in ensemble.names])
     metabolites = _metabolite_signal(rng, protocol, ensemble, concentrations * weights, t2_star)
+    if not nucleus.water_is_nuisance:
+        metabolites *= _common_lineshape(rng, protocol, ensemble, n)
+        nothing = np.zeros_like(metabolites)
+        return EnsembleSample(metabolites, nothing, nothing, nothing, ensemble.names, concentrations, t2_star)
     macromolecules = _macromolecule_signal(rng, protocol, ensemble, tissue)
     common = _common_lineshape(rng, protocol, ensemble, n)
     metabolites += macromolecules
@@ -156,21 +195,28 @@ def sample(protocol: Protocol, n: int, seed: int, *, ensemble: Ensemble | None =
 
 
 def noise_sd_at_snr(protocol: Protocol, snr: float) -> float:
-    """Return the noise (SD of the real part of an FID sample, unit of the ensemble) at which NAA has a given peak SNR.
+    """Return the noise (SD of the real part of an FID sample, unit of the ensemble) at a given peak SNR.
 
     Peak SNR as the project defines it: height of the NAA CH3 line of normal brain (T2* 70 ms) over the standard
-    deviation of the real part of the spectrum, both with an exponential filter of 3 1/s.
+    deviation of the real part of the spectrum, both with an exponential filter of 3 1/s. For other nuclei that of the
+    strongest line (`Nucleus.strongest`) with its T2* in grey matter.
 
     Raises
     ------
     ConfigError
         The SNR is not positive.
+    DataError
+        The molecules of the nucleus are not known.
     """
     if not snr > 0:
         raise ConfigError(f"an SNR of {snr:g} was asked for; it must be positive")
+    nucleus = nucleus_of(protocol)
+    t2_star = _NAA_T2_STAR_S
+    if nucleus is not PROTON:
+        t2_star = nucleus.t2_star_s(nucleus.strongest, "gm", field_strength_t(protocol))
     times = protocol.times_s
     filter_ = np.exp(-3.0 * times)
-    height = NAA_CH3_SIGNAL * np.sum(np.exp(-times / 0.07) * filter_)
+    height = nucleus.strongest_signal * np.sum(np.exp(-times / t2_star) * filter_)
     return float(height / np.linalg.norm(filter_) / snr)
 
 
@@ -181,19 +227,24 @@ def _tissue_fractions(rng: np.random.Generator, n: int, csf_share: float) -> np.
     return np.stack([(1 - csf) * grey, (1 - csf) * (1 - grey), csf], axis=1)
 
 
-def _concentrations(rng: np.random.Generator, ensemble: Ensemble, tissue: np.ndarray) -> np.ndarray:
+def _concentrations(rng: np.random.Generator, ensemble: Ensemble, tissue: np.ndarray, nucleus: Nucleus) -> np.ndarray:
     n, m = len(tissue), len(ensemble.names)
-    typical = np.array(
-        [[brain_values.concentration_mm(name, t) for name in ensemble.names] for t in brain_values.TISSUES]
-    )
+    typical = np.array([[nucleus.concentration_mm(name, t) for name in ensemble.names] for t in brain_values.TISSUES])
     healthy = (tissue @ typical) * np.exp(ensemble.concentration_sd * rng.standard_normal((n, m)))
-    low, high = np.array([brain_values.values(name).range_mm for name in ensemble.names]).T
+    low, high = np.array([nucleus.range_mm(name) for name in ensemble.names]).T
     anything = low + (high - low) * rng.random((n, m))
-    return np.where(rng.random((n, m)) < ensemble.altered_share, anything, healthy)
+    amounts = np.where(rng.random((n, m)) < ensemble.altered_share, anything, healthy)
+    for pool in nucleus.pools:
+        first, *others = [ensemble.names.index(name) for name in pool if name in ensemble.names] or [0]
+        for other in others:
+            amounts[:, other] = amounts[:, first] * np.exp(_POOL_SD * rng.standard_normal(n))
+    return amounts
 
 
-def _t2_star(rng: np.random.Generator, ensemble: Ensemble, tissue: np.ndarray, field_t: float) -> np.ndarray:
-    rates = np.array([[1 / brain_values.t2_star_s(name, t, field_t) for name in ensemble.names] for t in ("gm", "wm")])
+def _t2_star(
+    rng: np.random.Generator, ensemble: Ensemble, tissue: np.ndarray, field_t: float, nucleus: Nucleus
+) -> np.ndarray:
+    rates = np.array([[1 / nucleus.t2_star_s(name, t, field_t) for name in ensemble.names] for t in ("gm", "wm")])
     solid = tissue[:, :2] / tissue[:, :2].sum(axis=1, keepdims=True)
     spread = np.exp(ensemble.t2_star_sd * rng.standard_normal((len(tissue), len(ensemble.names))))
     return spread / (solid @ rates)
@@ -203,9 +254,9 @@ def _metabolite_signal(
     rng: np.random.Generator, protocol: Protocol, ensemble: Ensemble, concentrations: np.ndarray, t2_star: np.ndarray
 ) -> np.ndarray:
     basis = metabolite_basis(protocol, ensemble.names).fids.astype(np.complex64)
-    shifts_hz = rng.standard_normal(concentrations.shape) * (
-        ensemble.molecule_shift_ppm_sd * protocol.transmit_frequency_hz * 1e-6
-    )
+    own_sd = nucleus_of(protocol).shift_ppm_sd
+    spread = np.array([max(own_sd.get(name, 0.0), ensemble.molecule_shift_ppm_sd) for name in ensemble.names])
+    shifts_hz = rng.standard_normal(concentrations.shape) * (spread * protocol.transmit_frequency_hz * 1e-6)
     signal = np.zeros((len(concentrations), protocol.n_times), dtype=np.complex64)
     for m in range(len(ensemble.names)):
         evolution = _evolution(protocol, t2_star[:, m], shifts_hz[:, m])

@@ -9,43 +9,40 @@ import numpy as np
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.physics import brain_values
 from mrsi_gadgets.physics.basis import BasisSet
-
-PROTON_GYROMAGNETIC_MHZ = 42.577
+from mrsi_gadgets.physics.nucleus import field_strength_t, nucleus_of
 
 
 def saturation(protocol: Protocol, t1_s: float) -> float:
-    """Return the steady-state signal of a spin of a given T1 over that of NAA in grey matter (Ernst and Anderson 1966).
+    """Return the steady-state signal of a spin of a given T1 over that of the strongest molecule in grey matter.
 
+    That is NAA for 1H, PCr for 31P and HDO for 2H (`physics.nucleus`). Ernst and Anderson 1966:
     sin(a) (1 - E1) / (1 - cos(a) E1), E1 = exp(-TR / T1), for both; 1 where the protocol lacks repetition time or flip
     angle.
     """
     if not protocol.repetition_time_s or not protocol.flip_angle_deg:
         return 1.0
     cos = np.cos(np.deg2rad(protocol.flip_angle_deg))
-    naa_t1_s = brain_values.t1_s("NAA", "gm", field_strength_t(protocol))
-    e1 = np.exp(-protocol.repetition_time_s / np.array([t1_s, naa_t1_s]))
+    nucleus = nucleus_of(protocol)
+    reference_t1_s = nucleus.t1_s(nucleus.strongest, "gm", field_strength_t(protocol))
+    e1 = np.exp(-protocol.repetition_time_s / np.array([t1_s, reference_t1_s]))
     steady = (1 - e1) / (1 - cos * e1)
     return float(steady[0] / steady[1])
 
 
-def field_strength_t(protocol: Protocol) -> float:
-    """Return the protocol's field strength, or the one its 1H frequency implies [T]."""
-    return protocol.field_strength_t or protocol.transmit_frequency_hz * 1e-6 / PROTON_GYROMAGNETIC_MHZ
-
-
 def echo_weight(protocol: Protocol, t2_s: float) -> float:
-    """Return exp(-TE / T2) of a spin of a given T2 over that of NAA in grey matter; 1 for pulse-acquire."""
+    """Return exp(-TE / T2) of a spin over the strongest molecule's in grey matter; 1 for pulse-acquire."""
     te = protocol.spin_echo_time_s
     if te is None:
         return 1.0
-    return float(np.exp(te / brain_values.t2_s("NAA", "gm", field_strength_t(protocol)) - te / t2_s))
+    nucleus = nucleus_of(protocol)
+    return float(np.exp(te / nucleus.t2_s(nucleus.strongest, "gm", field_strength_t(protocol)) - te / t2_s))
 
 
 def relaxation_weight(protocol: Protocol, name: str) -> float:
-    """Return what steady state and echo leave of a molecule of grey matter, relative to NAA."""
-    field_t = field_strength_t(protocol)
-    return saturation(protocol, brain_values.t1_s(name, "gm", field_t)) * echo_weight(
-        protocol, brain_values.t2_s(name, "gm", field_t)
+    """Return what steady state and echo leave of a molecule of grey matter, relative to the strongest one's."""
+    nucleus, field_t = nucleus_of(protocol), field_strength_t(protocol)
+    return saturation(protocol, nucleus.t1_s(name, "gm", field_t)) * echo_weight(
+        protocol, nucleus.t2_s(name, "gm", field_t)
     )
 
 

@@ -1,10 +1,10 @@
-"""Density-matrix simulation of proton spin systems: free induction decay and spin echo with ideal pulses.
+"""Density-matrix simulation of spin systems: free induction decay and spin echo with ideal pulses.
 
 The Hamiltonian of a moiety in angular frequency is
 
     H = 2 pi [ sum_a nu_a I_az + sum_{a<b} J_ab I_a . I_b ],      nu_a = (ppm_a - ppm_ref) f0     (eq. 1)
 
-with the full (strong) coupling between the observed protons. A group of n equivalent protons is replaced by the
+with the full (strong) coupling between the observed nuclei. A group of n equivalent nuclei is replaced by the
 irreducible spins n/2, n/2 - 1, ... with their multiplicities, which is exact because couplings inside a group do not
 show. Unobserved partners are averaged over their projections m, each shifting group a by m J. H commutes with
 F_z and is diagonalised block by block. Method: Ernst, Bodenhausen, Wokaun, Principles of Nuclear Magnetic Resonance
@@ -34,7 +34,7 @@ class Lines:
     frequencies_hz: np.ndarray
     """(line,) relative to the reference [Hz]."""
     amplitudes: np.ndarray
-    """(line,) complex; they add up to the number of protons (spin echo: less, where couplings dephase)."""
+    """(line,) complex; they add up to the number of observed nuclei (spin echo: less, where couplings dephase)."""
 
     def fid(self, times_s: np.ndarray) -> np.ndarray:
         """Return the decay-free signal at `times_s` [s] as complex128 of the same shape."""
@@ -71,9 +71,9 @@ def pulse_acquire_lines(system: SpinSystem, frequency_mhz: float, reference_ppm:
 
 
 def spin_echo_lines(system: SpinSystem, frequency_mhz: float, reference_ppm: float, echo_time_s: float) -> Lines:
-    """Return the lines of 90 - TE/2 - 180 - TE/2 with ideal pulses on the protons; t = 0 is the echo top.
+    """Return the lines of 90 - TE/2 - 180 - TE/2 with ideal pulses on the nuclei; t = 0 is the echo top.
 
-    Chemical shifts and couplings with unobserved partners are refocused, couplings between protons are not.
+    Chemical shifts and couplings with unobserved partners are refocused, couplings between nuclei are not.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def molecule_fid(
     reference_ppm: float,
     echo_time_s: float | None = None,
 ) -> np.ndarray:
-    """Return the decay-free signal of 1 mM of a molecule, (time,) complex128; one proton has amplitude 1.
+    """Return the decay-free signal of 1 mM of a molecule, (time,) complex128; one nucleus has amplitude 1.
 
     With `echo_time_s` None the signal is a free induction decay, else a spin echo; `times_s` count from the centre of
     the pulse or from the echo top.
@@ -113,12 +113,12 @@ def _collect(system: SpinSystem, frequency_mhz: float, reference_ppm: float, ech
     shifts_hz = (np.asarray(system.shifts_ppm) - reference_ppm) * frequency_mhz
     frequencies, amplitudes = [], []
     for offset_hz, weight in _partner_states(system):
-        for spins, multiplicity in _irreducible_spins(system.protons):
+        for spins, multiplicity in _irreducible_spins(system.nuclei):
             nu, a = _subspace_lines(spins, shifts_hz + offset_hz, system, echo_time_s)
             frequencies.append(nu)
             amplitudes.append(weight * multiplicity * a)
     nu, a = np.concatenate(frequencies), np.concatenate(amplitudes)
-    a = a / 2.0 ** (sum(system.protons) - 2)
+    a = a / 2.0 ** (sum(system.nuclei) - 2)
     keep = np.abs(a) > _NEGLIGIBLE * np.max(np.abs(a), initial=0.0)
     return Lines(nu[keep], a[keep])
 
@@ -128,16 +128,16 @@ def _partner_states(system: SpinSystem) -> Iterator[tuple[np.ndarray, float]]:
     projections = [np.arange(-p.spin, p.spin + 0.5) for p in system.partners]
     weight = 1.0 / prod(len(m) for m in projections)
     for state in product(*projections):
-        offset = np.zeros(len(system.protons))
+        offset = np.zeros(len(system.nuclei))
         for m, partner in zip(state, system.partners, strict=True):
             for group, coupling in partner.couplings_hz.items():
                 offset[group] += m * coupling
         yield offset, weight
 
 
-def _irreducible_spins(protons: tuple[int, ...]) -> Iterator[tuple[tuple[float, ...], int]]:
+def _irreducible_spins(nuclei: tuple[int, ...]) -> Iterator[tuple[tuple[float, ...], int]]:
     """Yield the total spins of the groups and how often each combination occurs (Clebsch-Gordan series)."""
-    choices = [[(n / 2 - k, comb(n, k) - (comb(n, k - 1) if k else 0)) for k in range(n // 2 + 1)] for n in protons]
+    choices = [[(n / 2 - k, comb(n, k) - (comb(n, k - 1) if k else 0)) for k in range(n // 2 + 1)] for n in nuclei]
     for combination in product(*choices):
         yield tuple(spin for spin, _ in combination), prod(times for _, times in combination)
 
@@ -170,6 +170,8 @@ def _subspace_lines(
     rho = 0.5 * (detected + detected.T)  # F_x: what an ideal 90 degree pulse makes of F_z
     if echo_time_s is not None:
         rho = _refocus(rho, energies, states, echo_time_s)
+    if system.observed is not None:
+        detected = states.T @ np.sum([plus[group] for group in system.observed], axis=0) @ states
     row, column = np.nonzero(np.abs(detected) > 1e-12)
     return energies[row] - energies[column], detected[row, column] * rho[column, row]
 

@@ -36,33 +36,38 @@ class Partner:
 
 @dataclass(frozen=True)
 class SpinSystem:
-    """One moiety: groups of magnetically equivalent protons and the couplings between the groups."""
+    """One moiety: groups of magnetically equivalent nuclei and the couplings between the groups."""
 
     shifts_ppm: tuple[float, ...]
     """Chemical shift of each group [ppm]."""
-    protons: tuple[int, ...]
-    """Number of magnetically equivalent protons in each group."""
+    nuclei: tuple[int, ...]
+    """Number of magnetically equivalent nuclei in each group (protons; 31P; deuterons, which do not couple)."""
     couplings_hz: Mapping[tuple[int, int], float] = field(default_factory=dict)
     """(group, group) -> scalar coupling [Hz]. Couplings inside a group do not show and are not listed."""
     partners: tuple[Partner, ...] = ()
     fraction: float = 1.0
     """Share of the molecules in this form (anomers)."""
+    observed: tuple[int, ...] | None = None
+    """Groups whose lines are wanted; None: all. The others evolve and couple all the same (one phosphate of ATP)."""
 
     def __post_init__(self) -> None:
         n = len(self.shifts_ppm)
-        if len(self.protons) != n or any(p < 1 for p in self.protons):
-            raise DataError(f"spin system with {n} shifts needs {n} positive proton numbers, got {self.protons}")
+        if len(self.nuclei) != n or any(p < 1 for p in self.nuclei):
+            raise DataError(f"spin system with {n} shifts needs {n} positive numbers of nuclei, got {self.nuclei}")
         for a, b in self.couplings_hz:
             if not (0 <= a < n and 0 <= b < n and a != b):
                 raise DataError(f"coupling ({a}, {b}) names a group that a system of {n} groups does not have")
+        if self.observed is not None and (not self.observed or any(not 0 <= group < n for group in self.observed)):
+            raise DataError(f"observed groups {self.observed} of a system of {n} groups must be some of 0 to {n - 1}")
         for partner in self.partners:
             if any(not 0 <= group < n for group in partner.couplings_hz):
                 raise DataError(f"partner {partner.name} couples with a group that a system of {n} groups lacks")
 
     @property
-    def n_protons(self) -> float:
-        """Observed protons, weighted with `fraction`."""
-        return self.fraction * sum(self.protons)
+    def n_nuclei(self) -> float:
+        """Observed nuclei, weighted with `fraction`."""
+        observed = self.nuclei if self.observed is None else [self.nuclei[group] for group in self.observed]
+        return self.fraction * sum(observed)
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,14 @@ class Molecule:
     source: str
 
     @property
-    def n_protons(self) -> float:
-        """Observed protons: the signal of 1 mM at t = 0."""
-        return sum(system.n_protons for system in self.systems)
+    def n_nuclei(self) -> float:
+        """Observed nuclei: the signal of 1 mM at t = 0."""
+        return sum(system.n_nuclei for system in self.systems)
 
 
-def singlet(ppm: float, protons: int, partners: tuple[Partner, ...] = ()) -> SpinSystem:
-    """Return a group of `protons` equivalent protons at `ppm` that couple with no other proton."""
-    return SpinSystem((ppm,), (protons,), partners=partners)
+def singlet(ppm: float, nuclei: int, partners: tuple[Partner, ...] = ()) -> SpinSystem:
+    """Return a group of equivalent nuclei at `ppm` that couple with no other observed nucleus."""
+    return SpinSystem((ppm,), (nuclei,), partners=partners)
 
 
 def _single(shifts: tuple[float, ...], couplings: Mapping[tuple[int, int], float], **more: object) -> SpinSystem:

@@ -137,6 +137,16 @@ class Protocol:
     samples_per_lap: tuple[int, ...] = ()
     """Ring and spiral readouts: samples per lap, one value or one per ring."""
     temporal_interleaves: tuple[int, ...] = ()
+    samples_used: tuple[int, ...] = ()
+    """Spiral readouts: samples of each lap that are data, one value or one per arm; empty: all of them."""
+    readout_polarity: str = "monopolar"
+    """EPSI: ``monopolar`` (flyback, all lobes run the same way) or ``alternating`` (bipolar, to and fro).
+
+    With alternating lobes those of one polarity form one FID: `dwell_s` is twice the spacing of the lobes and `n_times`
+    half their number.
+    """
+    editing: str = "none"
+    """What the two values of axis `edit` are: ``none`` or ``metabolite_cycling`` (0 up, 1 down)."""
     trajectory_units: str = ""
     trajectory_columns: tuple[str, ...] = ()
     trajectory_id: str = ""

@@ -469,8 +469,8 @@ def test_a_channel_count_unlike_the_header_is_said():
 
 
 def test_an_encoding_nobody_sorts_is_refused_by_name():
-    protocol = csi_protocol(encoding="epsi")
-    with pytest.raises(DataError, match="mrsi_encoding 'epsi' cannot be sorted; known encodings are csi"):
+    protocol = csi_protocol(encoding="other")
+    with pytest.raises(DataError, match="mrsi_encoding 'other' does not say how .* give one of csi, epsi, rings, spir"):
         run(CsiScan(csi_protocol()).readouts(), protocol)
 
 

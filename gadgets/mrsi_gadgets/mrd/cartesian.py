@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.fft
 
 from mrsi_gadgets.data import Geometry, Protocol
 from mrsi_gadgets.errors import DataError
-from mrsi_gadgets.mrd.header import MrdHeader
-from mrsi_gadgets.mrd.layout import COUNTER_INDEX, ReadoutHead
+from mrsi_gadgets.mrd.layout import COUNTER_INDEX, ReadoutHead, Surroundings
 from mrsi_gadgets.mrd.sizes import check_matrix
 from mrsi_gadgets.stream.messages import Acquisition
 
@@ -22,7 +23,7 @@ class CsiLayout:
     ----------
     protocol
         Encoding ``csi``; its axis map, centres, signs, dwell and oversampling are used.
-    header
+    around
         Not needed: the protocol says everything.
     first
         First readout of the role; only its channels count.
@@ -35,7 +36,7 @@ class CsiLayout:
 
     shares = None
 
-    def __init__(self, protocol: Protocol, header: MrdHeader | None, first: Acquisition) -> None:
+    def __init__(self, protocol: Protocol, around: Surroundings, first: Acquisition) -> None:
         if protocol.axes["t"] != "readout":
             raise DataError(f"mrsi_axis_t is '{protocol.axes['t']}'; csi readouts are FIDs, so it must be readout")
         check_matrix(protocol.geometry.matrix, protocol.n_times, first.data.shape[0])
@@ -55,18 +56,12 @@ class CsiLayout:
         self._signs = [sign * protocol.freq_sign for sign in protocol.kspace_sign]
         strides = (self.grid[1] * self.grid[2], self.grid[2], 1)
         self._offsets = [
-            _offsets(n, stride, protocol.k_centre.get(axis, n // 2), sign, source)
+            counter_offsets(n, stride, protocol.k_centre.get(axis, n // 2), sign, source)
             for n, stride, axis, sign, source in zip(
                 self.grid, strides, ("kx", "ky", "kz"), self._signs, self._sources, strict=True
             )
         ]
-        self._lowest = [
-            (index, protocol.k_centre.get(axis, n // 2) - n // 2)
-            for n, axis, sign, source, index in zip(
-                self.grid, ("kx", "ky", "kz"), self._signs, self._sources, self._counters, strict=True
-            )
-            if protocol.geometry.grid_center == "edge" and sign < 0 and n % 2 == 0 and source != "none"
-        ]
+        self._lowest = lowest_steps(protocol, ("kx", "ky", "kz"), self._counters, self._signs)
         self._n_needed = round(protocol.n_times * protocol.readout_oversampling)
 
     def slot(self, head: ReadoutHead) -> int:
@@ -107,11 +102,7 @@ class CsiLayout:
         return slots
 
     def _turned(self, head: ReadoutHead) -> bool:
-        """Tell whether a readout's k = +n/2 is stored at -n/2 along an odd number of axes whose origin is an edge.
-
-        On a grid whose origin lies between two voxels, exp(-i 2 pi k.r) at the voxel centres changes its sign from
-        k = -n/2 to +n/2; where the origin is a voxel both are the same.
-        """
+        """Tell whether a readout's k = +n/2 is stored at -n/2 along an odd number of axes (see `lowest_steps`)."""
         return bool(sum(head.counters[index] == lowest for index, lowest in self._lowest) % 2)
 
     def _outside(self, head: ReadoutHead) -> DataError:
@@ -177,14 +168,26 @@ def remove_oversampling(samples: np.ndarray, n_times: int) -> np.ndarray:
     return np.asarray(scipy.fft.ifft(kept, axis=1, overwrite_x=True))
 
 
-def _offsets(n: int, stride: int, centre: int, sign: int, source: str) -> dict[int, int]:
-    """Return counter value -> offset into the grid along one axis."""
+def counter_offsets(n: int, stride: int, centre: int, sign: int, source: str) -> dict[int, int]:
+    """Return counter value -> offset into the grid along one axis.
+
+    Parameters
+    ----------
+    n, stride
+        Points along this axis, and how far apart they are in the grid.
+    centre
+        Counter value of k = 0.
+    sign
+        +1: k rises with the counter.
+    source
+        Counter that drives the axis; ``none``: nothing does, every readout is at offset 0.
+    """
     if source == "none":
         return _Always()
     offsets = {}
     for step in range(-(n // 2), n // 2 + 1):
         index = n // 2 + sign * step
-        # for even n, +n/2 and -n/2 are one point of the grid; see CsiLayout._turned for its sign
+        # for even n, +n/2 and -n/2 are one point of the grid; see lowest_steps for its sign
         if index == n and n % 2 == 0:
             index = 0
         if 0 <= index < n and centre + step >= 0 and not (sign > 0 and step == n // 2 and n % 2 == 0):
@@ -197,3 +200,21 @@ class _Always(dict[int, int]):
 
     def __missing__(self, key: int) -> int:
         return 0
+
+
+def lowest_steps(
+    protocol: Protocol, axes: Sequence[str], counters: Sequence[int], signs: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Return (index of the counter, its value) of each axis whose k = +n/2 is stored at -n/2 with the other sign.
+
+    On a grid whose origin lies between two voxels, exp(-i 2 pi k.r) at the voxel centres changes its sign from
+    k = -n/2 to +n/2; where the origin is a voxel both are the same.
+    """
+    sizes = dict(zip(("kx", "ky", "kz"), protocol.geometry.matrix, strict=True))
+    if protocol.geometry.grid_center != "edge":
+        return []
+    return [
+        (index, protocol.k_centre.get(axis, sizes[axis] // 2) - sizes[axis] // 2)
+        for axis, index, sign in zip(axes, counters, signs, strict=True)
+        if sign < 0 and sizes[axis] % 2 == 0 and protocol.axes[axis] != "none"
+    ]

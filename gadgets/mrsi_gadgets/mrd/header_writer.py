@@ -30,6 +30,7 @@ def header_xml(
     water: Protocol | None = None,
     water_limits: Mapping[str, Limit] | None = None,
     user: Mapping[str, Parameter] | None = None,
+    lobe: Mapping[str, Parameter] | None = None,
     vendor: str = "",
     model: str = "",
 ) -> str:
@@ -51,6 +52,8 @@ def header_xml(
         As `limits`, for the water's space.
     user
         Further user parameters.
+    lobe
+        Parameters of trajectoryDescription "ConventionalEPI" (`epsi.LOBE_PARAMETERS`), where EPSI samples on ramps.
     vendor, model
         Of the scanner.
 
@@ -64,9 +67,9 @@ def header_xml(
         Nucleus and field leave the proton frequency open, which the schema requires.
     """
     parameters: dict[str, Parameter] = _profile_parameters(protocol)
-    spaces = [_encoding(protocol, dict(limits or {}), averages, frames)]
+    spaces = [_encoding(protocol, dict(limits or {}), averages, frames, lobe)]
     if water is not None:
-        spaces.append(_encoding(water, dict(water_limits or {}), averages, frames))
+        spaces.append(_encoding(water, dict(water_limits or {}), averages, frames, lobe))
         own = _profile_parameters(water)
         parameters |= {f"{key}_enc1": value for key, value in own.items() if parameters.get(key) != value}
     parameters |= user or {}
@@ -98,8 +101,9 @@ def _profile_parameters(protocol: Protocol) -> dict[str, Parameter]:
         "mrsi_transmit_frequency_Hz": float(protocol.transmit_frequency_hz),
         "mrsi_reference_ppm": float(protocol.reference_ppm),
         "mrsi_freq_sign": protocol.freq_sign,
-        "mrsi_spectral_points": protocol.n_times,
-        "mrsi_dwell_us": protocol.dwell_s * 1e6,
+        # alternating lobes of one polarity form one FID; the profile speaks of the lobes themselves
+        "mrsi_spectral_points": protocol.n_times * _lobes_per_point(protocol),
+        "mrsi_dwell_us": protocol.dwell_s * 1e6 / _lobes_per_point(protocol),
         "mrsi_readout_oversampling": float(protocol.readout_oversampling),
         "mrsi_acq_delay_us": protocol.acquisition_delay_s * 1e6,
         "mrsi_water_ref": protocol.water_reference,
@@ -111,7 +115,11 @@ def _profile_parameters(protocol: Protocol) -> dict[str, Parameter]:
     keys |= {f"mrsi_axis_{axis}": source for axis, source in protocol.axes.items()}
     if protocol.water_suppressed is not None:
         keys["mrsi_water_suppressed"] = int(protocol.water_suppressed)
-    for name in ("samples_per_lap", "temporal_interleaves"):
+    if protocol.editing != "none":
+        keys["mrsi_edit"] = protocol.editing
+    if protocol.encoding == "epsi":
+        keys["mrsi_readout_polarity"] = protocol.readout_polarity
+    for name in ("samples_per_lap", "samples_used", "temporal_interleaves"):
         values = getattr(protocol, name)
         if values:
             keys[f"mrsi_{name}"] = values[0] if len(values) == 1 else " ".join(map(str, values))
@@ -121,6 +129,10 @@ def _profile_parameters(protocol: Protocol) -> dict[str, Parameter]:
     if protocol.trajectory_columns:
         keys["mrsi_trajectory_columns"] = ",".join(protocol.trajectory_columns)
     return keys
+
+
+def _lobes_per_point(protocol: Protocol) -> int:
+    return 2 if protocol.encoding == "epsi" and protocol.readout_polarity == "alternating" else 1
 
 
 def _proton_frequency(protocol: Protocol) -> float:
@@ -133,15 +145,21 @@ def _proton_frequency(protocol: Protocol) -> float:
     )
 
 
-def _encoding(protocol: Protocol, limits: dict[str, Limit], averages: int, frames: int) -> str:
+def _encoding(
+    protocol: Protocol, limits: dict[str, Limit], averages: int, frames: int, lobe: Mapping[str, Parameter] | None
+) -> str:
     geometry = protocol.geometry
     for axis, n in zip(("kx", "ky", "kz"), geometry.matrix, strict=True):
         source = protocol.axes.get(axis, "none")
         if source in COUNTER_INDEX and source not in limits:
             centre = protocol.k_centre.get(axis, n // 2)
             limits[source] = Limit(centre - n // 2, centre - n // 2 + n - 1, centre)
-    for axis, n in (("cycle", averages), ("dynamic", frames)):
-        source = protocol.axes.get(axis, "none")
+    lobes = protocol.n_times * _lobes_per_point(protocol) if protocol.encoding == "epsi" else 0
+    conditions = 2 if protocol.editing != "none" else 1
+    echoes = len(protocol.echo_times_s)
+    sizes = {"cycle": averages, "dynamic": frames, "t": lobes, "edit": conditions, "te": echoes}
+    for axis, n in sizes.items():
+        source = protocol.axes.get(axis, "none") if n > 1 or axis in ("cycle", "dynamic", "t") else "none"
         if source in COUNTER_INDEX:
             limits.setdefault(source, Limit(0, n - 1, 0))
     counter, _, value = protocol.water_reference.partition(":")
@@ -161,7 +179,8 @@ def _encoding(protocol: Protocol, limits: dict[str, Limit], averages: int, frame
         _wrap("encodedSpace", space)
         + _wrap("reconSpace", space)
         + _wrap("encodingLimits", ranges)
-        + _element("trajectory", _TRAJECTORY.get(protocol.encoding, "other")),
+        + _element("trajectory", _TRAJECTORY.get(protocol.encoding, "other"))
+        + (_wrap("trajectoryDescription", _element("identifier", "ConventionalEPI") + _users(lobe)) if lobe else ""),
     )
 
 

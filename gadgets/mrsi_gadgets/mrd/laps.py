@@ -15,14 +15,18 @@ import numpy as np
 
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.io.trajectories import StoredTrajectory
 from mrsi_gadgets.mrd.header import MrdHeader
-from mrsi_gadgets.mrd.layout import COUNTER_INDEX, ReadoutHead
+from mrsi_gadgets.mrd.layout import COUNTER_INDEX, ReadoutHead, Surroundings, trajectory_scale
 from mrsi_gadgets.mrd.sizes import check_size
 from mrsi_gadgets.stream.messages import Acquisition
 
 PATH, PARTITION, CHUNK, INTERLEAF = "kspace_encode_step_1", "kspace_encode_step_2", "segment", "user_0"
 _MOST_PATHS = 1 << 16
 """A counter has 16 bits."""
+_SAME_DWELL = 1e-3
+_NARROWEST, _WIDEST = 0.4, 2.0
+"""What a trajectory may reach in units of the matrix's own n / (2 FOV); beyond, its units are wrong."""
 _SAME_PLACE = 1e-3
 """How far apart, relative to the largest k of the path, two laps may pass what is taken for one point."""
 
@@ -44,14 +48,17 @@ class Path:
 
 
 class LapLayout:
-    """Places readouts of laps (see `ReadoutLayout`); k comes from the trajectories that are sent with them.
+    """Places readouts of laps (see `ReadoutLayout`).
+
+    k comes from the trajectories that are sent with the readouts, else from the trajectory store.
 
     Parameters
     ----------
     protocol
         Samples per lap and temporal interleaves, one value or one per path.
-    header
-        Its encodingLimits say how many paths there are where the protocol holds no list.
+    around
+        The header's encodingLimits say how many paths there are where the protocol holds no list; the trajectory store
+        knows k where the readouts do not.
     first
         First readout of the role: its length is that of all chunks but the last of a walk (where encodingLimits.segment
         is 0 to 0 there are no chunks, and walks may differ in length).
@@ -59,8 +66,8 @@ class LapLayout:
     Raises
     ------
     DataError
-        A key that laps need is missing or contradicts another, no trajectory came with the readout, or a frame does not
-        fit into this machine's memory.
+        A key that laps need is missing or contradicts another, there is no trajectory or not the one of these readouts,
+        or a frame does not fit into this machine's memory.
     """
 
     grid = None
@@ -68,18 +75,28 @@ class LapLayout:
     path_name = "path"
     """What a path of this encoding is called in messages."""
 
-    def __init__(self, protocol: Protocol, header: MrdHeader | None, first: Acquisition) -> None:
+    def __init__(self, protocol: Protocol, around: Surroundings, first: Acquisition) -> None:
         self.protocol = protocol
-        self.paths = _paths(protocol, header, self.path_name)
+        self.paths = _paths(protocol, around.header, self.path_name)
         self.n_paths = len(self.paths)
         self.n_partitions = protocol.geometry.matrix[2]
-        if first.trajectory is None:
+        self._stored: np.ndarray | None = None
+        if first.trajectory is not None:
+            _check_columns(protocol, int(first.trajectory.shape[1]))
+            if protocol.trajectory_id:
+                around.warn(
+                    f"the {self.path_name} readouts bring their trajectory; entry '{protocol.trajectory_id}' of the "
+                    "trajectory store was not used"
+                )
+        elif protocol.trajectory_id:
+            self._stored = self._from_store(around.trajectories(protocol.trajectory_id))
+        else:
             raise DataError(
                 f"{self.path_name} readouts came without a trajectory; send kx,ky with each readout "
-                "(mrsi_trajectory_columns and mrsi_trajectory_units say what they are)"
+                "(mrsi_trajectory_columns and mrsi_trajectory_units say what they are), or name one of the trajectory "
+                "store in mrsi_trajectory_id"
             )
-        _check_columns(protocol, int(first.trajectory.shape[1]))
-        self._chunk = self._chunk_length(header, first)
+        self._chunk = self._chunk_length(around.header, first)
         self._first_point = np.cumsum([0, *(path.used for path in self.paths)])
         n_points = self.n_partitions * int(self._first_point[-1])
         # sizes are compared with the machine before anything is made of them
@@ -106,6 +123,31 @@ class LapLayout:
         self._t = self._plan_of_times()
         self._seen = np.zeros(self.n_slots, dtype=bool)
         self._placed = np.zeros(n_points, dtype=bool)
+        self._kz_sent = self._stored.shape[2] == 3 if self._stored is not None else "kz" in protocol.trajectory_columns
+
+    def _from_store(self, stored: StoredTrajectory) -> np.ndarray:
+        """Return k (path, sample, 2 or 3) [1/m] of an entry of the store that fits these paths."""
+        paths, samples, _ = stored.k.shape
+        if paths != self.n_paths:
+            raise DataError(
+                f"the trajectory {stored.name} has {paths} readouts but there are {self.n_paths} {self.path_name}s; "
+                "correct mrsi_trajectory_id, mrsi_samples_per_lap or encodingLimits"
+            )
+        for number, path in enumerate(self.paths):
+            expected = self._own_dwell(path) * 1e6
+            if samples < path.used:
+                raise DataError(
+                    f"the trajectory {stored.name} has {samples} samples but a lap of {self.path_name} {number} has "
+                    f"{path.used}; correct mrsi_trajectory_id or mrsi_samples_per_lap"
+                )
+            if abs(stored.sample_time_us[number] - expected) > _SAME_DWELL * expected:
+                raise DataError(
+                    f"the trajectory {stored.name} has sample_time_us {stored.sample_time_us[number]:g} for "
+                    f"{self.path_name} {number} but its readouts have {expected:g}; correct mrsi_trajectory_id, "
+                    "mrsi_samples_per_lap or mrsi_dwell_us"
+                )
+        columns = stored.k.shape[2]
+        return np.asarray(stored.k * trajectory_scale(self.protocol.geometry, stored.units)[:columns])
 
     def _plan_of_times(self) -> np.ndarray:
         """Return t (point, t) [s] of walks at the ADC's constant dwell."""
@@ -204,7 +246,7 @@ class LapLayout:
         _, index, _, _ = self._slots[slot]
         path = self.paths[index]
         expected = self._own_dwell(path) * 1e6
-        if head.sample_time_us and abs(head.sample_time_us - expected) > 1e-3 * expected:
+        if head.sample_time_us and abs(head.sample_time_us - expected) > _SAME_DWELL * expected:
             raise DataError(
                 f"readout {head.scan_counter} of {self.path_name} {index} has sample_time_us "
                 f"{head.sample_time_us:g}, but {path.lap} samples per lap and {path.interleaves} temporal interleaves "
@@ -213,24 +255,21 @@ class LapLayout:
             )
 
     def _place(self, slot: int, head: ReadoutHead, readout: Acquisition, kept: slice, used: np.ndarray) -> None:
-        """Write k and t of a slot's samples from the trajectory that came with the readout."""
+        """Write k (and t, where it is sent) of a slot's samples."""
         partition, index, interleaf, _ = self._slots[slot]
-        if readout.trajectory is None:
-            raise DataError(
-                f"readout {head.scan_counter} came without a trajectory although others have one; send kx,ky"
-            )
-        sent = np.asarray(readout.trajectory, dtype=float)[kept.start : kept.start + used.size][used]
-        if not np.isfinite(sent).all():
-            raise DataError(f"the trajectory of readout {head.scan_counter} holds values that are not finite")
-        column = {name: sent[:, i] for i, name in enumerate(self.protocol.trajectory_columns)}
-        k = np.stack([column["kx"], column["ky"], column.get("kz", np.zeros(len(sent)))], axis=1)
-        k = k * _trajectory_scale(self.protocol)
-        if "kz" not in column and self.n_partitions > 1:
+        points, times = self.target(slot)
+        if self._stored is not None:
+            place = self._range(slot)[used] % self.paths[index].lap
+            k, own = self._stored[index, place], None
+            if not self._kz_sent:
+                k = np.concatenate([k, np.zeros((len(k), 1))], axis=1)
+        else:
+            k, own = self._sent(head, readout, kept, used)
+        if not self._kz_sent and self.n_partitions > 1:
             centre = self.protocol.k_centre.get("kz", self.n_partitions // 2)
             k[:, 2] = (partition - centre) / (self.protocol.geometry.fov_mm[2] * 1e-3)
         # conjugated samples (freq_sign -1) have the opposite sign in space as well
         k = k * (np.array(self.protocol.kspace_sign) * self.protocol.freq_sign)
-        points, times = self.target(slot)
         new = ~self._placed[points]
         self._k[points[new]] = k[new]
         self._placed[points] = True
@@ -240,13 +279,54 @@ class LapLayout:
                 f"the trajectory of {self.path_name} {index} does not repeat after {self.paths[index].lap} samples "
                 f"(readout {head.scan_counter}); correct mrsi_samples_per_lap or the trajectory"
             )
-        if "t_us" in column:
-            start = self.protocol.acquisition_delay_s + interleaf * self.protocol.dwell_s
-            self._t[points, times] = start + column["t_us"] * 1e-6
+        if own is not None:
+            self._t[points, times] = self.protocol.acquisition_delay_s + interleaf * self.protocol.dwell_s + own
+
+    def _sent(
+        self, head: ReadoutHead, readout: Acquisition, kept: slice, used: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return k (sample, 3) [1/m] and, where it is sent, t (sample,) [s] since the start of the walk."""
+        if readout.trajectory is None:
+            raise DataError(
+                f"readout {head.scan_counter} came without a trajectory although others have one; send kx,ky"
+            )
+        if len(readout.trajectory) != head.n_samples:
+            raise DataError(
+                f"the trajectory of readout {head.scan_counter} has {len(readout.trajectory)} entries for "
+                f"{head.n_samples} samples; send one for each sample"
+            )
+        sent = np.asarray(readout.trajectory, dtype=float)[kept.start : kept.start + used.size][used]
+        if not np.isfinite(sent).all():
+            raise DataError(f"the trajectory of readout {head.scan_counter} holds values that are not finite")
+        column = {name: sent[:, i] for i, name in enumerate(self.protocol.trajectory_columns)}
+        k = np.stack([column["kx"], column["ky"], column.get("kz", np.zeros(len(sent)))], axis=1)
+        k = k * trajectory_scale(self.protocol.geometry, self.protocol.trajectory_units)
+        return k, column["t_us"] * 1e-6 if "t_us" in column else None
 
     def coordinates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Return k [1/m] (0 where a path never came), t [s] and density of all points; see `ReadoutLayout`."""
+        """Return k [1/m] (0 where a path never came), t [s] and density of all points; see `ReadoutLayout`.
+
+        Raises
+        ------
+        DataError
+            k is far from what the matrix needs, so that its units must be wrong.
+        """
+        self._check_extent()
         return self._k, self._t, self._density()
+
+    def _check_extent(self) -> None:
+        """Compare the largest k in the plane with that of the matrix."""
+        matrix, fov = self.protocol.geometry.matrix[:2], self.protocol.geometry.fov_mm[:2]
+        nominal = max(n / (2e-3 * f) for n, f in zip(matrix, fov, strict=True))
+        reached = float(np.hypot(self._k[:, 0], self._k[:, 1]).max(initial=0.0))
+        if not self._placed.all() and reached < _NARROWEST * nominal:
+            return
+        if not _NARROWEST * nominal <= reached <= _WIDEST * nominal:
+            raise DataError(
+                f"the trajectory of the {self.path_name}s reaches {reached:.4g}/m but {matrix[0]} x {matrix[1]} voxels "
+                f"need {nominal:.4g}/m; correct the units of the trajectory (mrsi_trajectory_units), or matrixSize and "
+                "fieldOfView_mm"
+            )
 
     def _density(self) -> np.ndarray | None:
         """Return the share of k-space of each point (point,), None where this encoding does not know it."""
@@ -268,25 +348,31 @@ class LapLayout:
 
 def _paths(protocol: Protocol, header: MrdHeader | None, name: str) -> list[Path]:
     """Return how each path is walked."""
-    laps, interleaves = protocol.samples_per_lap, protocol.temporal_interleaves or (1,)
+    laps, interleaves, used = protocol.samples_per_lap, protocol.temporal_interleaves or (1,), protocol.samples_used
     if not laps:
         raise DataError(f"{name}s need mrsi_samples_per_lap; give one value or a list with one per {name}")
-    lists = {len(values) for values in (laps, interleaves) if len(values) > 1}
+    lists = {len(values) for values in (laps, interleaves, used) if len(values) > 1}
     if len(lists) > 1:
+        given = f" and mrsi_samples_used {len(used)}" if used else ""
         raise DataError(
-            f"mrsi_samples_per_lap has {len(laps)} values and mrsi_temporal_interleaves {len(interleaves)}; give one "
-            f"value or one per {name}"
+            f"mrsi_samples_per_lap has {len(laps)} values and mrsi_temporal_interleaves {len(interleaves)}{given}; "
+            f"give one value or one per {name}"
         )
     count = lists.pop() if lists else _paths_of_header(header, name)
-    laps = laps * count if len(laps) == 1 else laps
-    interleaves = interleaves * count if len(interleaves) == 1 else interleaves
-    paths = [Path(lap, lap, t) for lap, t in zip(laps, interleaves, strict=True)]
+    laps, interleaves = (values * count if len(values) == 1 else values for values in (laps, interleaves))
+    used = used * count if len(used) == 1 else used or laps
+    paths = [Path(*numbers) for numbers in zip(laps, used, interleaves, strict=True)]
     for number, path in enumerate(paths):
         if path.lap < 1 or path.interleaves < 1 or protocol.n_times % path.interleaves:
             raise DataError(
                 f"{name} {number} has {path.lap} samples per lap and {path.interleaves} temporal interleaves, which do "
                 f"not make {protocol.n_times} spectral points; correct mrsi_samples_per_lap or "
                 "mrsi_temporal_interleaves"
+            )
+        if not 1 <= path.used <= path.lap:
+            raise DataError(
+                f"{name} {number} uses {path.used} of {path.lap} samples per lap; correct mrsi_samples_used or "
+                "mrsi_samples_per_lap"
             )
     return paths
 
@@ -317,14 +403,3 @@ def _check_columns(protocol: Protocol, dimensions: int) -> None:
             f"mrsi_trajectory_columns is '{','.join(columns)}' but the readouts send {dimensions} columns; name each "
             "of them: kx, ky, and where they are sent kz, t_us"
         )
-
-
-def _trajectory_scale(protocol: Protocol) -> np.ndarray:
-    """Return the factors (x, y, z) that bring the trajectory that was sent to 1/m."""
-    fov = np.array(protocol.geometry.fov_mm) * 1e-3
-    scales = {"1/m": np.ones(3), "1/FOV": 1 / fov, "half": np.array(protocol.geometry.matrix) / fov}
-    if protocol.trajectory_units not in scales:
-        raise DataError(
-            f"mrsi_trajectory_units is '{protocol.trajectory_units}'; it must be one of {', '.join(scales)}"
-        )
-    return scales[protocol.trajectory_units]

@@ -6,12 +6,15 @@ A new encoding is one file with a class that has the members of `ReadoutLayout`,
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from struct import Struct
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from mrsi_gadgets import data
+from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.io.trajectories import TrajectoryLookup
 from mrsi_gadgets.mrd.header import MrdHeader
 from mrsi_gadgets.stream.messages import Acquisition
 
@@ -117,8 +120,35 @@ class ReadoutLayout(Protocol):
         """(point,) readouts of `sample_time_s` that one sample is worth (a slower ADC has less noise), None for 1."""
 
 
-LayoutBuilder = Callable[[data.Protocol, MrdHeader | None, Acquisition], ReadoutLayout]
-"""Makes a role's layout from its protocol, the header (None where only the protocol is known) and its first readout.
+@dataclass(frozen=True)
+class Surroundings:
+    """What a layout may ask beside its protocol and readouts."""
+
+    header: MrdHeader | None
+    """None where only the protocol is known."""
+    trajectories: TrajectoryLookup
+    """The site's trajectory store."""
+    warn: Callable[[str], None]
+    """Takes sentences about what was assumed."""
+
+
+LayoutBuilder = Callable[[data.Protocol, Surroundings, Acquisition], ReadoutLayout]
+"""Makes a role's layout from its protocol, its surroundings and its first readout.
 
 It may read the first readout's length and trajectory, but must not take the samples.
 """
+
+
+def trajectory_scale(geometry: data.Geometry, units: str) -> np.ndarray:
+    """Return the factors (x, y, z) that bring a trajectory in `units` to 1/m.
+
+    Raises
+    ------
+    DataError
+        The units are none of the profile's.
+    """
+    fov = np.array(geometry.fov_mm) * 1e-3
+    scales = {"1/m": np.ones(3), "1/FOV": 1 / fov, "half": np.array(geometry.matrix) / fov}
+    if units not in scales:
+        raise DataError(f"mrsi_trajectory_units is '{units}'; it must be one of {', '.join(scales)}")
+    return scales[units]

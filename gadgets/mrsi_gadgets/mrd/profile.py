@@ -86,6 +86,9 @@ def read_protocol(
     }
     axes = _axes(keys, kind)
     fields |= _signs(keys) | _water(keys, nucleus) | _sequence(keys, header) | _trajectory(keys, kind, encoding)
+    if kind == "epsi":
+        fields |= _lobes(keys, axes, fields, encoding)
+    _check_editing(fields["editing"], axes)
     geometry = Geometry(
         encoding.encoded.matrix,
         encoding.encoded.fov_mm,
@@ -214,6 +217,43 @@ def _axes(keys: KeyReader, kind: str) -> dict[str, str]:
     return axes
 
 
+def _lobes(keys: KeyReader, axes: Mapping[str, str], fields: Mapping[str, Any], encoding: Encoding) -> dict[str, Any]:
+    """Return what the lobes of EPSI change: with alternating ones, those of one polarity form one FID."""
+    if axes["kx"] != "readout" or axes["t"] in ("readout", "trajectory", "none"):
+        raise DataError(
+            f"mrsi_axis_kx is '{axes['kx']}' and mrsi_axis_t '{axes['t']}'; in epsi kx runs along the readout and t is "
+            "the counter of the lobes"
+        )
+    lobes = fields["n_times"]
+    limit = encoding.limits.get(axes["t"])
+    if limit is not None and (limit.minimum, limit.maximum + 1) != (0, lobes):
+        name = LIMIT_OF_COUNTER.get(axes["t"], axes["t"])
+        raise DataError(
+            f"encodingLimits.{name} is {limit.minimum} to {limit.maximum}, but mrsi_spectral_points {lobes} counts the "
+            f"lobes from 0 to {lobes - 1}; correct one of them"
+        )
+    polarity = keys.get("mrsi_readout_polarity", "readout_polarity", "monopolar")
+    if polarity == "monopolar":
+        return {"readout_polarity": polarity}
+    if lobes % 2:
+        raise DataError(
+            f"mrsi_spectral_points is {lobes} with mrsi_readout_polarity 'alternating', which needs as many lobes to "
+            "as fro; give an even number of lobes"
+        )
+    for target, key in (("n_times", "halved"), ("dwell_s", "doubled")):
+        source = keys.provenance.get(target, "")
+        keys.provenance[target] = f"{source}, {key}: alternating lobes of one polarity form one FID"
+    return {"readout_polarity": polarity, "n_times": lobes // 2, "dwell_s": 2 * fields["dwell_s"]}
+
+
+def _check_editing(editing: str, axes: Mapping[str, str]) -> None:
+    if editing != "none" and axes["edit"] == "none":
+        raise DataError(
+            f"mrsi_edit is '{editing}' but mrsi_axis_edit is none; name the counter of the two conditions, such as "
+            "user_0"
+        )
+
+
 def _check_axes(axes: Mapping[str, str], water_rule: str) -> None:
     owners: dict[str, str] = {}
     for axis, source in axes.items():
@@ -244,12 +284,22 @@ def _signs(keys: KeyReader) -> dict[str, Any]:
 
 
 def _water(keys: KeyReader, nucleus: str) -> dict[str, Any]:
-    default = "flag:USER1" if nucleus == "1H" else "none"
+    editing = keys.get("mrsi_edit", "editing", "none")
+    cycling = editing == "metabolite_cycling"
+    default = "flag:USER1" if nucleus == "1H" and not cycling else "none"
+    why = "metabolite cycling gives the water itself" if cycling else f"default of {nucleus}"
+    rule = keys.get("mrsi_water_ref", "water_reference", default, why)
+    if cycling and rule != "none":
+        raise DataError(
+            f"mrsi_edit 'metabolite_cycling' gives the water itself, but mrsi_water_ref '{rule}' names another water "
+            "reference; set mrsi_water_ref to none, or mrsi_edit to none"
+        )
     suppressed = keys.find("mrsi_water_suppressed")
     if suppressed:
         keys.provenance["water_suppressed"] = suppressed[1]
     return {
-        "water_reference": keys.get("mrsi_water_ref", "water_reference", default, f"default of {nucleus}"),
+        "editing": editing,
+        "water_reference": rule,
         "water_suppressed": bool(suppressed[0]) if suppressed else None,
         "kspace_weighting": keys.get("mrsi_kspace_weighting", "kspace_weighting", "none"),
     }
@@ -282,6 +332,8 @@ def _trajectory(keys: KeyReader, kind: str, encoding: Encoding) -> dict[str, Any
     if kind in ("rings", "spiral"):
         fields["samples_per_lap"] = keys.need("mrsi_samples_per_lap", "samples_per_lap", ())
         fields["temporal_interleaves"] = keys.get("mrsi_temporal_interleaves", "temporal_interleaves", (1,))
+    if kind == "spiral":
+        fields["samples_used"] = keys.get("mrsi_samples_used", "samples_used", (), "all samples of a lap")
     if encoding.trajectory_id:
         keys.provenance["trajectory_id"] = "header trajectoryDescription/identifier"
         fields["trajectory_id"] = encoding.trajectory_id

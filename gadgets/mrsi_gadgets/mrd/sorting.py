@@ -17,17 +17,22 @@ from scipy.linalg.blas import sdot
 from mrsi_gadgets import data
 from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.io.trajectories import TrajectoryLookup, trajectory_store
 from mrsi_gadgets.mrd.cartesian import CsiLayout
+from mrsi_gadgets.mrd.epsi import EpsiLayout
 from mrsi_gadgets.mrd.frames import RoleFrames
 from mrsi_gadgets.mrd.header import MrdHeader
-from mrsi_gadgets.mrd.layout import LayoutBuilder, ReadoutHead, read_head
+from mrsi_gadgets.mrd.layout import LayoutBuilder, ReadoutHead, Surroundings, read_head
 from mrsi_gadgets.mrd.noise import NoiseReadouts
 from mrsi_gadgets.mrd.profile import read_water_protocol
 from mrsi_gadgets.mrd.rings import RingLayout
 from mrsi_gadgets.mrd.roles import RoleRule
+from mrsi_gadgets.mrd.spirals import SpiralLayout
 from mrsi_gadgets.stream.messages import Acquisition, Flag
 
-LAYOUTS: dict[str, LayoutBuilder] = {"csi": CsiLayout, "rings": RingLayout}
+LAYOUTS: dict[str, LayoutBuilder] = {
+    "csi": CsiLayout, "epsi": EpsiLayout, "rings": RingLayout, "spiral": SpiralLayout
+}  # fmt: skip
 """Encoding -> what places its readouts."""
 
 _UNUSED = {
@@ -56,6 +61,7 @@ def sort_readouts(
     *,
     settings: Mapping[str, str] = _NOTHING,
     water_protocol: data.Protocol | None = None,
+    trajectories: TrajectoryLookup | None = None,
 ) -> Iterator[KtData]:
     """Sort readouts by role and frame into k-t data.
 
@@ -78,6 +84,8 @@ def sort_readouts(
         Explicit profile values, used when the water protocol is read from the header.
     water_protocol
         Of the water reference (encoding space 1); without one and without a header that of the metabolites.
+    trajectories
+        Looks up what mrsi_trajectory_id names (`io.trajectories.trajectory_store`); None: there is no store.
 
     Yields
     ------
@@ -90,7 +98,8 @@ def sort_readouts(
     """
     if water_protocol is None and header is not None and len(header.encodings) > 1:
         water_protocol = read_water_protocol(header, settings, warn=report.warn)
-    sorter = _Sorter(protocol, water_protocol or protocol, report, header)
+    around = Surroundings(header, trajectories or trajectory_store(None), report.warn)
+    sorter = _Sorter(protocol, water_protocol or protocol, report, around)
     for item in acquisitions:
         if isinstance(item, Acquisition):
             yield from _handed_on(sorter.take(item))
@@ -107,11 +116,10 @@ def _handed_on(frames: list[KtData]) -> Iterator[KtData]:
 class _Sorter:
     """State of one scan."""
 
-    def __init__(
-        self, protocol: data.Protocol, water: data.Protocol, report: Reporter, header: MrdHeader | None
-    ) -> None:
+    def __init__(self, protocol: data.Protocol, water: data.Protocol, report: Reporter, around: Surroundings) -> None:
         self.protocols = {Role.METABOLITE: protocol, Role.WATER_REFERENCE: water}
-        self.report, self.header = report, header
+        self.report, self.around, self.header = report, around, around.header
+        header = around.header
         self.rule = RoleRule(protocol)
         self.noise: NoiseReadouts | None = NoiseReadouts(protocol, report)
         self.water: RoleFrames | None = None
@@ -232,12 +240,12 @@ class _Sorter:
         builder = LAYOUTS.get(protocol.encoding)
         if builder is None:
             raise DataError(
-                f"mrsi_encoding '{protocol.encoding}' cannot be sorted; known encodings are "
-                f"{', '.join(sorted(LAYOUTS))}"
+                f"mrsi_encoding '{protocol.encoding}' does not say how k-space is walked, so its readouts cannot be "
+                f"sorted; give one of {', '.join(sorted(LAYOUTS))}"
             )
         space = head.encoding_space
         limits = self.header.encodings[space].limits if self.header is not None else {}
-        layout = builder(protocol, self.header, readout)
+        layout = builder(protocol, self.around, readout)
         return RoleFrames(role, protocol, layout, limits, self.n_coils, self.report)
 
     def _placed(self, geometry: data.Geometry, head: ReadoutHead) -> data.Geometry:

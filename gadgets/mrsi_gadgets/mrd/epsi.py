@@ -299,7 +299,7 @@ class EpsiLayout:
         steps = direction * (np.arange(n) - centre) / factor
         # k of the points in units of 1/FOV: all multiples that the lobe reaches
         reached = np.arange(np.ceil(steps.min() - 1e-9), np.floor(steps.max() + 1e-9) + 1)
-        if reached.size != n_x or abs(reached[0] + n_x // 2) > 1:
+        if reached.size != n_x or np.abs(reached).max() > n_x // 2:
             raise DataError(
                 f"readout {head.scan_counter} has center_sample {head.center_sample} of {n} kept samples (from "
                 f"{head.discard_pre}), but uniform lobes need their centre in the middle; correct center_sample, or "

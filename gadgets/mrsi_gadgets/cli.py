@@ -78,16 +78,30 @@ def _add_scan_options(parser: argparse.ArgumentParser, *, recipe_help: str) -> N
     parser.add_argument("--config-dir", type=Path, help="folder of the site's own recipes (also MRSI_CONFIG_DIR)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--threads", type=_positive, help="threads for numeric libraries (also MRSI_THREADS)")
+    _add_header_options(parser)
+    parser.add_argument("--seed", type=_whole, default=0)
+
+
+def _add_header_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="profile key over the header's")
     parser.add_argument("--sequence", help="sequence description of the header: a shipped name or a .toml path")
-    parser.add_argument("--seed", type=_whole, default=0)
+    parser.add_argument(
+        "--trajectories", type=Path, metavar="DIR",
+        help="trajectory store: folder of ID.npz files (default: trajectories in the site's folder)",
+    )  # fmt: skip
 
 
 def _scan_options(given: argparse.Namespace) -> ScanOptions:
     return ScanOptions(
         recipe=given.config, site=given.config_dir, device=given.device, settings=_settings(given.set), seed=given.seed,
-        sequence=given.sequence,
+        sequence=given.sequence, trajectories=_folder(given.trajectories),
     )  # fmt: skip
+
+
+def _folder(path: Path | None) -> Path | None:
+    if path is not None and not path.is_dir():
+        raise ConfigError(f"--trajectories {path} is no folder; name the folder of the ID.npz files")
+    return path
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, str]:
@@ -177,9 +191,10 @@ def _replay(given: argparse.Namespace) -> int:
     options = _scan_options(given)
     if given.to and (given.device != "auto" or given.seed):
         raise ConfigError("--device and --seed are decisions of the server; leave them out with --to")
-    if given.to and (given.threads or (given.sequence and not given.realtime)):
+    if given.to and (given.threads or given.trajectories or (given.sequence and not given.realtime)):
         raise ConfigError(
-            "--threads and --sequence are decisions of the server; start it with them and leave them out with --to"
+            "--threads, --sequence and --trajectories are decisions of the server; start it with them and leave them "
+            "out with --to"
         )
     scan = replay.open_scan(given.file)
     bar = sys.stderr.isatty()
@@ -230,15 +245,16 @@ def _simulate(given: argparse.Namespace) -> int:
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="profile key over the header's")
-    parser.add_argument("--sequence", help="sequence description of the header: a shipped name or a .toml path")
+    _add_header_options(parser)
     parser.set_defaults(run=_check)
 
 
 def _check(given: argparse.Namespace) -> int:
     from mrsi_gadgets.mrd.check import check_file
 
-    report = check_file(given.file, _settings(given.set), sequence=given.sequence)
+    report = check_file(
+        given.file, _settings(given.set), sequence=given.sequence, trajectories=_folder(given.trajectories)
+    )
     _say(report.text())
     return EXIT_OK if report.ok else EXIT_FAILED
 

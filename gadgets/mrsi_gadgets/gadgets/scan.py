@@ -19,6 +19,7 @@ from mrsi_gadgets.data import Role
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, Chain, find_recipe, recipe_from_text
 from mrsi_gadgets.gadgets.context import Context, Report
+from mrsi_gadgets.io.trajectories import TrajectoryLookup, site_trajectories, trajectory_store
 from mrsi_gadgets.mrd.adapters import adapted
 from mrsi_gadgets.mrd.header import MrdHeader, parse_header
 from mrsi_gadgets.mrd.keys import PROFILE_KEYS, base_key
@@ -47,6 +48,13 @@ class ScanOptions:
     seed: int = 0
     sequence: str | None = None
     """Name or path of a sequence description; None: the one that knows the header, where there is one."""
+    trajectories: Path | None = None
+    """Folder of the trajectory store; None: ``trajectories`` in the site's folder, where there is one."""
+
+    @property
+    def trajectory_folder(self) -> Path | None:
+        """Where the trajectory store lies."""
+        return self.trajectories or site_trajectories(self.site)
 
 
 def run_scan(
@@ -108,7 +116,8 @@ def run_scan(
     with one_blas_thread():
         executor = chain.start(context)
         try:
-            _run(chain, _Source(following, messages, header, settings), context, send, observe)
+            source = _Source(following, messages, header, settings, trajectory_store(options.trajectory_folder))
+            _run(chain, source, context, send, observe)
         finally:
             # what is being prepared ends inside this block: outside of it, it would take more threads than it may
             executor.shutdown(wait=True, cancel_futures=True)
@@ -123,6 +132,7 @@ class _Source:
     others: Iterator[Message]
     header: MrdHeader
     settings: Mapping[str, str]
+    trajectories: TrajectoryLookup
 
 
 def _run(
@@ -136,7 +146,10 @@ def _run(
     clock = _Clock()
     outgoing = _Outgoing(send)
     readouts = _readouts(source.first, source.others, context, clock, outgoing)
-    data = sort_readouts(readouts, context.protocol, context.report, source.header, settings=source.settings)
+    data = sort_readouts(
+        readouts, context.protocol, context.report, source.header, settings=source.settings,
+        trajectories=source.trajectories,
+    )  # fmt: skip
     for item in chain.run(data, context, observe):
         if isinstance(item, Image):
             outgoing.take(item, context.frame)

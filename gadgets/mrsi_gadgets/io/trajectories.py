@@ -6,6 +6,7 @@ Each file holds ``k`` (readout, sample, 2 or 3), ``units`` (a text as in mrsi_tr
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ class StoredTrajectory:
 
 TrajectoryLookup = Callable[[str], StoredTrajectory]
 """Returns the entry of an identifier, or raises DataError."""
+
+
+def site_trajectories(site: Path | None = None) -> Path | None:
+    """Return the site's own store: ``trajectories`` in `site` or in MRSI_CONFIG_DIR; None where there is neither."""
+    chosen = site or (Path(os.environ["MRSI_CONFIG_DIR"]) if os.environ.get("MRSI_CONFIG_DIR") else None)
+    return chosen / "trajectories" if chosen is not None else None
 
 
 def trajectory_store(folder: Path | None) -> TrajectoryLookup:

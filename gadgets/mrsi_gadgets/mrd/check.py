@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -13,8 +14,9 @@ import numpy as np
 from mrsi_gadgets.data import KtData, Protocol, Role
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.io.mrd_file import Scan, read_scan
+from mrsi_gadgets.io.trajectories import site_trajectories, trajectory_store
 from mrsi_gadgets.mrd.adapters import adapted
-from mrsi_gadgets.mrd.header import MrdHeader, parse_header
+from mrsi_gadgets.mrd.header import parse_header
 from mrsi_gadgets.mrd.layout import read_head
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.mrd.roles import RoleRule
@@ -61,7 +63,11 @@ class CheckReport:
 
 
 def check_file(
-    path: str | os.PathLike[str], settings: Mapping[str, str] = _NOTHING, *, sequence: str | None = None
+    path: str | os.PathLike[str],
+    settings: Mapping[str, str] = _NOTHING,
+    *,
+    sequence: str | None = None,
+    trajectories: Path | None = None,
 ) -> CheckReport:
     """Check an MRD file against the MRSI profile, by sorting it as a reconstruction would.
 
@@ -73,6 +79,8 @@ def check_file(
         Explicit profile values.
     sequence
         Sequence description for the header, by name or path; None: the one that knows it.
+    trajectories
+        Folder of the trajectory store; None: the site's own, where there is one.
 
     Returns
     -------
@@ -101,7 +109,12 @@ def check_file(
     report.sources = dict(protocol.provenance)
     _describe_protocol(protocol, report)
     _describe_roles(scan, protocol, report)
-    _sort(scan, protocol, header, settings, report)
+    lookup = trajectory_store(trajectories or site_trajectories())
+    try:
+        items = sort_readouts(scan.acquisitions, protocol, report, header, settings=settings, trajectories=lookup)
+        report.facts += [_describe(item) for item in items]
+    except DataError as problem:
+        report.errors.append(str(problem))
     return report
 
 
@@ -154,14 +167,6 @@ def _describe_roles(scan: Scan, protocol: Protocol, report: CheckReport) -> None
     if protocol.repetition_time_s:
         data = counts[Role.METABOLITE] + counts[Role.WATER_REFERENCE]
         report.facts.append(f"{data * protocol.repetition_time_s:.1f} s of TR for the data readouts")
-
-
-def _sort(scan: Scan, protocol: Protocol, header: MrdHeader, settings: Mapping[str, str], report: CheckReport) -> None:
-    try:
-        for item in sort_readouts(scan.acquisitions, protocol, report, header, settings=settings):
-            report.facts.append(_describe(item))
-    except DataError as problem:
-        report.errors.append(str(problem))
 
 
 def _describe(item: KtData) -> str:

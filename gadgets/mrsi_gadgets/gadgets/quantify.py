@@ -14,6 +14,7 @@ from mrsi_gadgets.gadgets.context import Calibration, Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice
 from mrsi_gadgets.physics.basis import metabolite_basis
 from mrsi_gadgets.physics.macromolecules import macromolecule_basis
+from mrsi_gadgets.physics.nucleus import nucleus_of
 from mrsi_gadgets.physics.saturation import macromolecule_weight, relaxed
 from mrsi_gadgets.quantification.assembly import map_names
 from mrsi_gadgets.quantification.varpro import VarproModel, field_lineshape, fit_varpro, prepare_varpro
@@ -47,14 +48,14 @@ class Quantify(Gadget):
                 "correct mrsi_spectral_points, or use a recipe without <quantify>"
             )
         with context.report.timed("prepare fit"):
-            model = prepare_varpro(
-                protocol,
-                relaxed(metabolite_basis(protocol)),
-                relaxed(macromolecule_basis(protocol), macromolecule_weight(protocol)),
-            )
+            nucleus = nucleus_of(protocol)
+            macromolecules = None
+            if nucleus.water_is_nuisance:
+                macromolecules = relaxed(macromolecule_basis(protocol), macromolecule_weight(protocol))
+            model = prepare_varpro(protocol, relaxed(metabolite_basis(protocol)), macromolecules)
         context.map_names = map_names(model)
         context.report.provenance["t1_weights"] = (
-            "steady state from TR and flip angle, relative to NAA"
+            f"steady state from TR and flip angle, relative to {nucleus.strongest}"
             if protocol.repetition_time_s and protocol.flip_angle_deg
             else "none: the header names no TR and flip angle"
         )
@@ -62,7 +63,7 @@ class Quantify(Gadget):
         context.report.provenance["echo"] = (
             "none: the header's TE is that of a pulse-acquire sequence"
             if te is None
-            else f"ideal spin echo of {te * 1e3:g} ms, T2 weights relative to NAA"
+            else f"ideal spin echo of {te * 1e3:g} ms, T2 weights relative to {nucleus.strongest}"
         )
         return model
 
@@ -82,8 +83,10 @@ class Quantify(Gadget):
             ahead = context.calibrated.get(self)
             with context.report.timed("quantify"):
                 lineshape = None if ahead is None else ahead.result()
-                maps = fit_varpro(item, model, water=context.calibration.water, lineshape=lineshape)
-                maps = self._with_field(maps, context.calibration)
+                # what calibrates other nuclei than protons is a line of the same spectrum, and has its own map
+                water = context.calibration.water if nucleus_of(item.protocol).water_is_nuisance else None
+                maps = fit_varpro(item, model, water=water, lineshape=lineshape)
+                maps = self._with_field(maps, context.calibration, water)
             misfit = float(np.nanmedian(maps.maps["residual"].value[maps.mask]))
             context.report.provenance["median_misfit"] = round(misfit, 2)
             if misfit > LARGE_MISFIT:
@@ -108,10 +111,10 @@ class Quantify(Gadget):
             yield maps
 
     @staticmethod
-    def _with_field(maps: Maps, calibration: Calibration) -> Maps:
+    def _with_field(maps: Maps, calibration: Calibration, water: np.ndarray | None) -> Maps:
         """Return the maps with the field map as measured (a reconstruction may have shifted it) and the water."""
         if calibration.b0_hz is not None:
             maps = replace(maps, b0_hz=calibration.b0_hz)
-        if calibration.water is None:
+        if water is None:
             return maps
-        return replace(maps, maps={**maps.maps, "water": Map(calibration.water, "a.u. (water signal at t = 0)")})
+        return replace(maps, maps={**maps.maps, "water": Map(water, "a.u. (water signal at t = 0)")})

@@ -10,7 +10,11 @@ import numpy as np
 
 from mrsi_gadgets.arrays import to_numpy
 from mrsi_gadgets.data import FitExample, Map, Maps, SpectralImage
+from mrsi_gadgets.physics.nucleus import nucleus_of
+from mrsi_gadgets.physics.phosphorus import ph_of_shift, ph_slope
 from mrsi_gadgets.quantification.design import PROFILE, group_weights
+from mrsi_gadgets.quantification.moving_line import at_place
+from mrsi_gadgets.quantification.nucleus_fit import fit_of
 
 if TYPE_CHECKING:
     from mrsi_gadgets.quantification.passes import Voxels
@@ -18,9 +22,11 @@ if TYPE_CHECKING:
     from mrsi_gadgets.quantification.unmodelled import UnmodelledLine
 
 AMOUNT = "a.u. (amount per voxel, one scale for all)"
-UNKNOWN_AMOUNT = "a.u. (protons per voxel on the scale of the amounts, in phase with the molecules)"
+UNKNOWN_AMOUNT = "a.u. ({} per voxel on the scale of the amounts, in phase with the molecules)"
 PER_WATER = "1 (molecules per water molecule, not corrected for relaxation)"
-PER_CREATINE = "1 (ratio to tCr)"
+RATIO = "1 (ratio to {})"
+PH = "pH"
+"""Name of the map of pH within cells."""
 _WATER_PROTONS = 2.0
 
 
@@ -40,11 +46,22 @@ class FitResult:
     """(voxel,) root mean square of the whitened residual; 1 is noise."""
     nuisance: np.ndarray
     """(voxel, n_dense) expected nuisance signal in the leading coordinates."""
+    place: np.ndarray
+    """(voxel,) int: place of the molecule that has a shift of its own (`moving_line`); any number where none has."""
 
     @staticmethod
     def concatenate(parts: Sequence[FitResult]) -> FitResult:
         """Join the results of several batches."""
         return FitResult(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(FitResult)))
+
+    def rows(self, which: np.ndarray) -> FitResult:
+        """Return some voxels, in the order of `which`."""
+        return FitResult(*(getattr(self, f.name)[which] for f in fields(FitResult)))
+
+    def overwrite(self, where: np.ndarray, other: FitResult) -> None:
+        """Put the voxels of another result at the rows `where`."""
+        for f in fields(FitResult):
+            getattr(self, f.name)[where] = getattr(other, f.name)
 
     def weighted(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return value and variance of a weighted sum of the amplitudes; `weights` is (column,)."""
@@ -114,8 +131,8 @@ def assemble_maps(
         noise and ringing do not enter the maps.
     """
     sums = _quantities(model)
+    assumed = fit_of(model.protocol)
     columns: dict[str, tuple[np.ndarray, np.ndarray, str]] = {}
-    reference = sums.get("tCr")
     divisor = None
     if water is not None:
         smooth = smooth_in_mask(water, image.mask & (water > 0), water_fwhm_voxels).ravel()[inside] / _WATER_PROTONS
@@ -125,15 +142,17 @@ def assemble_maps(
         columns[name] = (value, variance, AMOUNT)
         if divisor is not None:
             columns[f"{name}_per_water"] = (value * divisor, variance * divisor**2, PER_WATER)
-        if reference is not None and name != "tCr":
-            columns[f"{name}_per_tCr"] = (*_ratio(result, weights, reference), PER_CREATINE)
+        for what in assumed.ratio_to:
+            if what in sums and name != what:
+                columns[f"{name}_per_{what}"] = (*_ratio(result, weights, sums[what]), RATIO.format(what))
+    unknown_unit = UNKNOWN_AMOUNT.format(assumed.counted)
     for line in lines:
         value, variance = result.weighted(np.array([float(name == line.name) for name in model.design.names]))
         # elsewhere it was not looked for: none is shown, and no deviation stated
         columns[line.name] = (
-            np.where(line.voxels, value, 0.0), np.where(line.voxels, variance, np.nan), UNKNOWN_AMOUNT
+            np.where(line.voxels, value, 0.0), np.where(line.voxels, variance, np.nan), unknown_unit
         )  # fmt: skip
-    columns |= _shape_maps(result, model)
+    columns |= _shape_maps(result, model) | _moving_maps(result, model)
     maps = {
         name: Map(_volume(image, inside, value), unit, _volume(image, inside, np.sqrt(variance)))
         for name, (value, variance, unit) in columns.items()
@@ -154,7 +173,7 @@ def assemble_maps(
 def _quantities(model: VarproModel) -> dict[str, np.ndarray]:
     """Name -> weights over the columns: sums first, then single molecules, then macromolecules."""
     names = model.design.names
-    found = group_weights(names[: model.design.n_metabolites])
+    found = group_weights(names[: model.design.n_metabolites], model.protocol.nucleus)
     pad = len(names) - model.design.n_metabolites
     weights = {name: np.concatenate([w, np.zeros(pad)]) for name, w in found.items()}
     for i, name in enumerate(names[: model.design.n_metabolites]):
@@ -165,10 +184,17 @@ def _quantities(model: VarproModel) -> dict[str, np.ndarray]:
 
 
 def map_names(model: VarproModel) -> tuple[str, ...]:
-    """Return the names of all maps that a fit of this model can give, known before its data are there: sums first."""
+    """Return the names of all maps that a fit of this model can give, known before its data are there: sums first.
+
+    Only protons have a water reference apart from their spectra.
+    """
     names = list(_quantities(model))
-    ratios = [f"{name}_per_{what}" for what in ("water", "tCr") for name in names if name != what]
-    return (*names, *ratios, "shift", "linewidth", "phase", "residual", "water")
+    water = ("water",) if nucleus_of(model.protocol).water_is_nuisance else ()
+    ratios = [
+        f"{name}_per_{what}" for what in (*water, *fit_of(model.protocol).ratio_to) for name in names if name != what
+    ]
+    moving = () if model.moving is None else (f"{model.moving.name}_shift", PH)
+    return (*names, *ratios, *moving, "shift", "linewidth", "phase", "residual", *water)
 
 
 def _ratio(result: FitResult, weights: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -181,6 +207,20 @@ def _ratio(result: FitResult, weights: np.ndarray, reference: np.ndarray) -> tup
     mixed = result.covariance_of(weights, reference)
     spread = inverse**2 * (variance + ratio**2 * below_variance - 2 * ratio * mixed)
     return ratio, np.maximum(spread, 0.0)
+
+
+def _moving_maps(result: FitResult, model: VarproModel) -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
+    """Shift of the molecule that has its own, from phosphocreatine [ppm], and the pH that it tells."""
+    moving = model.moving
+    if moving is None:
+        return {}
+    mhz = model.protocol.transmit_frequency_hz * 1e-6
+    hz, variance = moving.shift_hz(result.place, result.amplitudes, result.covariance)
+    ppm, spread = moving.ppm + hz / mhz, variance / mhz**2
+    return {
+        f"{moving.name}_shift": (ppm, spread, "ppm"),
+        PH: (ph_of_shift(ppm), ph_slope(ppm) ** 2 * spread, "1 (pH, Moon and Richards 1973)"),
+    }
 
 
 def _shape_maps(result: FitResult, model: VarproModel) -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
@@ -228,7 +268,7 @@ def _example(
     expansion = model.dictionary.expansion
     given = (to_numpy(voxels.given[row, :]) @ expansion.from_nodes) @ expansion.functions
     shape = given * np.exp((2j * np.pi * shift - lorentz) * times - gauss * times**2)
-    molecules = (model.design.columns @ result.amplitudes[row]) * shape
+    molecules = (at_place(model, int(result.place[row])).design.columns @ result.amplitudes[row]) * shape
     if image.basis is not None:
         basis = to_numpy(image.basis)
         molecules = (molecules @ basis.conj().T) @ basis

@@ -86,7 +86,7 @@ def crlb(
     covariance = (inverse / diagonal[:, :, None] / diagonal[:, None, :])[:, :m, :m]
     weights = {name: np.eye(m)[i] for i, name in enumerate(names)}
     pad = np.zeros(m - model.design.n_metabolites)
-    for group, members in group_weights(names[: model.design.n_metabolites]).items():
+    for group, members in group_weights(names[: model.design.n_metabolites], model.protocol.nucleus).items():
         weights[group] = np.concatenate([members, pad])
     return {name: np.sqrt(np.einsum("i,vij,j->v", w, covariance, w)) * noise for name, w in weights.items()}
 

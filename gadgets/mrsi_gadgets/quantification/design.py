@@ -8,7 +8,7 @@ covariance is that of damped components spread over a band of shifts and decay r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.physics.nucleus import NUCLEI
 
 if TYPE_CHECKING:
     from mrsi_gadgets.physics.basis import BasisSet
@@ -27,7 +28,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Ins": ("Ins", "mI"),
     "Glx": ("Glu", "Gln"),
 }
-"""Sums that are well determined, and the molecules they add up."""
+"""Sums that are well determined, and the molecules they add up: those of protons, with the names of other basis sets.
+Those of other nuclei are in `physics.nucleus`."""
 
 _LIFETIMES = 4.0
 _STRONG_SHARE = 0.2
@@ -135,6 +137,7 @@ def build_design(
     typical: Mapping[str, float],
     macromolecule_freedom: float = 0.25,
     metabolite_freedom: float = 0.5,
+    free: Collection[str] = FREE_METABOLITES,
 ) -> Design:
     """Arrange metabolites and macromolecules as the columns of the linear model.
 
@@ -153,8 +156,10 @@ def build_design(
     macromolecule_freedom
         SD of each strong macromolecule component about its share of the profile, as a fraction of that share.
     metabolite_freedom
-        SD of a metabolite that is not in `FREE_METABOLITES` about its usual ratio to the others, as a fraction; inf:
-        no prior. Such weak molecules hide below strong ones (glycine below Ins, PE below tCho).
+        SD of a metabolite that is not in `free` about its usual ratio to the others, as a fraction; inf: no prior. Such
+        weak molecules hide below strong ones (glycine below Ins, PE below tCho).
+    free
+        Metabolites without a prior.
 
     Returns
     -------
@@ -175,7 +180,7 @@ def build_design(
     amplitudes = [float(typical.get(name, 1.0)) for name in basis.names]
     bounded = [True] * len(names)
     prior = [
-        metabolite_freedom * amplitude if name in typical and name not in FREE_METABOLITES else np.inf
+        metabolite_freedom * amplitude if name in typical and name not in free else np.inf
         for name, amplitude in zip(names, amplitudes, strict=True)
     ]
     if macromolecules is not None and len(macromolecules.names):
@@ -221,7 +226,18 @@ def check_basis(basis: BasisSet, protocol: Protocol, what: str) -> None:
         raise DataError(f"the {what} holds NaN or infinity in {', '.join(bad)}; make the basis set again")
 
 
-def group_weights(names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return for each of the sums of `GROUPS` with a member in `names` its 0/1 weights over `names`."""
-    found = {group: np.array([name in members for name in names], float) for group, members in GROUPS.items()}
-    return {group: weights for group, weights in found.items() if weights.any()}
+def group_weights(names: Sequence[str], nucleus: str = "1H") -> dict[str, np.ndarray]:
+    """Return for each reported sum of a nucleus with a member in `names` its weights over `names`.
+
+    Those of protons are `GROUPS`, those of others `Nucleus.sums`. A sum with weights other than 1 (ATP, the mean of its
+    phosphates) needs all its members.
+    """
+    if nucleus == "1H":
+        found = {group: np.array([name in members for name in names], float) for group, members in GROUPS.items()}
+        return {group: weights for group, weights in found.items() if weights.any()}
+    found = {}
+    for group, members in NUCLEI[nucleus].sums.items():
+        present = [name for name in members if name in names]
+        if present and (len(present) == len(members) or all(members[name] == 1.0 for name in present)):
+            found[group] = np.array([members.get(name, 0.0) for name in names])
+    return found

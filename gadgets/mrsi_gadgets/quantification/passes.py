@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from mrsi_gadgets.arrays import Array, device, like, namespace, to_numpy
 from mrsi_gadgets.quantification.assembly import FitResult
 from mrsi_gadgets.quantification.coordinates import band_energy, whitener
 from mrsi_gadgets.quantification.lineshape_search import N_SHAPE
+from mrsi_gadgets.quantification.moving_line import at_place
 from mrsi_gadgets.quantification.preparation import VarproModel
 from mrsi_gadgets.quantification.refinement import Fit, Problem, covariance, model_at, propagated, refine
 from mrsi_gadgets.quantification.unmodelled import FORBIDDEN
@@ -19,6 +21,8 @@ _CHANCE = 1.15
 """Misfit that noise alone may leave."""
 _FIRST_STEPS, _FINAL_STEPS = 2, 20
 _FIRST_SETTLED = 0.5
+_ROUNDS = 4
+"""How often a molecule with a shift of its own may move on; two are enough where it stands out of the noise."""
 _ENOUGH_VOXELS = 30
 _ROWS_FOR_VARIANCE = 256
 _SMALLEST_SPREAD = np.array([0.02, 0.2, 0.7, 8.0])
@@ -80,7 +84,104 @@ def first_pass(voxels: Voxels, model: VarproModel) -> FirstPass:
     return FirstPass(problem, scale, fit, _misfit(problem, fit), lines)
 
 
-def with_unmodelled(first: FirstPass, model: VarproModel, lines: np.ndarray) -> FirstPass:
+def first_pass_of_places(voxels: Voxels, model: VarproModel) -> tuple[FirstPass, np.ndarray]:
+    """Return the first pass with a moving molecule at its most likely place in each voxel, and that place (voxel,).
+
+    Without such a molecule it is `first_pass`.
+    """
+    moving = model.moving
+    if moving is None:
+        return first_pass(voxels, model), np.zeros(len(voxels.noise_sd), int)
+    best: FirstPass | None = None
+    lowest = np.full(len(voxels.noise_sd), np.inf)
+    place = np.full(len(voxels.noise_sd), moving.home)
+    for one in moving.coarse:
+        here = first_pass(voxels, at_place(model, int(one)))
+        cost = to_numpy(here.fit.cost) + moving.penalty(int(one))
+        better = cost < lowest
+        lowest, place = np.where(better, cost, lowest), np.where(better, one, place)
+        best = here if best is None else _chosen(better, here, best)
+    assert best is not None
+    return best, moving.next_place(place, to_numpy(best.fit.amplitudes))
+
+
+def _chosen(first: np.ndarray, a: FirstPass, b: FirstPass) -> FirstPass:
+    """Return the voxels of `a` where `first` (voxel,) says so, else those of `b`."""
+
+    def pick(x: Array, y: Array) -> Array:
+        which = first.reshape(-1, *[1] * (x.ndim - 1))
+        return namespace(x).where(like(which, x, "bool"), x, y)
+
+    return FirstPass(
+        Problem(*map(pick, a.problem, b.problem)),
+        pick(a.scale, b.scale),
+        Fit(*map(pick, a.fit, b.fit)),
+        np.where(first, a.misfit, b.misfit),
+        a.lines,
+    )
+
+
+def _taken(first: FirstPass, rows: np.ndarray) -> FirstPass:
+    """Return some voxels of a pass."""
+    xp = namespace(first.scale)
+    index = like(rows, first.scale, "int64")
+    return FirstPass(
+        first.problem.take(index),
+        xp.take(first.scale, index, axis=0),
+        Fit(*(xp.take(array, index, axis=0) for array in first.fit)),
+        first.misfit[rows],
+        first.lines[rows],
+    )
+
+
+def _taken_voxels(voxels: Voxels, rows: np.ndarray) -> Voxels:
+    xp = namespace(voxels.data)
+    index = like(rows, voxels.data, "int64")
+    return Voxels(
+        xp.take(voxels.data, index, axis=0),
+        voxels.noise_sd[rows],
+        xp.take(voxels.given, index, axis=0),
+        None if voxels.spread is None else voxels.spread[rows],
+        voxels.directions,
+    )
+
+
+def final_pass_of_places(
+    first: FirstPass, voxels: Voxels, place: np.ndarray, model: VarproModel, shape_prior: np.ndarray
+) -> FitResult:
+    """Return the final pass with a moving molecule at its place (voxel,), fitted once more where it has moved on.
+
+    Without such a molecule it is `final_pass`.
+    """
+    moving = model.moving
+    if moving is None:
+        return final_pass(first, voxels, model, shape_prior)
+    result: FitResult | None = None
+    rows = np.arange(len(place))
+    for _ in range(_ROUNDS):
+        if not len(rows):
+            break
+        parts, order = [], []
+        for one in np.unique(place[rows]):
+            some = rows[place[rows] == one]
+            part = final_pass(_taken(first, some), _taken_voxels(voxels, some), at_place(model, int(one)), shape_prior)
+            parts.append(replace(part, place=np.full(len(some), one)))
+            order.append(some)
+        found = FitResult.concatenate(parts)
+        where = np.concatenate(order)
+        if result is None:
+            result = found.rows(np.argsort(where))
+        else:
+            result.overwrite(where, found)
+        place = moving.next_place(result.place, result.amplitudes)
+        rows = np.flatnonzero(place != result.place)
+    assert result is not None
+    return result
+
+
+def with_unmodelled(
+    first: FirstPass, model: VarproModel, lines: np.ndarray, place: np.ndarray | None = None
+) -> FirstPass:
     """Refine the first pass with a model that has further lines, where a voxel may have them.
 
     Parameters
@@ -91,7 +192,35 @@ def with_unmodelled(first: FirstPass, model: VarproModel, lines: np.ndarray) -> 
         `unmodelled.with_lines`.
     lines
         (voxel, line) bool.
+    place
+        (voxel,) place of the molecule that has a shift of its own, where there is one.
     """
+    if model.moving is not None and place is not None:
+        groups = [np.flatnonzero(place == one) for one in np.unique(place)]
+        parts = [_refined(_taken(first, rows), at_place(model, int(place[rows[0]])), lines[rows]) for rows in groups]
+        return _joined(parts, np.argsort(np.concatenate(groups)))
+    return _refined(first, model, lines)
+
+
+def _joined(parts: Sequence[FirstPass], order: np.ndarray) -> FirstPass:
+    """Return parts of a batch one after the other, then its voxels in `order`."""
+    xp = namespace(parts[0].scale)
+
+    def join(arrays: Sequence[Array]) -> Array:
+        return xp.concat(list(arrays), axis=0)
+
+    whole = FirstPass(
+        Problem(*(join(arrays) for arrays in zip(*(part.problem for part in parts), strict=True))),
+        join([part.scale for part in parts]),
+        Fit(*(join(arrays) for arrays in zip(*(part.fit for part in parts), strict=True))),
+        np.concatenate([part.misfit for part in parts]),
+        np.concatenate([part.lines for part in parts]),
+    )
+    return _taken(whole, order)
+
+
+def _refined(first: FirstPass, model: VarproModel, lines: np.ndarray) -> FirstPass:
+    """Refine a first pass with the further lines of a model."""
     xp = namespace(first.scale)
     mean, precision = _prior(model, first.scale, WEAK_PRIOR, lines)
     problem = first.problem._replace(mean=mean, precision=precision, tails=xp.zeros_like(precision))
@@ -153,6 +282,7 @@ def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior
         to_numpy(fit.shape),
         more * _misfit(problem, fit),
         to_numpy(nuisance[:, :, 0]) * sd[:, None],
+        np.full(len(sd), 0 if model.moving is None else model.moving.home),
     )
 
 

@@ -10,20 +10,31 @@ import numpy as np
 
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.physics import brain_values
+from mrsi_gadgets.physics.nucleus import field_strength_t, nucleus_of
 from mrsi_gadgets.quantification.coordinates import Coordinates, fid_coordinates
-from mrsi_gadgets.quantification.design import GROUPS, PROTON_NUISANCE, Design, NuisanceBand, build_design
+from mrsi_gadgets.quantification.design import Design, NuisanceBand, build_design, group_weights
 from mrsi_gadgets.quantification.lineshape_search import (
+    LineshapeExpansion,
     LineshapeGrid,
     LineshapeRange,
     build_grid,
     expand_lineshapes,
 )
+from mrsi_gadgets.quantification.moving_line import (
+    MovingLine,
+    places_hz,
+    prepare_moving_line,
+    slope_columns,
+    with_slope,
+)
+from mrsi_gadgets.quantification.nucleus_fit import NucleusFit, OwnShift, fit_of
 from mrsi_gadgets.quantification.refinement import ShapedDictionary
 
 if TYPE_CHECKING:
     from mrsi_gadgets.physics.basis import BasisSet
 
-_PROTON_MHZ_PER_T = 42.577
+_WATCHED = 0.2
+"""Size of unknown lines relative to the strongest one for which the coordinates are made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +48,8 @@ class VarproModel:
     grid: LineshapeGrid
     templates: np.ndarray
     """(template, column): amplitudes that make up each composite spectrum of the first search."""
+    moving: MovingLine | None = None
+    """The molecule that has a shift of its own in every voxel, if there is one."""
 
 
 def prepare_varpro(
@@ -46,7 +59,7 @@ def prepare_varpro(
     *,
     decay_rates: Mapping[str, float] | None = None,
     typical: Mapping[str, float] | None = None,
-    nuisance: Sequence[NuisanceBand] = PROTON_NUISANCE,
+    nuisance: Sequence[NuisanceBand] | None = None,
     lineshapes: LineshapeRange | None = None,
     macromolecule_freedom: float = 0.25,
     metabolite_freedom: float = 0.5,
@@ -67,9 +80,9 @@ def prepare_varpro(
         Molecule -> amplitude in normal brain, for the first search, the macromolecule profile and the priors; None:
         values of `physics.brain_values`.
     nuisance
-        Bands that absorb water, lipids and baseline.
+        Bands that absorb water, lipids and baseline; None: those of the nucleus (`nucleus_fit`), none but for 1H.
     lineshapes
-        Allowed shifts and widths.
+        Allowed shifts and widths; None: those of the nucleus.
     macromolecule_freedom
         SD of each macromolecule's amplitude about its share of the profile, as a fraction of that share.
     metabolite_freedom
@@ -83,9 +96,11 @@ def prepare_varpro(
     Raises
     ------
     DataError
-        A basis does not fit the protocol.
+        A basis does not fit the protocol, or the molecules of its nucleus are not known.
     """
-    allowed = lineshapes or LineshapeRange()
+    assumed = fit_of(protocol)
+    allowed = lineshapes or assumed.lineshapes
+    nuisance = assumed.nuisance if nuisance is None else nuisance
     known_rates, known_amplitudes = brain_defaults(protocol, [*basis.names, *(macromolecules or basis).names])
     design = build_design(
         protocol,
@@ -95,50 +110,82 @@ def prepare_varpro(
         typical=known_amplitudes if typical is None else typical,
         macromolecule_freedom=macromolecule_freedom,
         metabolite_freedom=metabolite_freedom,
+        free=assumed.free,
     )
+    own = assumed.own_shift if assumed.own_shift is not None and assumed.own_shift.name in basis.names else None
+    if own is not None:
+        design = with_slope(protocol, design, own)
     expansion = expand_lineshapes(protocol.times_s, allowed)
     shaped = (expansion.functions.T[:, :, None] * design.columns[:, None, :]).reshape(protocol.n_times, -1)
     weight = np.tile(np.where(design.typical > 0, design.typical, design.prior_sd), expansion.rank)
-    coordinates = fid_coordinates(protocol, nuisance, shaped, weight)
+    reach, reach_weight = _reach(protocol, design, assumed, own, expansion)
+    coordinates = fid_coordinates(
+        protocol, nuisance, np.concatenate([shaped, reach], axis=1), np.concatenate([weight, reach_weight])
+    )
     products = coordinates.columns(shaped).reshape(-1, expansion.rank, len(design.names)).transpose(1, 0, 2)
     dictionary = ShapedDictionary(
         expansion, allowed, np.ascontiguousarray(products, dtype=np.complex64), design.bounded, coordinates.n_dense
     )
-    templates = _templates(design)
+    templates = _templates(design, protocol.nucleus)
     composites = products @ templates.T
     composites[:, : coordinates.n_skipped] = 0
     energy = np.linalg.norm(composites, axis=(0, 1))
     grid = build_grid(composites, expansion, allowed, energy / energy.sum())
-    return VarproModel(protocol, design, coordinates, dictionary, grid, templates)
+    moving = None if own is None else prepare_moving_line(protocol, design, own, expansion, coordinates)
+    return VarproModel(protocol, design, coordinates, dictionary, grid, templates, moving)
+
+
+def _reach(
+    protocol: Protocol, design: Design, assumed: NucleusFit, own: OwnShift | None, expansion: LineshapeExpansion
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the coordinates must hold beside the columns of the design, (t, any), and its amplitudes.
+
+    That is a molecule with its own shift at all its places, and lines within what is watched for unknown ones.
+    """
+    parts, weights = [np.zeros((protocol.n_times, 0), complex)], [np.zeros(0)]
+    if own is not None:
+        index = design.names.index(own.name)
+        columns = slope_columns(protocol, design.columns[:, index], places_hz(protocol, own)[::4])[:, :, 0]
+        parts.append((expansion.functions[:, None, :] * columns).reshape(-1, protocol.n_times).T)
+        weights.append(np.full(parts[-1].shape[1], max(float(design.typical[index]), 1e-3)))
+    if assumed.watched_ppm is not None:
+        low, high = protocol.hz(np.array(assumed.watched_ppm))
+        step = 0.5 / (protocol.n_times * protocol.dwell_s)
+        exponents = 2j * np.pi * np.arange(low, high, step) - float(np.median(design.rates))
+        parts.append(np.exp(protocol.times_s[:, None] * exponents))
+        weights.append(np.full(len(exponents), _WATCHED * nucleus_of(protocol).strongest_signal))
+    return np.concatenate(parts, axis=1), np.concatenate(weights)
 
 
 def brain_defaults(protocol: Protocol, names: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
     """Return 1/T2* [1/s] and typical amplitude [mM] of molecules in a mixture of grey and white matter.
 
-    Names without an entry in the table are left out; for other nuclei than 1H there are no entries.
+    Names without an entry in the table of the nucleus are left out.
+
+    Raises
+    ------
+    DataError
+        The molecules of the nucleus are not known.
     """
-    if protocol.nucleus != "1H":
-        return {}, {}
-    field_t = protocol.field_strength_t or protocol.transmit_frequency_hz * 1e-6 / _PROTON_MHZ_PER_T
+    nucleus, field_t = nucleus_of(protocol), field_strength_t(protocol)
     rates, typical = {}, {}
     for name in names:
-        if name in brain_values.BRAIN:
-            rates[name] = float(np.mean([1 / brain_values.t2_star_s(name, tissue, field_t) for tissue in ("gm", "wm")]))
-            typical[name] = float(np.mean([brain_values.concentration_mm(name, tissue) for tissue in ("gm", "wm")]))
-        elif name in brain_values.MACROMOLECULE_MM:
+        if name in nucleus.values:
+            rates[name] = float(np.mean([1 / nucleus.t2_star_s(name, tissue, field_t) for tissue in ("gm", "wm")]))
+            typical[name] = float(np.mean([nucleus.concentration_mm(name, tissue) for tissue in ("gm", "wm")]))
+        elif nucleus.water_is_nuisance and name in brain_values.MACROMOLECULE_MM:
             typical[name] = float(np.mean(brain_values.MACROMOLECULE_MM[name]))
     return rates, typical
 
 
-def _templates(design: Design) -> np.ndarray:
-    """Composite spectra of the first search: the sums of `GROUPS`, all other metabolites, the macromolecules."""
-    names = np.array(design.names)
+def _templates(design: Design, nucleus: str) -> np.ndarray:
+    """Composite spectra of the first search: the reported sums, all other metabolites, the macromolecules."""
     rows = []
-    rest = np.arange(len(names)) < design.n_metabolites
-    for members in GROUPS.values():
-        row = np.isin(names, members) & rest
+    rest = np.arange(len(design.names)) < design.n_metabolites
+    for weights in group_weights(design.names, nucleus).values():
+        row = (weights > 0) & rest
         rows.append(row * design.typical)
         rest = rest & ~row
     rows.append(rest * design.typical)
-    rows.append((np.arange(len(names)) >= design.n_metabolites) * design.typical)
+    rows.append((np.arange(len(design.names)) >= design.n_metabolites) * design.typical)
     return np.array([row for row in rows if row.any()])

@@ -18,6 +18,7 @@ from scipy import ndimage
 
 from mrsi_gadgets.arrays import like, namespace, to_numpy
 from mrsi_gadgets.data import Protocol
+from mrsi_gadgets.physics.nucleus import PROTON, nucleus_of
 from mrsi_gadgets.quantification.refinement import ShapedDictionary, stacked, whitened_columns
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ _REACHED = 0.5
 _EXPLAINED, _EXPLAINED_IN_ALL = 0.5, 0.6
 """Least part of the misfit beyond the usual that the line must explain in a voxel, and in all its voxels together."""
 _SMALLEST = 4.0
-"""Least amplitude [mM of protons in normal brain]: where noise is low, smaller errors of the model look like lines."""
+"""Least amplitude [mM of protons in normal brain; of other nuclei in proportion to their strongest line]: where noise
+is low, smaller errors of the model look like lines."""
 _ENOUGH_VOXELS = 3
 
 
@@ -94,7 +96,8 @@ def find_lines(
     alarm = 2 * np.log(ratio.size / _FALSE_ALARMS)
     scale = np.concatenate([to_numpy(one.scale) for one in passes])
     amplitude = np.sqrt(ratio / left) / scale[:, None]
-    sure = (ratio > alarm) & (ratio > _EXPLAINED * excess[:, None]) & (amplitude > _SMALLEST)
+    smallest = _SMALLEST * (nucleus_of(model.protocol).strongest_signal / PROTON.strongest_signal)
+    sure = (ratio > alarm) & (ratio > _EXPLAINED * excess[:, None]) & (amplitude > smallest)
     explained = np.sum(ratio * sure, axis=0)
     sure &= explained > _EXPLAINED_IN_ALL * np.sum(excess[:, None] * sure, axis=0)
     lines: list[UnmodelledLine] = []

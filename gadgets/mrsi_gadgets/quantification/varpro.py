@@ -1,7 +1,8 @@
 """Linear-combination fit of every voxel's FID by variable projection, all voxels at once (eq. 19).
 
 Non-negative amplitudes, one phase, one shift and one lineshape per voxel (what the field map says of the field within
-the voxel, times Lorentz and Gauss), macromolecules with a prior, nuisance bands with an energy estimated per voxel. All
+the voxel, times Lorentz and Gauss), macromolecules with a prior, nuisance bands with an energy estimated per voxel.
+One molecule may have a shift of its own (`moving_line`: inorganic phosphate). All
 that does not depend on the data is made by `prepare_varpro` before the scan ends; `fit_varpro` then needs a few matrix
 products per voxel.
 """
@@ -21,8 +22,8 @@ from mrsi_gadgets.quantification.intravoxel import intravoxel_lineshape
 from mrsi_gadgets.quantification.passes import (
     FirstPass,
     Voxels,
-    final_pass,
-    first_pass,
+    final_pass_of_places,
+    first_pass_of_places,
     learn_shape_prior,
     with_unmodelled,
 )
@@ -178,13 +179,15 @@ def _fit(
             )
         )
 
-    def first(piece: Voxels) -> FirstPass:
-        return first_pass(piece, model)
+    def first(piece: Voxels) -> tuple[FirstPass, np.ndarray]:
+        return first_pass_of_places(piece, model)
 
     passes: list[FirstPass] = []
     results: list[FitResult] = []
+    places = [np.zeros(len(piece.noise_sd), int) for piece in pieces]
     with ThreadPoolExecutor(n_threads() if is_numpy(voxels.data) and len(pieces) > 1 else 1) as pool:
-        for one in pool.map(first, pieces):
+        for one, place in pool.map(first, pieces):
+            places[len(passes)] = place
             passes.append(one)
             progress(0.6 * len(passes) / len(pieces))
         lines = find_lines(passes, model, mask, basis)
@@ -193,13 +196,13 @@ def _fit(
             allowed = np.split(
                 np.stack([line.voxels for line in lines], axis=1), np.cumsum([len(p.misfit) for p in passes])[:-1]
             )
-            passes = list(pool.map(with_unmodelled, passes, [model] * len(passes), allowed))
+            passes = list(pool.map(with_unmodelled, passes, [model] * len(passes), allowed, places))
         prior = learn_shape_prior(passes)
 
-        def final(work: tuple[FirstPass, Voxels]) -> FitResult:
-            return final_pass(work[0], work[1], model, prior)
+        def final(work: tuple[FirstPass, Voxels, np.ndarray]) -> FitResult:
+            return final_pass_of_places(*work, model, prior)
 
-        for result in pool.map(final, zip(passes, pieces, strict=True)):
+        for result in pool.map(final, zip(passes, pieces, places, strict=True)):
             results.append(result)
             progress(0.6 + 0.4 * len(results) / len(pieces))
     return FitResult.concatenate(results), model, lines

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from other_nuclei import Made, make_image, make_protocol
+from other_nuclei_voxels import Made, make_image, make_protocol
 
 from mrsi_gadgets.data import Maps
 from mrsi_gadgets.errors import DataError

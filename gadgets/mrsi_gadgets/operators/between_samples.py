@@ -19,7 +19,8 @@ _BAND_FLOOR = 1e-4
 """Power that `continued` allows outside the rows' own band, relative to the largest within."""
 _BAND_MARGIN_HZ = 80.0
 """By how much the field widens the rows' band."""
-_RIDGE = 1e-8
+_RIDGE = 1e-4
+"""Against the power of one sample: without it rows that look like noise grow beyond their ends."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,8 +76,8 @@ def _gridded(points: KtData) -> KtData:
 
 
 def with_density(points: KtData) -> KtData:
-    """Return the data with a density; where the layout knew none, or points are missing, it is computed."""
-    acquired = np.all(points.counts > 0, axis=1)
+    """Return the data with a density; where the layout knew none, or points are missing altogether, it is computed."""
+    acquired = np.any(points.counts > 0, axis=1)
     if points.density is not None and acquired.all():
         return points
     density = np.zeros(len(points.k))
@@ -190,8 +190,9 @@ def _prediction(samples: Array, order: int) -> np.ndarray:
 def _noise_power(points: KtData) -> float:
     """Return the variance of N times a voxel's noise over that of one sample: sum of density^2 / count."""
     weights, counts = _density(points), points.counts
-    used = (weights > 0) & np.all(counts > 0, axis=1)
-    return float(np.sum(weights[used] ** 2 * np.mean(1.0 / counts[used], axis=1)))
+    # a sample that is missing is zero and has no noise
+    spread = np.where(counts > 0, 1.0 / np.maximum(counts, 1e-12), 0.0)
+    return float(np.sum(weights**2 * np.mean(spread, axis=1)))
 
 
 def _density(points: KtData) -> np.ndarray:

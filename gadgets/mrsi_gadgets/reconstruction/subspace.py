@@ -59,6 +59,7 @@ from mrsi_gadgets.reconstruction.solvers import Solution, conjugate_gradient
 PRIORS = ("edges", "none")
 _FLOOR = 0.01
 _CORRECTION_RTOL, _CORRECTIONS = 1e-3, 6
+_LARGEST_CORRECTION = 0.5
 """The gridded start is corrected until it changes by less than this, or so often."""
 _INCOMPLETE_RTOL, _INCOMPLETE_ITERATIONS = 1e-3, 60
 """Incomplete data are solved to this relative residual, or for so many iterations."""
@@ -271,7 +272,7 @@ def _between(kt: KtData, model: TemporalBasis) -> RowsBetweenSamples:
 
 
 def _corrected(problem: _Problem, image: Array, times: np.ndarray, provenance: dict[str, Any]) -> Array:
-    """Return the image with what gridding had approximated taken out: x <- x + P(gridded(d - A x)).
+    """Return the image with what gridding had approximated taken out: x <- x + P(gridded(d - A x)), P the projection.
 
     The gridded, projected image is an approximate inverse of A, so that the iteration contracts quickly; where the
     points say nothing about an image (corners of k-space) nothing changes.
@@ -285,8 +286,8 @@ def _corrected(problem: _Problem, image: Array, times: np.ndarray, provenance: d
         rho = demodulate(matched_image(on_grid(residual), problem.coil_maps), problem.b0_hz, times, overwrite=True)
         change = _projected(rho, problem.basis, scale)
         size, whole = _norm(change * inside), _norm(image * inside)
-        if changes and size > changes[-1] * whole:
-            # it no longer contracts: what is left is noise that no image explains
+        if size > (changes[-1] if changes else _LARGEST_CORRECTION) * whole:
+            # it does not contract (any more): what is left is noise that no image explains
             break
         image = image + change
         changes.append(size / whole if whole else 0.0)

@@ -11,6 +11,7 @@ from scipy import ndimage
 from mrsi_gadgets.phantom.anatomy import Anatomy
 from mrsi_gadgets.phantom.lesions import LESION_KINDS, UNKNOWN
 from mrsi_gadgets.physics import brain_values
+from mrsi_gadgets.physics.nucleus import PROTON, Nucleus
 
 SCALP_WATER_MM = 27_500.0
 """Water of muscle and skin beside the fat of the scalp, half that of pure water: a round number."""
@@ -23,7 +24,7 @@ class Brain:
     """Contents of a head on the fine grid."""
 
     names: tuple[str, ...]
-    """Molecules, macromolecule peaks (mM of protons) and the resonance that no model has seen."""
+    """Molecules; of protons also macromolecule peaks (mM of protons) and the resonance that no model has seen."""
     contents: np.ndarray
     """(molecule, tissue, x, y, z) float32: amount per volume of the point [mM], tissue fraction and lesions included;
     tissues are grey, white, CSF."""
@@ -45,16 +46,19 @@ def make_brain(
     voxel_mm: tuple[float, float, float],
     names: tuple[str, ...],
     rng: np.random.Generator,
+    nucleus: Nucleus = PROTON,
 ) -> Brain:
-    """Fill the anatomy with molecules.
+    """Fill the anatomy with molecules of a nucleus.
 
     Each molecule has its tissue concentrations times a random ratio between grey and white matter, times its own smooth
     field of 15 to 25 % standard deviation and 3 to 5 voxels full width at half maximum that knows nothing of tissue.
+    Names that stand for one molecule (the phosphates of ATP) have the same amount everywhere. Macromolecules and the
+    resonance that no model has seen belong to protons.
     """
     fractions = np.stack([anatomy.grey, anatomy.white, anatomy.csf])
     spacing = np.array(voxel_mm) / anatomy.subvoxels
     weights = anatomy.brain / max(float(anatomy.brain.sum()), 1e-12)
-    everything = (*names, *brain_values.MACROMOLECULE_MM, UNKNOWN)
+    everything = (*names, *brain_values.MACROMOLECULE_MM, UNKNOWN) if nucleus.water_is_nuisance else names
     contents = np.zeros((len(everything), *fractions.shape), np.float32)
     shared: np.ndarray | None = None
     for row, name in enumerate(everything):
@@ -64,7 +68,11 @@ def make_brain(
         if name in brain_values.MACROMOLECULE_MM:
             # Peaks of one pool of proteins vary together; only their ratios differ from brain to brain.
             shared = variation
-        values = _tissue_mm(name) * np.exp(_TISSUE_SPREAD * rng.standard_normal(3))
+        twin = _twin(name, everything[:row], nucleus)
+        if twin is not None:
+            contents[row] = contents[twin]
+            continue
+        values = _tissue_mm(name, nucleus) * np.exp(_TISSUE_SPREAD * rng.standard_normal(3))
         changed, added = _lesion_change(name, lesions, fractions.shape[1:])
         contents[row] = values[:, None, None, None] * fractions * (variation * changed)
         contents[row, 0] += added
@@ -74,13 +82,19 @@ def make_brain(
     return Brain(everything, contents, _water(anatomy, lesions), fat.astype(np.float32))
 
 
-def _tissue_mm(name: str) -> np.ndarray:
+def _twin(name: str, earlier: tuple[str, ...], nucleus: Nucleus) -> int | None:
+    """Return the row of a name that stands for the same molecule, if there is one already."""
+    rows = [row for row, other in enumerate(earlier) if any({name, other} <= set(pool) for pool in nucleus.pools)]
+    return rows[0] if rows else None
+
+
+def _tissue_mm(name: str, nucleus: Nucleus) -> np.ndarray:
     """Typical amount in grey matter, white matter and CSF."""
     if name == UNKNOWN:
         return np.zeros(3)
-    if name in brain_values.MACROMOLECULE_MM:
+    if nucleus.water_is_nuisance and name in brain_values.MACROMOLECULE_MM:
         return np.array([*brain_values.MACROMOLECULE_MM[name], 0.0])
-    return np.array([brain_values.concentration_mm(name, tissue) for tissue in brain_values.TISSUES])
+    return np.array([nucleus.concentration_mm(name, tissue) for tissue in brain_values.TISSUES])
 
 
 def _lesion_change(

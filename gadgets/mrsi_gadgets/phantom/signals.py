@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,9 @@ from mrsi_gadgets.phantom.brain import Brain
 from mrsi_gadgets.phantom.encode import FineBox
 from mrsi_gadgets.phantom.lesions import UNKNOWN, UNKNOWN_PPM
 from mrsi_gadgets.physics.basis import metabolite_basis
-from mrsi_gadgets.physics.brain_values import MACROMOLECULE_MM, MACROMOLECULE_T1_S, TISSUES, t1_s, t2_star_s, water_s
+from mrsi_gadgets.physics.brain_values import MACROMOLECULE_MM, MACROMOLECULE_T1_S, TISSUES, water_s
 from mrsi_gadgets.physics.macromolecules import LIPID_SHARES, lipid_basis, macromolecule_basis
+from mrsi_gadgets.physics.nucleus import Nucleus, nucleus_of
 
 _WATER_PROTONS = 2.0
 _UNKNOWN_PROTONS = 6.0
@@ -87,32 +88,64 @@ class Excitation:
 
 
 def metabolite_components(brain: Brain, box: FineBox, excitation: Excitation, protocol: Protocol) -> Components:
-    """Metabolites, macromolecules and the unseen resonance; the unit is that of one proton at 1 mM filling a voxel."""
-    times = protocol.times_s
-    metabolites = tuple(n for n in brain.names if n not in MACROMOLECULE_MM and n != UNKNOWN)
+    """Metabolites, macromolecules and the unseen resonance; the unit is that of one nucleus at 1 mM filling a voxel.
+
+    The nucleus is the protocol's; only protons have macromolecules.
+    """
+    signals = _molecule_signals(brain.names, protocol)
+    return _components(brain, box, excitation, protocol, signals)
+
+
+def strongest_components(brain: Brain, box: FineBox, excitation: Excitation, protocol: Protocol) -> Components:
+    """Return the molecule alone whose line calibrates a scan without a water reference.
+
+    That is PCr for 31P and HDO for 2H: what a map of B0 made from the line is weighted with.
+    """
+    name = nucleus_of(protocol).strongest
+    signals = _molecule_signals((name,), protocol)
+    return _components(brain, box, excitation, protocol, signals)
+
+
+def _molecule_signals(names: Sequence[str], protocol: Protocol) -> dict[str, np.ndarray]:
+    """Return the decay-free FID (t,) of each name that the nucleus has."""
+    if not nucleus_of(protocol).water_is_nuisance:
+        return dict(zip(names, metabolite_basis(protocol, names).fids, strict=True))
+    metabolites = tuple(n for n in names if n not in MACROMOLECULE_MM and n != UNKNOWN)
     signals = dict(zip(metabolites, metabolite_basis(protocol, metabolites).fids, strict=True))
     macromolecules = macromolecule_basis(protocol)
     signals |= dict(zip(macromolecules.names, macromolecules.fids, strict=True))
-    signals[UNKNOWN] = _UNKNOWN_PROTONS * np.exp(2j * np.pi * protocol.hz(UNKNOWN_PPM) * times)
+    signals[UNKNOWN] = _UNKNOWN_PROTONS * np.exp(2j * np.pi * protocol.hz(UNKNOWN_PPM) * protocol.times_s)
+    return signals
+
+
+def _components(
+    brain: Brain, box: FineBox, excitation: Excitation, protocol: Protocol, signals: Mapping[str, np.ndarray]
+) -> Components:
+    """Give each signal its amounts, saturation and decay in each tissue."""
+    nucleus, times = nucleus_of(protocol), protocol.times_s
     amplitudes, fids = [], []
     for row, name in enumerate(brain.names):
+        if name not in signals:
+            continue
         for column, tissue in enumerate(TISSUES):
             amount = box.cut(brain.contents[row, column])
             if not np.any(amount):
                 continue
-            t1, decay = _relaxation(name, tissue, excitation.field_t, times)
+            t1, decay = _relaxation(name, tissue, excitation.field_t, times, nucleus)
             amplitudes.append(amount * excitation.weight(t1) / box.points_per_voxel)
             fids.append(signals[name] * decay)
     return Components(np.stack(amplitudes, axis=1).astype(np.float32), np.stack(fids).astype(np.complex64))
 
 
-def _relaxation(name: str, tissue: str, field_t: float, times: np.ndarray) -> tuple[float, np.ndarray]:
+def _relaxation(
+    name: str, tissue: str, field_t: float, times: np.ndarray, nucleus: Nucleus
+) -> tuple[float, np.ndarray]:
     """T1 [s] and decay over time; macromolecule peaks have their width in the basis already."""
-    if name in MACROMOLECULE_MM:
+    if nucleus.water_is_nuisance and name in MACROMOLECULE_MM:
         return MACROMOLECULE_T1_S, np.ones_like(times)
     if name == UNKNOWN:
         return _UNKNOWN_RELAXATION_S[0], np.exp(-times / _UNKNOWN_RELAXATION_S[1])
-    return t1_s(name, tissue, field_t), np.exp(-times / t2_star_s(name, tissue, field_t))
+    return nucleus.t1_s(name, tissue, field_t), np.exp(-times / nucleus.t2_star_s(name, tissue, field_t))
 
 
 def water_components(

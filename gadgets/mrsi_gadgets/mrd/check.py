@@ -172,6 +172,8 @@ def _describe_roles(scan: Scan, protocol: Protocol, report: CheckReport) -> None
 def _describe(item: KtData) -> str:
     coils, points, length = item.samples.shape
     name = item.role.value if item.role is not Role.METABOLITE else f"{item.role.value} frame {item.frame}"
+    if len(item.protocol.echo_times_s) > 1 and item.role is not Role.NOISE:
+        name += f" echo {item.echo}"
     unit = "readouts" if item.role is Role.NOISE else "k-space points"
     text = f"{name}: {coils} coils, {points} {unit} of {length} samples at {item.sample_time_s * 1e6:g} us"
     missing = int(np.count_nonzero(item.count == 0))

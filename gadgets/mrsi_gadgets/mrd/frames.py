@@ -1,15 +1,20 @@
-"""The frames of one role while they fill, readout by readout."""
+"""The frames of one role while they fill, readout by readout.
+
+Frames are told apart by their dynamic number, by their echo time where the header lists several, and by the condition
+of metabolite cycling, whose two conditions leave together as water reference and metabolites.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mrsi_gadgets.data import KtData, Protocol, Role
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.mrd.cycling import separate
 from mrsi_gadgets.mrd.header import LIMIT_OF_COUNTER, Limit
 from mrsi_gadgets.mrd.layout import COUNTER_INDEX, COUNTERS, ReadoutHead, ReadoutLayout
 from mrsi_gadgets.mrd.noise import Reporter
@@ -20,6 +25,14 @@ _LEAST_PART = 0.1
 _LAST_IN_REPETITION = Flag.LAST_IN_REPETITION.mask
 _STANDARD = COUNTERS[:9]
 """Counters that must mean something; user counters may hold what a vendor likes."""
+
+
+class _Key(NamedTuple):
+    """What tells frames apart."""
+
+    number: int
+    echo: int
+    condition: int
 
 
 class _Frame:
@@ -61,19 +74,30 @@ class RoleFrames:
         report: Reporter,
     ) -> None:  # fmt: skip
         self.role, self.protocol, self.layout, self.report, self.n_coils = role, protocol, layout, report, n_coils
-        self.n_readouts = self.n_sent = 0
-        self._frames: dict[int, _Frame] = {}
+        self.n_readouts = self.n_sent = self.n_pairs = 0
+        self._frames: dict[_Key, _Frame] = {}
+        self._waiting: dict[tuple[int, int], tuple[int, KtData]] = {}
+        """(frame, echo) -> the condition of metabolite cycling that came first, and its data."""
         self._dynamic = _counter(protocol, "dynamic")
         self._average = _counter(protocol, "cycle")
         self._frame_limit, self._average_limit = (
             limits.get(protocol.axes.get(axis, "none")) for axis in ("dynamic", "cycle")
         )
+        water_counter = protocol.water_reference.partition(":")[0]
+        several = len(protocol.echo_times_s) > 1 and protocol.axes.get("te") not in {
+            water_counter,
+            *layout.used_counters,
+        }
+        self._echo = _counter(protocol, "te") if several else -1
+        self._condition = _counter(protocol, "edit") if protocol.editing == "metabolite_cycling" else -1
         named = {protocol.axes.get(axis, "none") for axis in ("dynamic", "cycle")}
+        named |= {COUNTERS[index] for index in (self._echo, self._condition) if index >= 0}
         constant = [name for name in _STANDARD if name not in layout.used_counters | named]
         constant += [
             name
             for axis in ("te", "edit")
-            if (name := protocol.axes.get(axis, "none")).startswith("user_") and name not in layout.used_counters
+            if (name := protocol.axes.get(axis, "none")).startswith("user_")
+            and name not in layout.used_counters | named
         ]
         self._constant_names = constant
         self._constant = itemgetter(*(COUNTER_INDEX[name] for name in [*constant, constant[-1]]))
@@ -88,40 +112,66 @@ class RoleFrames:
             A counter is out of range or varies without meaning, or the readout does not fit the protocol.
         """
         self.n_readouts += 1
-        number = self._frame_number(head)
+        key = self._key(head)
         self._check_constant(head)
-        frame = self._frames.get(number)
+        frame = self._frames.get(key)
         complete: list[KtData] = []
         if frame is None:
-            frame = self._frames[number] = _Frame(self.layout, self.n_coils)
-            complete = [done for other in self._open(number) if (done := self._if_filled(other)) is not None]
+            # another frame has begun; other echoes and conditions of this one may still fill
+            others = [other for other in self._open() if other.number != key.number]
+            frame = self._frames[key] = _Frame(self.layout, self.n_coils)
+            complete = [done for other in others for done in self._if_filled(other)]
         if not self._place(frame, head, readout):
             return complete
-        if head.flags & _LAST_IN_REPETITION or self._all_came(frame):
-            complete.append(self._close(number))
+        if head.flags & _LAST_IN_REPETITION:
+            complete += self._end_repetition(key)
+        elif self._all_came(frame):
+            complete += self._close(key)
         return complete
+
+    def _end_repetition(self, key: _Key) -> list[KtData]:
+        """Close a frame and those of its echoes and conditions of which as many readouts came."""
+        came = self._frames[key].n_readouts
+        ended = [k for k in self._open() if k.number == key.number and self._frames[k].n_readouts >= came]
+        return [done for k in ended for done in self._close(k)]
 
     def followed(self) -> list[KtData]:
         """Return the frames whose samples all came at least once, when readouts of another role follow."""
-        return [done for number in self._open() if (done := self._if_filled(number)) is not None]
+        return [done for key in self._open() for done in self._if_filled(key)]
 
     def finish(self) -> list[KtData]:
-        """Return the frames that are not complete at the end of the scan."""
-        return [self._close(number) for number in self._open()]
+        """Return the frames that are not complete at the end of the scan.
 
-    def readouts_of(self, number: int) -> int:
+        Raises
+        ------
+        DataError
+            Metabolite cycling of which no frame has both conditions.
+        """
+        found = [done for key in self._open() for done in self._close(key)]
+        for (number, _), (condition, _) in self._waiting.items():
+            sentence = f"of {self._name(_Key(number, 0, 0))} only condition {condition} of metabolite cycling came"
+            if not found and not self.n_pairs:
+                raise DataError(
+                    f"{sentence} ({self.protocol.axes['edit']} 0 is up, 1 is down); send both, or set mrsi_edit to none"
+                )
+            self.report.warn(f"{sentence}; it was not used")
+        return found
+
+    def readouts_of(self, kt: KtData) -> int:
         """Return how many readouts a frame was made of."""
-        return self._frames[number].n_readouts
+        return sum(
+            frame.n_readouts for key, frame in self._frames.items() if (key.number, key.echo) == (kt.frame, kt.echo)
+        )
 
-    def _open(self, but: int | None = None) -> list[int]:
-        return sorted(number for number, frame in self._frames.items() if not frame.closed and number != but)
+    def _open(self) -> list[_Key]:
+        return sorted(key for key, frame in self._frames.items() if not frame.closed)
 
-    def _if_filled(self, number: int) -> KtData | None:
+    def _if_filled(self, key: _Key) -> list[KtData]:
         """Close a frame whose samples all came, where the header does not promise more averages."""
-        frame = self._frames[number]
-        if frame.n_filled == self.layout.n_slots and self._average_limit is None:
-            return self._close(number)
-        return None
+        frame = self._frames[key]
+        if not frame.closed and frame.n_filled == self.layout.n_slots and self._average_limit is None:
+            return self._close(key)
+        return []
 
     def _all_came(self, frame: _Frame) -> bool:
         """Tell whether every average of every sample came, where the header says how many there are."""
@@ -132,12 +182,26 @@ class RoleFrames:
         averages = self._average_limit.maximum - self._average_limit.minimum + 1
         return frame.n_readouts - frame.repeated >= averages * self.layout.n_slots
 
-    def _frame_number(self, head: ReadoutHead) -> int:
-        if self._dynamic < 0:
-            return 0
-        number = head.counters[self._dynamic]
-        self._check_limit(head, self._dynamic, number, self._frame_limit)
-        return number
+    def _key(self, head: ReadoutHead) -> _Key:
+        number = echo = condition = 0
+        if self._dynamic >= 0:
+            number = head.counters[self._dynamic]
+            self._check_limit(head, self._dynamic, number, self._frame_limit)
+        if self._echo >= 0:
+            echo = head.counters[self._echo]
+            if echo >= len(self.protocol.echo_times_s):
+                raise DataError(
+                    f"readout {head.scan_counter} has {COUNTERS[self._echo]} {echo} but TE of the header lists "
+                    f"{len(self.protocol.echo_times_s)} echo times; list them all, or correct the counter"
+                )
+        if self._condition >= 0:
+            condition = head.counters[self._condition]
+            if condition > 1:
+                raise DataError(
+                    f"readout {head.scan_counter} has {COUNTERS[self._condition]} {condition} but metabolite cycling "
+                    "has the conditions 0 (up) and 1 (down); correct the counter or mrsi_axis_edit"
+                )
+        return _Key(number, echo, condition)
 
     def _check_limit(self, head: ReadoutHead, counter: int, value: int, limit: Limit | None) -> None:
         if limit is not None and not limit.minimum <= value <= limit.maximum:
@@ -161,11 +225,13 @@ class RoleFrames:
             )
 
     def _meaning(self, name: str) -> str:
-        if name in (self.protocol.axes.get("te"), self.protocol.axes.get("edit")):
+        if name == self.protocol.axes.get("te"):
             return (
-                "this reconstruction takes one echo time and one editing condition; send one, or name the water's in "
-                "mrsi_water_ref"
+                f"the header lists {'one echo time' if self.protocol.echo_times_s else 'no echo time'} (TE); list one "
+                "for each value, or name the water's in mrsi_water_ref"
             )
+        if name == self.protocol.axes.get("edit"):
+            return "mrsi_edit does not say what these conditions are; set it, or send one condition"
         water = (
             f"if one of its values is the water reference, set mrsi_water_ref={name}:VALUE; else "
             if name in ("set", "contrast", "repetition", "phase") and self.role is Role.METABOLITE
@@ -214,27 +280,27 @@ class RoleFrames:
             "not used"
         )
 
-    def _close(self, number: int) -> KtData:
-        """Finish a frame: divide averages, say what is missing, hand its samples over."""
-        frame = self._frames[number]
+    def _close(self, key: _Key) -> list[KtData]:
+        """Finish a frame: divide averages, say what is missing, hand its samples over (with those of its pair)."""
+        frame = self._frames[key]
         slots = np.array(frame.count, dtype=np.int64)
-        self._check_enough(number, slots)
-        self._say_what_happened(number, frame, slots)
+        self._check_enough(key, slots)
+        self._say_what_happened(key, frame, slots)
         # coordinates first: a layout that takes k from the readouts may refuse what it saw
         k, t, density = self.layout.coordinates()
         count = self.layout.counts(slots)
         if count.ndim == 2 and (count == count[:, :1]).all():
             count = np.ascontiguousarray(count[:, 0])
         samples = frame.samples
-        if self.protocol.kspace_weighting != "acquisition_weighted" and slots.max(initial=0) > 1:
-            divisor = np.maximum(count, 1).astype(np.float32)
-            samples /= divisor if count.ndim == 2 else divisor[:, None]
+        weighted = self.protocol.kspace_weighting == "acquisition_weighted"
+        if (not weighted or self._condition >= 0) and slots.max(initial=0) > 1:
+            samples /= _column(np.maximum(count, 1).astype(np.float32))
         if self.layout.shares is not None:
             count = count * (self.layout.shares if count.ndim == 1 else self.layout.shares[:, None])
         # a copy: an empty view would keep the memory of the whole frame
         frame.samples, frame.closed = samples[:, :0].copy(), True
         self.n_sent += 1
-        return KtData(
+        kt = KtData(
             samples=samples,
             k=k,
             t=t,
@@ -242,22 +308,46 @@ class RoleFrames:
             role=self.role,
             protocol=self.protocol,
             grid=self.layout.grid,
-            frame=number,
+            frame=key.number,
             sample_time_s=self.layout.sample_time_s,
             density=density,
+            echo=key.echo,
         )
+        return [kt] if self._condition < 0 else self._paired(key, kt, weighted)
 
-    def _check_enough(self, number: int, count: np.ndarray) -> None:
+    def _paired(self, key: _Key, kt: KtData, weighted: bool) -> list[KtData]:
+        """Return water and metabolites once both conditions of metabolite cycling have come."""
+        other = self._waiting.pop((key.number, key.echo), None)
+        if other is None:
+            self._waiting[key.number, key.echo] = key.condition, kt
+            return []
+        self.n_pairs += 1
+        pair = separate(*((other[1], kt) if key.condition else (kt, other[1])))
+        if weighted:
+            # sums, as the profile has it: each sample weighs as much as it was acquired
+            shares = 1.0 if self.layout.shares is None else _column(self.layout.shares)
+            for part in pair:
+                part.samples[...] *= (_column(part.count) / shares).astype(np.float32)
+        return list(pair)
+
+    def _check_enough(self, key: _Key, count: np.ndarray) -> None:
         """Refuse metabolites of which nearly nothing came: their maps would show nothing but the prior."""
         came = int(np.count_nonzero(count))
         if self.role is Role.METABOLITE and came < _LEAST_PART * count.size:
             raise DataError(
-                f"only {came} of {count.size} k-space samples of {self.role.value} frame {number} came, too few to "
+                f"only {came} of {count.size} k-space samples of {self.role.value} frame {key.number} came, too few to "
                 "reconstruct; send the whole scan, or correct matrixSize or LAST_IN_REPETITION"
             )
 
-    def _say_what_happened(self, number: int, frame: _Frame, count: np.ndarray) -> None:
-        name = f"{self.role.value} frame {number}" if self._dynamic >= 0 and len(self._frames) > 1 else self.role.value
+    def _name(self, key: _Key) -> str:
+        """Return what a frame is called in messages."""
+        name = self.role.value
+        if self._dynamic >= 0 and len({k.number for k in self._frames}) > 1:
+            name += f" frame {key.number}"
+        return f"{name} echo {key.echo}" if self._echo >= 0 else name
+
+    def _say_what_happened(self, key: _Key, frame: _Frame, count: np.ndarray) -> None:
+        name = self._name(key)
         missing = int(np.count_nonzero(count == 0))
         if missing:
             self.report.warn(f"{missing} of {count.size} k-space samples of {name} were not acquired and are zero")
@@ -267,6 +357,11 @@ class RoleFrames:
                 if self.protocol.kspace_weighting != "acquisition_weighted"
                 else f"{frame.repeated} readouts of {name} repeat samples with the same counters; they were added"
             )
+
+
+def _column(values: np.ndarray) -> np.ndarray:
+    """Return (point,) or (point, t) so that it multiplies samples (coil, point, t)."""
+    return values if values.ndim == 2 else values[:, None]
 
 
 def _counter(protocol: Protocol, axis: str) -> int:

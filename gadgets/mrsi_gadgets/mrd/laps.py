@@ -218,7 +218,7 @@ class LapLayout:
     def prepare(self, slot: int, head: ReadoutHead, readout: Acquisition) -> np.ndarray:
         """Return the slot's samples and remember where they lie; see `ReadoutLayout`."""
         numbers = self._range(slot)
-        kept = _kept(readout.head)
+        kept = _kept(readout.head, first=self._slots[slot][3] == 0)
         length = kept.stop - kept.start
         if length < numbers.size:
             raise DataError(
@@ -392,8 +392,12 @@ def _paths_of_header(header: MrdHeader | None, name: str) -> int:
     return int(limits.maximum) + 1
 
 
-def _kept(head: np.void) -> slice:
-    return slice(int(head["discard_pre"]), int(head["number_of_samples"]) - int(head["discard_post"]))
+def _kept(head: np.void, *, first: bool = True) -> slice:
+    """Return the samples of a readout that count; the first chunk of a walk begins at t = 0 (center_sample)."""
+    start, end = int(head["discard_pre"]), int(head["number_of_samples"])
+    if first and start < int(head["center_sample"]) < end:
+        start = int(head["center_sample"])
+    return slice(start, end - int(head["discard_post"]))
 
 
 def _check_columns(protocol: Protocol, dimensions: int) -> None:

@@ -171,7 +171,7 @@ class _Sorter:
             complete += [self._water(frame) for frame in self.water.finish()]
         if self.metabolites is not None:
             self.held += self.metabolites.finish()
-        complete += sorted(self.held, key=lambda frame: frame.frame)
+        complete += sorted(self.held, key=lambda frame: (frame.frame, frame.echo))
         self.held = []
         for role, count in self.unused.items():
             self.report.warn(f"{count} {_UNUSED[role]} were not used")
@@ -207,6 +207,9 @@ class _Sorter:
 
     def _order(self, frames: list[KtData]) -> list[KtData]:
         """Let water go before metabolites where it can."""
+        if self.protocols[Role.METABOLITE].editing == "metabolite_cycling":
+            # both come out of the same readouts, water first
+            return frames
         ready: list[KtData] = []
         for frame in frames:
             if frame.role is Role.WATER_REFERENCE:
@@ -222,7 +225,7 @@ class _Sorter:
         return ready
 
     def _readouts_of(self, frame: KtData) -> int:
-        return self.metabolites.readouts_of(frame.frame) if self.metabolites is not None else 0
+        return self.metabolites.readouts_of(frame) if self.metabolites is not None else 0
 
     def _wait_for_water(self) -> bool:
         if self.water_sent or self.rule.text == "none":

@@ -10,14 +10,29 @@ from mrsi_gadgets.data import KtData, Role, SpectralImage
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice
+from mrsi_gadgets.models.between_samples import rows_between_samples
 from mrsi_gadgets.models.subspace import Subspace, learn_subspace
+from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, offset_nodes
 from mrsi_gadgets.reconstruction.fourier import reconstruct_fourier
+from mrsi_gadgets.reconstruction.joint import reconstruct_joint
+from mrsi_gadgets.reconstruction.locally_low_rank import reconstruct_locally_low_rank
 from mrsi_gadgets.reconstruction.low_rank import reconstruct_low_rank
 from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
 
-METHODS = ("fourier", "low_rank", "subspace")
+METHODS = ("fourier", "low_rank", "locally_low_rank", "joint", "subspace")
+OFFSETS = (-0.75, 1.0)
+"""Offsets of samples from the spectral times, in dwells, for which the basis is ready before the data are there."""
 LARGE_RESIDUAL = 0.01
 """Relative residual of an iterative solve from which on it is told."""
+
+
+@dataclass(frozen=True)
+class LearnedBasis:
+    """What method subspace learns before the scan."""
+
+    model: Subspace
+    between: RowsBetweenSamples | None
+    """Its rows between the spectral times, for encodings that sample there."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +45,9 @@ class Reconstruct(Gadget):
     requires: ClassVar[tuple[str, ...]] = ("coil_maps",)
 
     method: str = "subspace"
-    """fourier, low_rank or subspace."""
+    """fourier, low_rank, locally_low_rank, joint or subspace."""
     rank: int | None = None
-    """Rank of the temporal basis (low_rank, subspace); auto: from the noise level, or the model's own error."""
+    """Rank of the temporal basis (all but fourier); auto: from the noise level, or the model's own error."""
     prior: str = "edges"
     """Spatial prior of method subspace: edges (differences of neighbours, weighed by the water image) or none."""
 
@@ -46,7 +61,7 @@ class Reconstruct(Gadget):
         if self.method != "subspace" and self.prior != "edges":
             raise ConfigError(f"method {self.method} has no spatial prior; leave the attribute out")
 
-    def prepare(self, context: Context) -> Subspace | None:
+    def prepare(self, context: Context) -> LearnedBasis | None:
         """Learn the temporal basis of this protocol before its data are there."""
         if self.method != "subspace":
             return None
@@ -59,7 +74,12 @@ class Reconstruct(Gadget):
             "seed": context.seed,
         }
         context.progress(f"temporal basis of rank {model.rank} learned for this protocol")
-        return model
+        if context.protocol.encoding == "csi":
+            return LearnedBasis(model, None)
+        dwell = context.protocol.dwell_s
+        with context.report.timed("basis between samples"):
+            between = rows_between_samples(model, offset_nodes(OFFSETS[0] * dwell, OFFSETS[1] * dwell, dwell))
+        return LearnedBasis(model, between)
 
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
         """Turn metabolite data into spectral images."""
@@ -86,6 +106,12 @@ class Reconstruct(Gadget):
             return reconstruct_fourier(kt, *known)
         if self.method == "low_rank":
             return reconstruct_low_rank(kt, *known, rank=self.rank)
-        model = context.prepared[self].result()
-        water = context.calibration.water
-        return reconstruct_subspace(kt, *known, model=model, water=water, prior=self.prior, seed=context.seed)
+        if self.method == "locally_low_rank":
+            return reconstruct_locally_low_rank(kt, *known, rank=self.rank)
+        if self.method == "joint":
+            return reconstruct_joint(kt, *known, rank=self.rank)
+        learned: LearnedBasis = context.prepared[self].result()
+        return reconstruct_subspace(
+            kt, *known, model=learned.model, between=learned.between, water=context.calibration.water,
+            prior=self.prior, seed=context.seed,
+        )  # fmt: skip

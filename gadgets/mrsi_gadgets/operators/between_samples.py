@@ -43,6 +43,13 @@ class RowsBetweenSamples:
         weights = _lagrange(self.nodes_s, np.asarray(offsets_s, dtype=float))
         return np.tensordot(weights, self.values, axes=1)
 
+    def covers(self, low_s: float, high_s: float) -> bool:
+        """Tell whether the nodes stand for all offsets between two."""
+        first, last = float(self.nodes_s.min()), float(self.nodes_s.max())
+        # Chebyshev nodes lie within their interval
+        margin = 0.5 * (last - first) * (1 / np.cos(0.5 * np.pi / len(self.nodes_s)) - 1) + 1e-9
+        return first - margin <= low_s and high_s <= last + margin
+
     def mixed(self, matrix: np.ndarray) -> RowsBetweenSamples:
         """Return new rows matrix (new, row) times the old ones."""
         return RowsBetweenSamples(self.nodes_s, matrix @ self.values)

@@ -54,7 +54,7 @@ def _autocorrelated_field_of_view(
 ) -> np.ndarray:
     """Return the autocorrelation of the disc that fits into the field of view, 1 at the origin (index n // 2)."""
     place = np.meshgrid(*[(np.arange(2 * n if n > 1 else 1) - (n if n > 1 else 0)) / n for n in matrix], indexing="ij")
-    disc = (sum(p**2 for p in place) < 0.25).astype(float)
+    disc = (np.sum(np.square(place), axis=0) < 0.25).astype(float)
     power = np.abs(np.fft.fftn(disc, axes=axes)) ** 2
     correlation = np.fft.fftshift(np.fft.ifftn(power, axes=axes).real, axes=axes)
     return np.asarray(correlation.reshape(doubled) / correlation.max())

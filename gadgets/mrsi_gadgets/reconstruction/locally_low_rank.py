@@ -101,12 +101,14 @@ def _proximal(
     weights = like((kt.counts > 0).astype(np.float32)[None], kt.samples)
     target = operator.H(kt.samples * weights)
     gram = operator.gram
-    x, mean_rank, changes = rho * scale, 0.0, []
+    x, mean_rank = rho * scale, 0.0
+    changes: list[float] = []
     while len(changes) < iterations and (not changes or changes[-1] > _STEP_RTOL):
         moved = x + step * (target - gram(x))
         # the threshold shrinks with the step, so that the fixed point is that of the data's own noise
         following, mean_rank = cut_patches(moved, sd * scale, patch, rank)
-        changes.append(_norm(following - x) / max(_norm(following), np.finfo(np.float32).tiny))
+        size = _norm(following)
+        changes.append(_norm(following - x) / size if size else 0.0)
         x = following
     return x / scale, mean_rank, changes
 
@@ -144,7 +146,7 @@ def _cut(fids: np.ndarray, noise_sd: float, rank: int | None) -> tuple[np.ndarra
     power, vectors = np.linalg.eigh((fids @ fids.conj().T).astype(np.complex128))
     singular = np.sqrt(np.maximum(power[::-1], 0))
     if rank is None:
-        rank = int(np.sum(singular > noise_threshold(*fids.shape, noise_sd)))
+        rank = int(np.sum(singular > noise_threshold(fids.shape[0], fids.shape[1], noise_sd)))
     leading = vectors[:, ::-1][:, : min(rank, len(singular))].astype(fids.dtype)
     return leading @ (leading.conj().T @ fids), leading.shape[1]
 

@@ -119,6 +119,7 @@ def reconstruct_subspace(
     noise_sd: float = 1.0,
     *,
     model: TemporalBasis,
+    between: RowsBetweenSamples | None = None,
     water: np.ndarray | None = None,
     prior: str = "edges",
     adapt: bool = True,
@@ -135,6 +136,9 @@ def reconstruct_subspace(
         As for `reconstruct_fourier`; readouts may be missing here.
     model
         Signal model with an orthonormal `basis`.
+    between
+        The model's rows between the spectral times, where they are known already; None: made here where samples lie
+        between them.
     water
         (x, y, z) water image, whose edges are trusted where that lowers the risk estimate; None for the scan's own
         edges alone.
@@ -177,7 +181,7 @@ def reconstruct_subspace(
         )
     direct = kt.fully_sampled and not use_operator
     inside = np.asarray(mask, dtype=bool)
-    between = None if kt.grid is not None and kt.common_times else _between(kt, model)
+    between = None if kt.grid is not None and kt.common_times else _between(kt, model, between)
     problem = _Problem(
         kt, on_grid(kt) if kt.fully_sampled else kt, coil_maps, np.asarray(b0_hz, dtype=float), inside, noise_sd,
         np.asarray(model.basis), between, direct, np.random.default_rng(seed), rtol,
@@ -263,9 +267,12 @@ def _least_squares(
     return problem, image, np.full(len(problem.basis), sample_sd * scale)
 
 
-def _between(kt: KtData, model: TemporalBasis) -> RowsBetweenSamples:
+def _between(kt: KtData, model: TemporalBasis, known: RowsBetweenSamples | None) -> RowsBetweenSamples:
     """Return the model's rows at the offsets of the data: from its ensemble, or else continued by their spectrum."""
-    nodes = offset_nodes(*offset_range(kt), kt.protocol.dwell_s)
+    low, high = offset_range(kt)
+    if known is not None and known.covers(low, high):
+        return known
+    nodes = offset_nodes(low, high, kt.protocol.dwell_s)
     if isinstance(model, Subspace):
         return rows_between_samples(model, nodes)
     return continued(np.asarray(model.basis), spectral_times(kt), nodes)

@@ -47,8 +47,11 @@ def k_points_of(geometry):
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-def measured(kind: str, rng, *, noise=0.0, mask=None, matrix=(14, 11, 1), n_times=96) -> Measurement:
-    """Return the object's samples by direct sums over voxels; `mask` makes the count (point, t) of the points."""
+def measured(kind: str, rng, *, noise=0.0, mask=None, matrix=(14, 11, 1), n_times=96, shift_per_m=0.0) -> Measurement:
+    """Return the object's samples by direct sums over voxels; `mask` makes the count (point, t) of the points.
+
+    `shift_per_m`: the two halves of the points lie half of it to either side of where the result says they are.
+    """
     made = make_measurement(rng, noise=0.0, matrix=matrix, n_times=n_times)
     protocol = made.kt.protocol
     geometry = protocol.geometry
@@ -57,7 +60,8 @@ def measured(kind: str, rng, *, noise=0.0, mask=None, matrix=(14, 11, 1), n_time
     voxel = np.array(geometry.voxel_mm) * 1e-3
     axes = [(np.arange(n) - c) * v for n, c, v in zip(matrix, geometry.centre_index, voxel, strict=True)]
     place = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    plane = np.exp(-2j * np.pi * (k @ place.T))  # (point, voxel)
+    actual = k + np.outer(np.where(np.arange(len(k)) < len(k) // 2, 0.5, -0.5), [shift_per_m, 0, 0])
+    plane = np.exp(-2j * np.pi * (actual @ place.T))  # (point, voxel)
     peaks = np.exp(protocol.times_s[None] * (2j * np.pi * protocol.hz(PPM)[:, None] - 1 / DECAY_S))
     parts = np.linalg.lstsq(peaks.T, made.rho.reshape(-1, n_times).T, rcond=None)[0].T  # (voxel, peak)
     samples = np.zeros((len(made.coil_maps), *t.shape), dtype=complex)

@@ -15,6 +15,7 @@ from mrsi_gadgets.reconstruction.field_map import (
     field_map_from_residual_water,
     field_map_from_water,
 )
+from mrsi_gadgets.reconstruction.odd_even import OddEven, correct_odd_even, find_odd_even, is_alternating
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,11 @@ class EstimateFieldMap(Gadget):
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
         """Consume the water reference, fill the calibration, yield the metabolite data without eddy-current phase."""
         found: FieldMap | None = None
+        lobes: OddEven | None = None
         for item in items:
+            if isinstance(item, KtData) and is_alternating(item):
+                lobes = lobes or self._lobes(item, context)
+                item = correct_odd_even(item, lobes)
             if isinstance(item, KtData) and item.role is Role.WATER_REFERENCE:
                 with context.report.timed("field_map"):
                     found = field_map_from_water(item, eddy_currents=self.eddy_currents)
@@ -56,6 +61,18 @@ class EstimateFieldMap(Gadget):
                 yield from handed_on(ready)
             else:
                 yield item
+
+    @staticmethod
+    def _lobes(item: KtData, context: Context) -> OddEven:
+        """Learn what differs between odd and even lobes from the first data that have both."""
+        lobes = find_odd_even(item)
+        cells = lobes.shift_per_m * item.protocol.geometry.fov_mm[0] * 1e-3
+        context.report.provenance["odd_even"] = {
+            "from": item.role.value, "phase_rad": round(lobes.phase_rad, 4), "shift_cells": round(cells, 4),
+            "coherence": round(lobes.coherence, 3),
+        }  # fmt: skip
+        context.progress(f"reversed lobes: phase {lobes.phase_rad:.2f} rad, shift {cells:.2f} points of k-space")
+        return lobes
 
     @staticmethod
     def _keep(found: FieldMap, context: Context) -> None:

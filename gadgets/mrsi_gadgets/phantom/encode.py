@@ -1,13 +1,16 @@
-"""Exact k-space of an object made of points on a fine grid: discrete Fourier sums, axis by axis, no interpolation."""
+"""k-space of an object made of points on a fine grid: discrete Fourier sums at any place and any time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import finufft
 import numpy as np
 
 _CHUNK_BYTES = 64 * 2**20
+_TIME_ERROR = 1e-7
+"""Relative error of the interpolation between times within a spectral dwell."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,18 @@ class FineBox:
 
     def kernel(self, axis: int) -> np.ndarray:
         """Fourier kernel exp(-i 2 pi k r) of one axis, complex64 (k, point); k = 0 and r = 0 at index n // 2."""
-        n, f = self.matrix[axis], self.subvoxels[axis]
-        index = np.arange(self.start[axis], self.start[axis] + self.shape[axis])
-        voxel = (index + 0.5) / f - 0.5 - n // 2
+        n = self.matrix[axis]
         k = np.arange(n) - n // 2
-        return np.exp(-2j * np.pi * np.outer(k, voxel) / n).astype(np.complex64)
+        return np.exp(-2j * np.pi * np.outer(k, self.positions(axis)) / n).astype(np.complex64)
+
+    def kernel_at(self, axis: int, k: np.ndarray, voxel_mm: float) -> np.ndarray:
+        """Fourier kernel exp(-i 2 pi k r) of one axis at any `k` [1/m], complex128 (k, point)."""
+        return np.asarray(np.exp(-2j * np.pi * 1e-3 * voxel_mm * np.outer(k, self.positions(axis))))
+
+    def positions(self, axis: int) -> np.ndarray:
+        """Places of the box's points along one axis in voxels from the centre (index n // 2)."""
+        index = np.arange(self.start[axis], self.start[axis] + self.shape[axis])
+        return np.asarray((index + 0.5) / self.subvoxels[axis] - 0.5 - self.matrix[axis] // 2)
 
     @property
     def points_per_voxel(self) -> int:
@@ -74,6 +84,161 @@ def encode(box: FineBox, signal: Callable[[slice], np.ndarray], coil_maps: np.nd
     return result
 
 
+@dataclass(frozen=True, eq=False)
+class GridPoints:
+    """Places in k-space that are a product of three axes; those of one kx share one time after each spectral point."""
+
+    kx: np.ndarray
+    """(a,) [1/m]."""
+    ky: np.ndarray
+    """(b,) [1/m]."""
+    kz: np.ndarray
+    """(c,) [1/m]."""
+    tau_s: np.ndarray
+    """(a,) time of each kx's samples after the spectral points `protocol.times_s` [s]."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(a, b, c)."""
+        return len(self.kx), len(self.ky), len(self.kz)
+
+
+@dataclass(frozen=True, eq=False)
+class PlanePoints:
+    """Places in k-space that are anywhere in the plane, times partitions along kz."""
+
+    k: np.ndarray
+    """(p, 2) [1/m] along x and y."""
+    kz: np.ndarray
+    """(c,) [1/m]."""
+    tau_s: np.ndarray
+    """(p,) time of each place's samples after the spectral points `protocol.times_s` [s]."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(p, c)."""
+        return len(self.k), len(self.kz)
+
+
+Points = GridPoints | PlanePoints
+
+
+def time_nodes(tau_s: np.ndarray, half_band_hz: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the times where a band-limited signal must be known to have it at all `tau_s`, and the weights for that.
+
+    Chebyshev interpolation of exp(i 2 pi f t) over half a range h with n nodes is off by about
+    2 (pi f h)^n / n!; n is the first with less than 1e-7.
+
+    Parameters
+    ----------
+    tau_s : (p,) times [s].
+    half_band_hz : largest |f| of the signal [Hz].
+
+    Returns
+    -------
+        nodes (n,) [s] and weights (n, p): the signal at tau[p] is sum_n weights[n, p] signal(nodes[n]).
+    """
+    low, high = float(np.min(tau_s)), float(np.max(tau_s))
+    half = (high - low) / 2
+    if half == 0.0:
+        return np.array([low]), np.ones((1, len(tau_s)))
+    size, error, n = np.pi * half_band_hz * half, 2.0, 0
+    while error > _TIME_ERROR or n < 2:
+        n += 1
+        error *= size / n
+    angles = (np.arange(n) + 0.5) * np.pi / n
+    nodes, signs = np.cos(angles), np.where(np.arange(n) % 2, -1.0, 1.0) * np.sin(angles)
+    offset = ((tau_s - low) / half - 1.0)[None] - nodes[:, None]
+    hit = np.abs(offset) < 1e-12
+    terms = signs[:, None] / np.where(hit, 1.0, offset)
+    weights = np.where(hit.any(axis=0), hit, terms / np.sum(terms, axis=0))
+    return low + half * (nodes + 1.0), weights
+
+
+def encode_points(
+    box: FineBox,
+    voxel_mm: tuple[float, float, float],
+    signal: Callable[[float], Callable[[slice], np.ndarray]],
+    coil_maps: np.ndarray,
+    points: Points,
+    n_times: int,
+    half_band_hz: float,
+) -> np.ndarray:
+    """Return samples at any places of k-space, each at its own time, complex64 (coil, *points.shape, t).
+
+    d_c(k, t + tau) = sum_r S_c(r) rho(r, t + tau) exp(-i 2 pi k r): exact sums along the axes of `GridPoints`, a
+    non-uniform fast Fourier transform (relative 1e-6) in the plane of `PlanePoints`. rho is evaluated at a few tau and
+    interpolated between them within 1e-7 (`time_nodes`).
+
+    Parameters
+    ----------
+    box : where the points of the object are.
+    voxel_mm : voxel size [mm].
+    signal : gives for a time tau [s] the function that gives rho(r, times + tau) of the box's points for a range of
+        time points, complex64 (point, t).
+    coil_maps : (coil, point) complex64.
+    points : where in k-space.
+    n_times : number of time points.
+    half_band_hz : largest |frequency| of the signal [Hz].
+    """
+    nodes, weights = time_nodes(points.tau_s, half_band_hz)
+    length = int(np.prod(box.shape))
+    step = max(1, min(n_times, _CHUNK_BYTES // (8 * length)))
+    result = np.zeros((coil_maps.shape[0], *points.shape, n_times), np.complex64)
+    transform = (
+        _product_transform(box, voxel_mm, points)
+        if isinstance(points, GridPoints)
+        else _plane_transform(box, voxel_mm, points)
+    )
+    for node, weight in zip(nodes, weights, strict=True):
+        at_node = signal(float(node))
+        for start in range(0, n_times, step):
+            times = slice(start, min(start + step, n_times))
+            rho = at_node(times)
+            for coil, sensitivity in enumerate(coil_maps):
+                result[coil, ..., times] += transform(sensitivity[:, None] * rho, weight)
+    return result
+
+
+def _product_transform(
+    box: FineBox, voxel_mm: tuple[float, float, float], points: GridPoints
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    exact = [box.kernel_at(axis, k, voxel_mm[axis]) for axis, k in enumerate((points.kx, points.ky, points.kz))]
+    kernels = [kernel.astype(np.complex64) for kernel in exact]
+
+    def transform(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        weighted = (weight[:, None] * exact[0]).astype(np.complex64)
+        return _transform(values, box, [weighted, *kernels[1:]])
+
+    return transform
+
+
+def _plane_transform(
+    box: FineBox, voxel_mm: tuple[float, float, float], points: PlanePoints
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    bx, by, bz = box.shape
+    along_z = np.ascontiguousarray(box.kernel_at(2, points.kz, voxel_mm[2]).T.astype(np.complex64))
+    step_m = [1e-3 * voxel_mm[axis] / box.subvoxels[axis] for axis in range(2)]
+    # finufft counts the points of the box from -(n // 2); where its zero lies is a phase of each k
+    zero = [box.positions(axis)[box.shape[axis] // 2] * 1e-3 * voxel_mm[axis] for axis in range(2)]
+    phase = np.exp(-2j * np.pi * (points.k @ np.array(zero)))
+    angles = [np.ascontiguousarray(2.0 * np.pi * points.k[:, axis] * step_m[axis], np.float32) for axis in range(2)]
+    plans: dict[int, finufft.Plan] = {}
+
+    def transform(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        count = values.shape[1]
+        partitions = (values.T.reshape(-1, bz) @ along_z).reshape(count, bx, by, len(points.kz))
+        planes = np.ascontiguousarray(np.moveaxis(partitions, 3, 1)).reshape(-1, bx, by)
+        if len(planes) not in plans:
+            plan = finufft.Plan(2, (bx, by), n_trans=len(planes), eps=1e-6, isign=-1, dtype="complex64")
+            plan.setpts(*angles)
+            plans[len(planes)] = plan
+        found = plans[len(planes)].execute(planes).reshape(count, len(points.kz), -1)
+        return np.asarray(np.moveaxis(found * (phase * weight).astype(np.complex64), 0, 2).swapaxes(0, 1))
+
+    return transform
+
+
 def encode_maps(box: FineBox, maps: np.ndarray) -> np.ndarray:
     """Return images (map, x, y, z) of fine maps (map, point) as a fully sampled measurement shows them.
 
@@ -92,7 +257,7 @@ def image_from_kspace(k: np.ndarray) -> np.ndarray:
 
 def _transform(values: np.ndarray, box: FineBox, kernels: list[np.ndarray]) -> np.ndarray:
     """k-space (kx, ky, kz, t) of values (point, t)."""
-    nx, ny, nz = box.matrix
+    nx, ny, nz = (len(kernel) for kernel in kernels)
     bx, by, bz = box.shape
     t = values.shape[1]
     k = kernels[0] @ values.reshape(bx, by * bz * t)

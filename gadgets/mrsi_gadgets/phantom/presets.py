@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from mrsi_gadgets.data import Geometry, Protocol
 from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.phantom.encodings import Csi, Encoding, Epsi, Rings, Spirals
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One simulated csi measurement: grid, timing, hardware and the strength of everything unwanted."""
+    """One simulated measurement: grid, encoding, timing, hardware and the strength of everything unwanted."""
 
     name: str
     description: str
+    encoding: Encoding = field(default_factory=Csi)
+    """How the scan walks through (k, t)."""
+    averages: float | None = None
+    """Excitations that the console has averaged into each readout; it need not be whole, since it only divides the
+    variance of the noise and stretches the scan. None: 1 for csi; for the others so many that a fully sampled scan has
+    the ADC time of a fully sampled csi scan of the same matrix."""
     matrix: tuple[int, int, int] = (48, 48, 1)
     """Voxels along x, y, z."""
     fov_mm: tuple[float, float, float] = (220.0, 220.0, 10.0)
@@ -34,7 +41,8 @@ class Preset:
     flip_angle_deg: float = 35.0
     n_coils: int = 8
     snr: float = 20.0
-    """Median NAA peak SNR in the brain mask; infinity means no noise in the data."""
+    """Median NAA peak SNR in the brain mask of a fully sampled csi scan with the noise per second of ADC that this scan
+    has; infinity means no noise in the data."""
     noise_readouts: int = 16
     noise_samples: int = 1024
     noise_dwell_s: float = 1.0 / 6000.0
@@ -82,7 +90,7 @@ class Preset:
     def protocol(self) -> Protocol:
         """The measurement as profile 1.0 describes it (what a reader of the file will find)."""
         centre = {axis: n // 2 for axis, n in zip(("kx", "ky", "kz"), self.matrix, strict=True)}
-        return Protocol(
+        protocol = Protocol(
             nucleus="1H",
             transmit_frequency_hz=self.transmit_frequency_hz,
             reference_ppm=self.reference_ppm,
@@ -107,29 +115,53 @@ class Preset:
             protocol_name=f"simulated {self.name}",
             provenance=dict.fromkeys(("nucleus", "dwell_s", "n_times", "geometry"), f"preset {self.name}"),
         )  # fmt: skip
+        own = self.encoding.protocol_fields(self)
+        axes = {**protocol.axes, **own.pop("axes", {})}
+        return replace(protocol, axes=axes, **own)
+
+    @property
+    def averaged(self) -> float:
+        """Excitations in each readout: `averages`, or what it stands for."""
+        if self.averages is not None:
+            return self.averages
+        return Csi().scan_facts(self)[1] / self.encoding.scan_facts(self)[1]
 
     @property
     def drift_between_scans_hz(self) -> float:
-        """Mean frequency of the metabolite readouts against that of the water reference [Hz]."""
-        return self.drift_hz_per_minute * int(np.prod(self.matrix)) * self.repetition_time_s / 60.0
+        """Mean frequency of fully sampled metabolite readouts against that of the water reference [Hz]."""
+        excitations = self.encoding.scan_facts(self)[0] * self.averaged
+        return self.drift_hz_per_minute * excitations * self.repetition_time_s / 60.0
 
     @property
     def eddy_phase(self) -> np.ndarray:
         """Eddy-current phase at each spectral point [rad]."""
-        times = self.protocol.times_s
-        phase = np.zeros_like(times)
+        return self.eddy_phase_at(self.protocol.times_s)
+
+    def eddy_phase_at(self, times_s: np.ndarray) -> np.ndarray:
+        """Eddy-current phase at any times after the excitation [rad], shape of `times_s`."""
+        phase = np.zeros_like(times_s)
         for amplitude, decay in zip(self.eddy_phase_rad, self.eddy_decay_s, strict=True):
-            phase += amplitude * np.exp(-times / decay)
+            phase += amplitude * np.exp(-times_s / decay)
         return phase
 
 
 _CSI48 = Preset("csi48", "2D 48 x 48 at 3 T, 384 points, 8 coils: the brain the measures are stated for")
+_CSI16 = replace(
+    _CSI48, name="csi16", description="2D 16 x 16 at 3 T, 256 points, 8 coils: seconds, for tests", matrix=(16, 16, 1),
+    subvoxels=(8, 8, 1), n_times=256, snr=40.0,
+)  # fmt: skip
+_CSI3D = replace(
+    _CSI48, name="csi3d", description="3D 32 x 32 x 16 in a slab of 80 mm", matrix=(32, 32, 16),
+    fov_mm=(220.0, 220.0, 80.0), subvoxels=(3, 3, 2), n_times=128,
+)  # fmt: skip
+_FLYBACK = Epsi()
+_BIPOLAR = Epsi(alternating=True, lobe_fraction=0.8, odd_even_phase_rad=0.3, gradient_delay_s=1e-6)
+_RAMP = replace(_BIPOLAR, lobe_fraction=1.0, ramp_fraction=0.3)
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        replace(_CSI48, name="csi16", description="2D 16 x 16 at 3 T, 256 points, 8 coils: seconds, for tests",
-                matrix=(16, 16, 1), subvoxels=(8, 8, 1), n_times=256, snr=40.0),
+        _CSI16,
         replace(_CSI48, name="csi32", description="2D 32 x 32 at 3 T, 384 points, 8 coils", matrix=(32, 32, 1),
                 subvoxels=(5, 5, 1), snr=30.0),
         _CSI48,
@@ -138,6 +170,36 @@ PRESETS: dict[str, Preset] = {
                 transmit_frequency_hz=297.2e6, field_strength_t=6.9803, n_times=512, dwell_s=1.0 / 3000.0,
                 noise_dwell_s=1.0 / 12000.0, n_coils=16, b0_sd_hz=24.0, b0_sinus_hz=145.0, water_offset_hz=1.9,
                 transmit_variation=0.3),
+        replace(_CSI3D, name="csi3d_16", description="3D 16 x 16 x 8 in a slab of 80 mm: seconds, for tests",
+                matrix=(16, 16, 8), subvoxels=(4, 4, 2), snr=40.0),
+        _CSI3D,
+        replace(_CSI3D, name="csi3d_64", description="3D 64 x 64 x 16 in a slab of 80 mm", matrix=(64, 64, 16),
+                subvoxels=(2, 2, 2)),
+        replace(_CSI16, name="csi16_elliptical", description="csi16 within an ellipse of k-space",
+                encoding=Csi(elliptical=True)),
+        replace(_CSI16, name="csi16_weighted", description="csi16 with 1 to 4 averages, most in the centre",
+                encoding=Csi(averages_at_centre=4)),
+        replace(_CSI48, name="csi48_random2", description="csi48 with one in 2 points of k-space",
+                encoding=Csi(undersampling=2.0, centre=8)),
+        replace(_CSI48, name="csi48_random3", description="csi48 with one in 3 points of k-space",
+                encoding=Csi(undersampling=3.0, centre=8)),
+        replace(_CSI48, name="csi32_sense", description="csi32 with every second point along x and y, 16 coils",
+                matrix=(32, 32, 1), subvoxels=(5, 5, 1), snr=30.0, n_coils=16,
+                encoding=Csi(regular=(2, 2, 1), centre=8)),
+        replace(_CSI16, name="epsi16", description="csi16 by flyback EPSI", encoding=_FLYBACK),
+        replace(_CSI16, name="epsi16_bipolar", description="csi16 by bipolar EPSI", encoding=_BIPOLAR),
+        replace(_CSI16, name="epsi16_ramp", description="csi16 by bipolar EPSI, sampled on the ramps", encoding=_RAMP),
+        replace(_CSI16, name="epsi16_kt", description="csi16 by flyback EPSI with other lines at each time, one in 2",
+                encoding=replace(_FLYBACK, undersampling=2.0, centre=4)),
+        replace(_CSI16, name="rings16", description="csi16 by 8 concentric rings", encoding=Rings()),
+        replace(_CSI16, name="spiral16", description="csi16 by 6 spirals", encoding=Spirals(arms_per_plane=6)),
+        replace(_CSI48, name="epsi48", description="csi48 by flyback EPSI", encoding=_FLYBACK),
+        replace(_CSI48, name="epsi48_bipolar", description="csi48 by bipolar EPSI", encoding=_BIPOLAR),
+        replace(_CSI48, name="epsi48_kt", description="csi48 by flyback EPSI with other lines at each time, one in 2",
+                encoding=replace(_FLYBACK, undersampling=2.0, centre=8)),
+        replace(_CSI48, name="rings48", description="csi48 by 24 concentric rings", encoding=Rings()),
+        replace(_CSI48, name="spiral48", description="csi48 by 16 spirals in 2 temporal interleaves",
+                encoding=Spirals(arms_per_plane=16)),
     )
 }  # fmt: skip
 """Name -> preset, as `mrsi simulate PRESET` takes them."""
@@ -159,7 +221,7 @@ def find_preset(name: str) -> Preset:
 def describe_presets() -> str:
     """Return one line of text for each preset."""
     return "\n".join(
-        f"{p.name:9s} {p.description}; {p.transmit_frequency_hz / 1e6:g} MHz, {1 / p.dwell_s:.0f} Hz, TR "
+        f"{p.name:16s} {p.description}; {p.transmit_frequency_hz / 1e6:g} MHz, {1 / p.dwell_s:.0f} Hz, TR "
         f"{p.repetition_time_s * 1e3:g} ms, NAA peak SNR {p.snr:g}"
         for p in PRESETS.values()
     )

@@ -14,6 +14,8 @@ import numpy as np
 
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.phantom.encodings import ENCODINGS
+from mrsi_gadgets.phantom.gradients import GradientLimits
 from mrsi_gadgets.phantom.presets import Preset
 from mrsi_gadgets.physics.brain_values import REPORTED_SUMS
 
@@ -95,7 +97,11 @@ class Truth:
         arrays |= {f"lesion_{name}": fraction for name, fraction in self.lesions.items()}
         card = {
             "format": _FORMAT,
-            "preset": asdict(self.preset) | {"snr": str(self.preset.snr)},
+            "preset": asdict(self.preset)
+            | {
+                "snr": str(self.preset.snr),
+                "encoding": {"kind": self.preset.encoding.kind, **asdict(self.preset.encoding)},
+            },
             "names": self.names,
             **self.card,
         }
@@ -131,12 +137,23 @@ class Truth:
         if card.get("format") != _FORMAT:
             raise DataError(f"{card_path.name} is not a '{_FORMAT}' card; simulate the scan again")
         lesions = {n.removeprefix("lesion_"): arrays.pop(n) for n in list(arrays) if n.startswith("lesion_")}
-        numbers: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in card.pop("preset").items()}
+        numbers: Any = _as_tuples(card.pop("preset"))
+        encoding = numbers.pop("encoding", {"kind": "csi"})  # cards of older versions are of csi scans
+        if "gradients" in encoding:
+            encoding["gradients"] = GradientLimits(**encoding["gradients"])
+        numbers["encoding"] = ENCODINGS[encoding.pop("kind")](**encoding)
         numbers["snr"] = float(numbers["snr"])  # kept as text: JSON has no infinity
         preset = Preset(**numbers)
         names = tuple(card.pop("names"))
         card.pop("format")
         return cls(preset=preset, names=names, lesions=lesions, card=card, **arrays)
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON has lists where the dataclasses have tuples."""
+    if isinstance(value, dict):
+        return {key: _as_tuples(part) for key, part in value.items()}
+    return tuple(_as_tuples(part) for part in value) if isinstance(value, list) else value
 
 
 def truth_paths(path: str | os.PathLike[str]) -> tuple[Path, Path]:

@@ -11,7 +11,7 @@ from mrsi_gadgets.models.subspace import learn_subspace, representation_error
 from mrsi_gadgets.physics import brain_values, deuterium, phosphorus
 from mrsi_gadgets.physics.basis import metabolite_basis
 from mrsi_gadgets.physics.ensemble import default_ensemble, noise_sd_at_snr, sample
-from mrsi_gadgets.physics.nucleus import DEUTERIUM, NUCLEI, PHOSPHORUS, field_strength_t, nucleus_of
+from mrsi_gadgets.physics.nucleus import DEUTERIUM, NUCLEI, PHOSPHORUS, calibration_line, field_strength_t, nucleus_of
 from mrsi_gadgets.physics.saturation import relaxation_weight
 from mrsi_gadgets.physics.simulation import pulse_acquire_lines
 from mrsi_gadgets.physics.spin_systems import SpinSystem
@@ -226,3 +226,14 @@ def test_the_noise_level_is_that_of_the_strongest_line(protocol, rng):
     height = np.sum(nucleus.concentration_mm(nucleus.strongest, "gm") * np.exp(-protocol.times_s / t2_star) * filter_)
     noise = rng.standard_normal((500, protocol.n_times, 2)) @ np.array([1, 1j]) * sd * filter_
     assert height / np.std(np.fft.fft(noise).real) == pytest.approx(20, rel=0.02)
+
+
+def test_each_nucleus_names_the_line_it_is_calibrated_on(make_protocol):
+    for protocol, ppm, shortest, longest in (
+        (make_protocol(), 4.65, 0.015, 0.03), (protocol_31p(), 0.0, 0.02, 0.03), (protocol_2h(), 4.8, 0.012, 0.02),
+    ):  # fmt: skip
+        place, t2_star = calibration_line(protocol)
+        assert place == ppm
+        assert shortest < t2_star < longest
+        # zero frequency of the received data is that line
+        assert abs(protocol.hz(place)) < 1e-9

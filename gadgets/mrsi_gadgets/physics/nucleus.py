@@ -6,6 +6,7 @@ phosphorus and deuterium.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ from mrsi_gadgets.physics.spin_systems import Molecule
 
 PROTON_GYROMAGNETIC_MHZ = 42.577
 """Resonance frequency of protons [MHz/T]."""
+_VOXEL_HZ = 10.0
+"""Usual width of the field over a voxel [Hz]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +148,24 @@ def nucleus_of(protocol: Protocol) -> Nucleus:
             "mrsi_nucleus if that is wrong, else this version cannot quantify the scan"
         )
     return NUCLEI[protocol.nucleus]
+
+
+def calibration_line(protocol: Protocol) -> tuple[float, float]:
+    """Return shift [ppm] and T2* [s] of the line that a scan without a water reference is calibrated on.
+
+    T2* is that of a voxel of grey matter with 10 Hz of the field over it: how much of an FID the line lasts.
+
+    Raises
+    ------
+    DataError
+        The molecules of the nucleus are not known.
+    """
+    nucleus = nucleus_of(protocol)
+    if nucleus.water_is_nuisance:
+        own_s = brain_values.water_s("t2_star", "gm", field_strength_t(protocol))
+    else:
+        own_s = nucleus.t2_star_s(nucleus.strongest, "gm", field_strength_t(protocol))
+    return nucleus.calibration_ppm, 1.0 / (1.0 / own_s + math.pi * _VOXEL_HZ)
 
 
 def field_strength_t(protocol: Protocol) -> float:

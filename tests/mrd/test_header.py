@@ -10,6 +10,7 @@ from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.io.mrd_file import read_scan
 from mrsi_gadgets.mrd.header import Limit, parse_header
 from mrsi_gadgets.mrd.header_writer import header_xml
+from mrsi_gadgets.mrd.keys import DEFAULT_LAP_AXES
 from mrsi_gadgets.mrd.profile import read_protocol, read_water_protocol
 
 FULL = """<?xml version="1.0"?>
@@ -109,6 +110,23 @@ PROTOCOLS = {
         trajectory_units="1/m",
         trajectory_columns=("kx", "ky"),
     ),
+    "alternating": csi_protocol(
+        encoding="epsi",
+        axes={"kx": "readout", "t": "segment"},
+        k_centre={"ky": 2, "kz": 2},
+        readout_polarity="alternating",
+        readout_oversampling=2.0,
+    ),
+    "spiral": csi_protocol(
+        encoding="spiral",
+        axes={"kx": "trajectory", "ky": "trajectory", "chunk": "user_3", "path": "user_4", "interleaf": "none"},
+        k_centre={"kz": 2},
+        samples_per_lap=(24,),
+        samples_used=(20,),
+        temporal_interleaves=(2,),
+        trajectory_id="arms",
+    ),
+    "cycling": csi_protocol(editing="metabolite_cycling", water_reference="none", axes={"edit": "user_0"}),
     "weights": csi_protocol(kspace_weighting="acquisition_weighted", readout_oversampling=2.0, water_reference="set:1"),
 }
 
@@ -121,8 +139,8 @@ def test_a_written_header_reads_back_as_the_same_protocol(name):
     assert back.acquisition_delay_s == pytest.approx(protocol.acquisition_delay_s, rel=1e-15)
     assert back.echo_times_s == pytest.approx(protocol.echo_times_s, rel=1e-15)
     same = {key: getattr(back, key) for key in ("dwell_s", "acquisition_delay_s", "echo_times_s", "provenance")}
-    if name in ("csi", "rings"):
-        same["temporal_interleaves"] = back.temporal_interleaves
+    if name == "rings":
+        same["axes"] = protocol.axes | DEFAULT_LAP_AXES
     assert replace(protocol, **same) == back
 
 
@@ -153,3 +171,15 @@ def test_the_shared_header_is_read(shared_data):
     assert protocol.dwell_s == pytest.approx(1 / 1400)
     assert protocol.water_reference == "set:1"
     assert protocol.k_centre == {"kx": 4, "ky": 4, "kz": 0}
+
+
+def test_the_description_of_a_ramp_sampled_lobe_is_written_and_read():
+    lobe = {"rampUpTime": 100, "rampDownTime": 90, "flatTopTime": 400, "echoSpacing": 700, "numSamples": 10,
+            "acqDelayTime": 0, "dwellTime": 55.5}  # fmt: skip
+    xml = header_xml(PROTOCOLS["alternating"], receiver_channels=2, lobe=lobe)
+    encoding = parse_header(xml).encodings[0]
+    assert (encoding.trajectory, encoding.trajectory_id) == ("epi", "ConventionalEPI")
+    assert encoding.trajectory_parameters == lobe
+    strict = ismrmrd.xsd.CreateFromDocument(xml).encoding[0].trajectoryDescription
+    assert strict.identifier == "ConventionalEPI"
+    assert read_protocol(parse_header(xml)).trajectory_id == "ConventionalEPI"

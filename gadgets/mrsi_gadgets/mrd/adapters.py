@@ -16,16 +16,23 @@ from typing import Any
 
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.io.sequence import read_toml, shipped_descriptions
-from mrsi_gadgets.mrd.header import Encoding, MrdHeader, Value
+from mrsi_gadgets.mrd.header import Encoding, MrdHeader, Space, Value
 from mrsi_gadgets.mrd.keys import PROFILE_KEYS
+from mrsi_gadgets.mrd.layout import COUNTER_INDEX
 from mrsi_gadgets.mrd.nuclei import FIELD_TOLERANCE, FREQUENCY_RATIO, PROTON_HZ_PER_T
 
 _SECTIONS = {
     "": {"name", "input", "detect", "profile", "geometry"},
-    "detect": {"user_parameters", "counters", "protocol_names", "sequence_types"},
-    "geometry": {"matrix"},
-}
-_SOURCES = ("user_parameter", "counter", "echo_time_ms", "from")
+    "detect": {
+        "user_parameters", "counters", "protocol_names", "sequence_types", "trajectories", "vendors",
+        "without_user_parameters", "without_protocol_names",
+    },
+    "geometry": {"matrix", "fov_mm", "ignore_limits"},
+}  # fmt: skip
+_SOURCES = (
+    "user_parameter", "trajectory_parameter", "counter", "echo_time_ms", "echo_spacing_ms", "recon_matrix",
+    "recon_fov_mm", "from",
+)  # fmt: skip
 _OPTIONS = {"times", "over", "map", "otherwise", "below"}
 
 Found = tuple[Value, str]
@@ -45,16 +52,38 @@ class Adapter:
     """One of these patterns is the protocol's name; none: any name."""
     sequence_types: tuple[str, ...] = ()
     """One of these is the header's sequence_type; none: any."""
+    trajectories: tuple[str, ...] = ()
+    """One of these is the trajectory of the first encoding; none: any."""
+    vendors: tuple[str, ...] = ()
+    """One of these patterns is the scanner's vendor, whatever its case; none: any."""
+    without_user_parameters: tuple[str, ...] = ()
+    """None of these patterns is among the user parameters."""
+    without_protocol_names: tuple[str, ...] = ()
+    """None of these patterns is the protocol's name."""
     profile: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Profile key -> the places where it may stand; the first that is there counts."""
     matrix: tuple[tuple[Any, ...], ...] = ()
     """Grid points along x, y and z, where the header's own are something else."""
+    fov_mm: tuple[tuple[Any, ...], ...] = ()
+    """Field of view of that grid [mm]."""
+    ignore_limits: tuple[str, ...] = ()
+    """Counters that run from 0 over the whole matrix with their centre at n // 2, whatever encodingLimits say."""
 
     def knows(self, header: MrdHeader) -> bool:
-        """Tell whether this description fits a header."""
+        """Tell whether this description fits a header; one that names no condition fits none by itself."""
         limits = header.encodings[0].limits if header.encodings else {}
+        trajectory = header.encodings[0].trajectory if header.encodings else ""
+        conditions = (
+            self.user_parameters, self.counters, self.protocol_names, self.sequence_types, self.trajectories,
+            self.vendors,
+        )  # fmt: skip
         return (
-            all(fnmatch.filter(header.user, pattern) for pattern in self.user_parameters)
+            any(conditions)
+            and not any(fnmatch.filter(header.user, pattern) for pattern in self.without_user_parameters)
+            and not any(fnmatch.fnmatch(header.protocol_name, pattern) for pattern in self.without_protocol_names)
+            and (not self.trajectories or trajectory in self.trajectories)
+            and (not self.vendors or any(fnmatch.fnmatch(header.vendor.lower(), v.lower()) for v in self.vendors))
+            and all(fnmatch.filter(header.user, pattern) for pattern in self.user_parameters)
             and all(name in limits and limits[name].maximum > 0 for name in self.counters)
             and (not self.protocol_names or any(fnmatch.fnmatch(header.protocol_name, p) for p in self.protocol_names))
             and (not self.sequence_types or header.sequence_type in self.sequence_types)
@@ -73,30 +102,38 @@ class Adapter:
             found = self._first(places, header, derived, key)
             if found is not None:
                 derived[key] = found
-        encodings = header.encodings
-        if self.matrix and encodings:
-            encodings = (self._with_matrix(encodings[0], header, derived), *encodings[1:])
-        return replace(header, adapted=derived, encodings=encodings)
-
-    def _with_matrix(self, encoding: Encoding, header: MrdHeader, derived: Mapping[str, Found]) -> Encoding:
-        sizes = []
-        for axis, places in enumerate(self.matrix):
-            found = self._first(places, header, derived, f"matrix along {'xyz'[axis]}")
-            sizes.append(
-                encoding.encoded.matrix[axis] if found is None else int(_number(found[0], self.name, "matrix"))
-            )
-        matrix = (sizes[0], sizes[1], sizes[2])
+        if not (self.matrix or self.fov_mm or self.ignore_limits):
+            return replace(header, adapted=derived)
+        sources: list[str] = []
+        encodings = tuple(self._with_grid(space, header, derived, sources) for space in range(len(header.encodings)))
+        named = ", ".join(dict.fromkeys(sources))
         return replace(
-            encoding, encoded=replace(encoding.encoded, matrix=matrix), recon=replace(encoding.recon, matrix=matrix)
+            header, adapted=derived, encodings=encodings, geometry_source=f"{self.name}: {named}" if named else ""
         )
 
+    def _with_grid(self, space: int, header: MrdHeader, derived: Mapping[str, Found], sources: list[str]) -> Encoding:
+        """Return an encoding space with the grid that the description makes of it."""
+        encoding = header.encodings[space]
+        numbers = {"matrix": [*map(float, encoding.encoded.matrix)], "fov_mm": [*encoding.encoded.fov_mm]}
+        for what, places in (("matrix", self.matrix), ("fov_mm", self.fov_mm)):
+            for axis, alternatives in enumerate(places):
+                found = self._first(alternatives, header, derived, f"{what} along {'xyz'[axis]}", space)
+                if found is not None:
+                    numbers[what][axis] = _number(found[0], self.name, what)
+                    sources.append(found[1])
+        nx, ny, nz = (int(n) for n in numbers["matrix"])
+        x, y, z = numbers["fov_mm"]
+        grid = Space((nx, ny, nz), (x, y, z))
+        limits = {name: limit for name, limit in encoding.limits.items() if name not in self.ignore_limits}
+        return replace(encoding, encoded=grid, recon=grid, limits=limits)
+
     def _first(
-        self, places: tuple[Any, ...], header: MrdHeader, derived: Mapping[str, Found], what: str
+        self, places: tuple[Any, ...], header: MrdHeader, derived: Mapping[str, Found], what: str, space: int = 0
     ) -> Found | None:
         for place in places:
             if not isinstance(place, dict):
                 return place, f"sequence description {self.name}"
-            found = _look_up(place, header)
+            found = _look_up(place, header, space)
             if found is not None and "below" in place and _number(found[0], self.name, found[1]) >= place["below"]:
                 found = None
             if found is not None:
@@ -163,14 +200,21 @@ def read_adapter(path: Path) -> Adapter:
         if key not in PROFILE_KEYS:
             raise ConfigError(f"{path.name}: {key} is no key of the MRSI profile")
     detect = text.get("detect", {})
-    matrix = text.get("geometry", {}).get("matrix", [])
-    if len(matrix) not in (0, 3):
-        raise ConfigError(f"{path.name}: [geometry] matrix needs three entries (x, y, z)")
+    ignored = tuple(text.get("geometry", {}).get("ignore_limits", ()))
+    unknown = [name for name in ignored if name not in COUNTER_INDEX]
+    if unknown:
+        raise ConfigError(f"{path.name}: [geometry] ignore_limits names {unknown[0]}, which is no counter of MRD")
+    grid = {name: text.get("geometry", {}).get(name, []) for name in ("matrix", "fov_mm")}
+    for name, entries in grid.items():
+        if len(entries) not in (0, 3):
+            raise ConfigError(f"{path.name}: [geometry] {name} needs three entries (x, y, z)")
     return Adapter(
         name=str(text.get("name", path.stem)),
-        **{name: tuple(detect.get(name, ())) for name in _SECTIONS["detect"]},
+        **{name: tuple(detect.get(name, ())) for name in sorted(_SECTIONS["detect"])},
         profile={key: _places(entry, key, path) for key, entry in profile.items()},
-        matrix=tuple(_places(entry, "matrix", path) for entry in matrix),
+        matrix=tuple(_places(entry, "matrix", path) for entry in grid["matrix"]),
+        ignore_limits=ignored,
+        fov_mm=tuple(_places(entry, "fov_mm", path) for entry in grid["fov_mm"]),
     )
 
 
@@ -200,22 +244,40 @@ def _places(entry: Any, name: str, path: Path) -> tuple[Any, ...]:
                     f"{path.name}: {name} must be a value or a table with one of {', '.join(_SOURCES)} and, if need "
                     f"be, {', '.join(sorted(_OPTIONS))}"
                 )
+            if any(place.get(source, "x") not in ("x", "y", "z") for source in ("recon_matrix", "recon_fov_mm")):
+                raise ConfigError(f"{path.name}: {name} needs x, y or z in recon_matrix and recon_fov_mm")
         elif not isinstance(place, (int, float, str)):
             raise ConfigError(f"{path.name}: {name} must be a value, a table or a list of them")
     return places
 
 
-def _look_up(place: Mapping[str, Any], header: MrdHeader) -> Found | None:
+def _look_up(place: Mapping[str, Any], header: MrdHeader, space: int) -> Found | None:
     """Return what the header has at a place, or None."""
-    if "user_parameter" in place:
-        name = place["user_parameter"]
-        if name in header.user:
-            return header.user[name], f"header {name}"
-        # a text that the vendor leaves out has a meaning too, where the description gives it one
-        return (place["otherwise"], f"header without {name}") if "otherwise" in place else None
+    encoding = header.encodings[space] if space < len(header.encodings) else None
+    for kind, values, where in (
+        ("user_parameter", header.user, "header"),
+        ("trajectory_parameter", encoding.trajectory_parameters if encoding else {}, "header trajectoryDescription"),
+    ):
+        if kind in place:
+            name = place[kind]
+            if name in values:
+                return values[name], f"{where} {name}"
+            # a text that the vendor leaves out has a meaning too, where the description gives it one
+            return (place["otherwise"], f"header without {name}") if "otherwise" in place else None
     if "counter" in place:
-        limit = header.encodings[0].limits.get(place["counter"]) if header.encodings else None
+        limit = encoding.limits.get(place["counter"]) if encoding else None
         return None if limit is None else (limit.maximum + 1, f"header encodingLimits of {place['counter']}")
+    if "recon_matrix" in place or "recon_fov_mm" in place:
+        axis = "xyz".index(place.get("recon_matrix") or place["recon_fov_mm"])
+        if encoding is None:
+            return None
+        if "recon_matrix" in place:
+            return encoding.recon.matrix[axis], "header reconSpace matrixSize"
+        return encoding.recon.fov_mm[axis], "header reconSpace fieldOfView_mm"
+    if "echo_spacing_ms" in place:
+        index = int(place["echo_spacing_ms"])
+        spacings = header.echo_spacings_ms
+        return (spacings[index], f"header echo_spacing[{index}]") if index < len(spacings) else None
     if "echo_time_ms" in place:
         index = int(place["echo_time_ms"])
         return (header.echo_times_ms[index], f"header TE[{index}]") if index < len(header.echo_times_ms) else None

@@ -76,11 +76,14 @@ class MrdHeader:
     echo_times_ms: tuple[float, ...] = ()
     inversion_times_ms: tuple[float, ...] = ()
     flip_angles_deg: tuple[float, ...] = ()
+    echo_spacings_ms: tuple[float, ...] = ()
     sequence_type: str = ""
     user: Mapping[str, Value] = field(default_factory=dict)
     """User parameters of all four types by name."""
     adapted: Mapping[str, tuple[Value, str]] = field(default_factory=dict)
     """Profile key -> (value, source): what a vendor adapter derived (`mrd.adapters`)."""
+    geometry_source: str = ""
+    """Where a vendor adapter found the grid, where the header's own is something else."""
     frame_of_reference_uid: str = ""
     series_description: str = ""
 
@@ -126,6 +129,7 @@ def parse_header(xml: str) -> MrdHeader:
         echo_times_ms=_numbers(root, f"{sequence}/TE"),
         inversion_times_ms=_numbers(root, f"{sequence}/TI"),
         flip_angles_deg=_numbers(root, f"{sequence}/flipAngle_deg"),
+        echo_spacings_ms=_numbers(root, f"{sequence}/echo_spacing"),
         sequence_type=_text(root, f"{sequence}/sequence_type"),
         user=_user_parameters(root.find("userParameters")),
     )

@@ -23,7 +23,10 @@ DEFAULT_AXES = {
     "rings": {"kx": "trajectory", "ky": "trajectory", "kz": "kspace_encode_step_2", "t": "readout"},
     "other": {},
 }
+DEFAULT_LAP_AXES = {"path": "kspace_encode_step_1", "chunk": "segment", "interleaf": "user_0"}
+"""Rings and spirals: which ring or arm, which piece of a long walk, which temporal interleaf."""
 DEFAULT_OTHER_AXES = {"dynamic": "repetition", "te": "contrast", "edit": "none", "cycle": "average"}
+WATER_RULES = ("none", "measurement", "flag:USER1", "flag:IS_PARALLEL_CALIBRATION")
 WATER_COUNTERS = ("set", "contrast", "repetition", "phase", "segment", "slice", *(f"user_{i}" for i in range(8)))
 
 
@@ -101,9 +104,9 @@ def _json(text: str) -> str:
 
 def _water_rule(text: str) -> str:
     kind, _, value = text.partition(":")
-    if text in ("none", "measurement", "flag:USER1") or (kind in WATER_COUNTERS and value.isdigit()):
+    if text in WATER_RULES or (kind in WATER_COUNTERS and value.isdigit()):
         return text
-    raise ValueError("none, measurement, flag:USER1 or a counter with its value, such as set:1")
+    raise ValueError(f"{', '.join(WATER_RULES)} or a counter with its value, such as set:1")
 
 
 def _nucleus(text: str) -> str:
@@ -134,6 +137,9 @@ PROFILE_KEYS: dict[str, Callable[[str], Any]] = {
     "mrsi_axis_ky": _axis,
     "mrsi_axis_kz": _axis,
     "mrsi_axis_t": _axis,
+    "mrsi_axis_path": _axis,
+    "mrsi_axis_chunk": _axis,
+    "mrsi_axis_interleaf": _axis,
     "mrsi_axis_dynamic": _axis,
     "mrsi_axis_te": _axis,
     "mrsi_axis_edit": _axis,

@@ -3,8 +3,9 @@
 A path (a ring, an interleaf of a spiral) is walked again and again; each sample of a lap is a point of k-space, the
 laps are its times. Temporal interleaves b = 0 ... T-1 walk the same path again, each one spectral dwell later, so that
 its points are sampled T times more often than one walk allows: the FID index of a sample is lap * T + b. Long walks
-arrive in chunks. Counters as in the profile: path = kspace_encode_step_1, partition = kspace_encode_step_2, chunk =
-segment, temporal interleaf = user_0; laps, interleaves and chunks may differ from path to path.
+arrive in chunks. Counters by default: path = kspace_encode_step_1, partition = kspace_encode_step_2, chunk = segment,
+temporal interleaf = user_0 (axes path, kz, chunk and interleaf of the profile); laps, interleaves and chunks may differ
+from path to path.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import numpy as np
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.io.trajectories import StoredTrajectory
-from mrsi_gadgets.mrd.header import MrdHeader
+from mrsi_gadgets.mrd.header import LIMIT_OF_COUNTER, MrdHeader
+from mrsi_gadgets.mrd.keys import DEFAULT_LAP_AXES
 from mrsi_gadgets.mrd.layout import COUNTER_INDEX, ReadoutHead, Surroundings, trajectory_scale
 from mrsi_gadgets.mrd.sizes import check_size
 from mrsi_gadgets.stream.messages import Acquisition
 
-PATH, PARTITION, CHUNK, INTERLEAF = "kspace_encode_step_1", "kspace_encode_step_2", "segment", "user_0"
+_AXES = ("kz", "path", "interleaf", "chunk")
+"""Axes of the profile in the order of a slot's numbers."""
 _MOST_PATHS = 1 << 16
 """A counter has 16 bits."""
 _SAME_DWELL = 1e-3
@@ -71,12 +74,15 @@ class LapLayout:
     """
 
     grid = None
-    used_counters = frozenset({PATH, PARTITION, CHUNK, INTERLEAF})
     path_name = "path"
     """What a path of this encoding is called in messages."""
 
     def __init__(self, protocol: Protocol, around: Surroundings, first: Acquisition) -> None:
         self.protocol = protocol
+        self._sources = [_source(protocol, axis) for axis in _AXES]
+        # a counter that is not there is always 0, as one that never counts
+        self._counters = [COUNTER_INDEX.get(source, -1) for source in self._sources]
+        self.used_counters = frozenset(self._sources) - {"none"}
         self.paths = _paths(protocol, around.header, self.path_name)
         self.n_paths = len(self.paths)
         self.n_partitions = protocol.geometry.matrix[2]
@@ -165,8 +171,8 @@ class LapLayout:
         """Return how many samples a chunk has: those of the first readout, or whole walks where the header says so."""
         space = int(first.head["encoding_space_ref"])
         encodings = header.encodings if header is not None else ()
-        limit = encodings[space].limits.get(CHUNK) if space < len(encodings) else None
-        if limit is not None and limit.maximum == 0:
+        limit = encodings[space].limits.get(self._sources[3]) if space < len(encodings) else None
+        if self._sources[3] == "none" or (limit is not None and limit.maximum == 0):
             return max(path.walk(self.protocol.n_times) for path in self.paths)
         kept = _kept(first.head)
         if kept.stop <= kept.start:
@@ -177,27 +183,28 @@ class LapLayout:
 
     def slot(self, head: ReadoutHead) -> int:
         """Return the slot of a readout; see `ReadoutLayout`."""
-        counter = {name: head.counters[COUNTER_INDEX[name]] for name in (PARTITION, PATH, INTERLEAF, CHUNK)}
-        number = self._numbers.get(tuple(counter.values()))  # type: ignore[arg-type]
+        place = tuple(head.counters[index] if index >= 0 else 0 for index in self._counters)
+        number = self._numbers.get(place)  # type: ignore[arg-type]
         if number is not None:
             return number
-        index, name = counter[PATH], self.path_name
-        if index >= self.n_paths or counter[PARTITION] >= self.n_partitions:
+        partition, index, interleaf, chunk = place
+        name = self.path_name
+        if index >= self.n_paths or partition >= self.n_partitions:
             raise DataError(
-                f"readout {head.scan_counter} is of {name} {index}, partition {counter[PARTITION]} but there are "
+                f"readout {head.scan_counter} is of {name} {index}, partition {partition} but there are "
                 f"{self.n_paths} {name}s and {self.n_partitions} partitions; correct the counters or "
                 "mrsi_samples_per_lap"
             )
         path = self.paths[index]
-        if counter[INTERLEAF] >= path.interleaves:
+        if interleaf >= path.interleaves:
             raise DataError(
-                f"readout {head.scan_counter} is of temporal interleaf {counter[INTERLEAF]} of {name} {index}, which "
-                f"has {path.interleaves}; correct mrsi_temporal_interleaves or counter user_0"
+                f"readout {head.scan_counter} is of temporal interleaf {interleaf} of {name} {index}, which has "
+                f"{path.interleaves}; correct mrsi_temporal_interleaves or counter {self._sources[2]}"
             )
         raise DataError(
-            f"readout {head.scan_counter} is chunk {counter[CHUNK]} of {name} {index}, but "
+            f"readout {head.scan_counter} is chunk {chunk} of {name} {index}, but "
             f"{path.walk(self.protocol.n_times)} samples of mrsi_spectral_points {self.protocol.n_times} need fewer "
-            f"chunks of {self._chunk} samples; correct mrsi_spectral_points or counter segment"
+            f"chunks of {self._chunk} samples; correct mrsi_spectral_points or counter {self._sources[3]}"
         )
 
     def target(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
@@ -358,7 +365,7 @@ def _paths(protocol: Protocol, header: MrdHeader | None, name: str) -> list[Path
             f"mrsi_samples_per_lap has {len(laps)} values and mrsi_temporal_interleaves {len(interleaves)}{given}; "
             f"give one value or one per {name}"
         )
-    count = lists.pop() if lists else _paths_of_header(header, name)
+    count = lists.pop() if lists else _paths_of_header(header, name, _source(protocol, "path"))
     laps, interleaves = (values * count if len(values) == 1 else values for values in (laps, interleaves))
     used = used * count if len(used) == 1 else used or laps
     paths = [Path(*numbers) for numbers in zip(laps, used, interleaves, strict=True)]
@@ -377,19 +384,28 @@ def _paths(protocol: Protocol, header: MrdHeader | None, name: str) -> list[Path
     return paths
 
 
-def _paths_of_header(header: MrdHeader | None, name: str) -> int:
-    limits = header.encodings[0].limits.get(PATH) if header is not None and header.encodings else None
+def _paths_of_header(header: MrdHeader | None, name: str, source: str) -> int:
+    limits = header.encodings[0].limits.get(source) if header is not None and header.encodings else None
+    limit_name = LIMIT_OF_COUNTER.get(source, source)
     if limits is None:
         raise DataError(
-            f"the number of {name}s is not known; give encodingLimits of kspace_encoding_step_1, or one value of "
+            f"the number of {name}s is not known; give encodingLimits of {limit_name}, or one value of "
             f"mrsi_samples_per_lap per {name}"
         )
     if not 0 <= limits.maximum < _MOST_PATHS:
         raise DataError(
-            f"encodingLimits.kspace_encoding_step_1 has the maximum {limits.maximum}, but its counter ends at "
+            f"encodingLimits.{limit_name} has the maximum {limits.maximum}, but its counter ends at "
             f"{_MOST_PATHS - 1}; correct it"
         )
     return int(limits.maximum) + 1
+
+
+def _source(protocol: Protocol, axis: str) -> str:
+    """Return the counter of an axis of laps, or ``none``."""
+    source = protocol.axes.get(axis, DEFAULT_LAP_AXES.get(axis, "none"))
+    if source not in COUNTER_INDEX and source != "none":
+        raise DataError(f"mrsi_axis_{axis} is '{source}'; in {protocol.encoding} it must be a counter or none")
+    return source
 
 
 def _kept(head: np.void, *, first: bool = True) -> slice:

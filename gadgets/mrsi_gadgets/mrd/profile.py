@@ -14,7 +14,14 @@ from typing import Any
 from mrsi_gadgets.data import Geometry, Protocol
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.mrd.header import LIMIT_OF_COUNTER, Encoding, Limit, MrdHeader
-from mrsi_gadgets.mrd.keys import DEFAULT_AXES, DEFAULT_OTHER_AXES, PROFILE_KEYS, KeyReader, unknown_keys
+from mrsi_gadgets.mrd.keys import (
+    DEFAULT_AXES,
+    DEFAULT_LAP_AXES,
+    DEFAULT_OTHER_AXES,
+    PROFILE_KEYS,
+    KeyReader,
+    unknown_keys,
+)
 from mrsi_gadgets.mrd.nuclei import DEFAULT_REFERENCE_PPM, FIELD_TOLERANCE, FREQUENCY_RATIO, PROTON_HZ_PER_T
 from mrsi_gadgets.mrd.sizes import check_matrix
 
@@ -94,7 +101,7 @@ def read_protocol(
         encoding.encoded.fov_mm,
         grid_center=keys.get("mrsi_grid_center", "grid_center", "voxel"),
     )
-    keys.provenance["geometry"] = f"header encoding[{space}] encodedSpace"
+    keys.provenance["geometry"] = header.geometry_source or f"header encoding[{space}] encodedSpace"
     if keys.missing:
         raise DataError(
             f"the header lacks {', '.join(keys.missing)} (MRSI profile 1.0); add them as userParameters of the header, "
@@ -208,6 +215,8 @@ def _axes(keys: KeyReader, kind: str) -> dict[str, str]:
             axes[name] = keys.need(f"mrsi_axis_{name}", f"axes.{name}", "none")
         else:
             axes[name] = keys.get(f"mrsi_axis_{name}", f"axes.{name}", default, f"default of {kind}")
+    for name, default in DEFAULT_LAP_AXES.items() if kind in ("rings", "spiral") else ():
+        axes[name] = keys.get(f"mrsi_axis_{name}", f"axes.{name}", default, f"default of {kind}")
     taken = set(axes.values())
     for name, default in DEFAULT_OTHER_AXES.items():
         # a counter that was explicitly given to another axis is no longer this axis' default
@@ -266,7 +275,7 @@ def _check_axes(axes: Mapping[str, str], water_rule: str) -> None:
             )
         owners[source] = axis
     counter = water_rule.partition(":")[0]
-    if counter in owners and owners[counter] in ("kx", "ky", "kz", "t"):
+    if counter in owners and owners[counter] in ("kx", "ky", "kz", "t", *DEFAULT_LAP_AXES):
         raise DataError(
             f"mrsi_water_ref '{water_rule}' and mrsi_axis_{owners[counter]} '{counter}' use one counter; "
             "change one of them"
@@ -369,7 +378,7 @@ def _k_centres(keys: KeyReader, axes: Mapping[str, str], encoding: Encoding, spa
         limit = encoding.limits.get(source)
         if limit is None:
             centres[axis] = n // 2
-            keys.provenance[f"k_centre.{axis}"] = f"default n // 2 (encodingLimits.{name} not given)"
+            keys.provenance[f"k_centre.{axis}"] = f"default n // 2 (no encodingLimits.{name}, or not used)"
             continue
         _check_limit(limit, n, axis, name, f"encoding[{space}] encodedSpace.matrixSize.{size}")
         centres[axis] = limit.center

@@ -6,6 +6,7 @@ import numpy as np
 
 from mrsi_gadgets.data import Protocol, Role
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.mrd.keys import WATER_RULES
 from mrsi_gadgets.mrd.layout import COUNTER_INDEX, ReadoutHead, read_head
 from mrsi_gadgets.stream.messages import Flag
 
@@ -29,7 +30,8 @@ class RoleRule:
     Parameters
     ----------
     protocol
-        Its `water_reference` is the rule for water: ``none``, ``flag:USER1``, ``measurement`` or ``counter:value``.
+        Its `water_reference` is the rule for water: ``none``, ``flag:USER1``, ``flag:IS_PARALLEL_CALIBRATION`` (its
+        readouts are then no calibration), ``measurement`` or ``counter:value``.
     """
 
     def __init__(self, protocol: Protocol) -> None:
@@ -38,9 +40,10 @@ class RoleRule:
         self.counter = counter if counter in COUNTER_INDEX else None
         self._index = COUNTER_INDEX.get(counter, -1)
         self._value = int(value) if self.counter else -1
-        if self.counter is None and self.text not in ("none", "flag:USER1", "measurement"):
+        self._calibration_is_water = self.text == "flag:IS_PARALLEL_CALIBRATION"
+        if self.counter is None and self.text not in WATER_RULES:
             raise DataError(
-                f"mrsi_water_ref is '{self.text}'; it must be none, measurement, flag:USER1 or a counter with its "
+                f"mrsi_water_ref is '{self.text}'; it must be one of {', '.join(WATER_RULES)} or a counter with its "
                 "value, such as set:1"
             )
 
@@ -60,6 +63,8 @@ class RoleRule:
                 return Role.DUMMY
             if flags & _NAVIGATOR:
                 return Role.NAVIGATOR
+            if self._calibration_is_water:
+                return Role.WATER_REFERENCE
             if not flags & _ALSO_IMAGING:
                 return Role.CALIBRATION
         flagged = bool(flags & _WATER)

@@ -9,9 +9,10 @@ from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.gadgets.prewhiten import Prewhiten
 from mrsi_gadgets.gadgets.quantify import Quantify
 from mrsi_gadgets.gadgets.reconstruct import Reconstruct
+from mrsi_gadgets.gadgets.remove_nuisance import RemoveNuisance
 
 GADGETS: dict[str, type[Gadget]] = {
     gadget.element: gadget
-    for gadget in (Prewhiten, EstimateFieldMap, CombineCoils, Reconstruct, Quantify, ConsoleImages)
+    for gadget in (Prewhiten, EstimateFieldMap, CombineCoils, RemoveNuisance, Reconstruct, Quantify, ConsoleImages)
 }
 """XML element -> gadget, in the order of the data."""

@@ -1,0 +1,62 @@
+"""Gadget `remove_nuisance`: metabolite data without water and lipids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mrsi_gadgets.data import KtData, Role
+from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.gadget import Gadget, choice, handed_on
+from mrsi_gadgets.models.subspace import Subspace, learn_subspace
+from mrsi_gadgets.reconstruction.nuisance.removal import METHODS, remove_nuisance
+
+
+@dataclass(frozen=True)
+class RemoveNuisance(Gadget):
+    """Water and scalp lipids out of the metabolite data, by HSVD, a union of subspaces or an L2 penalty; no mask."""
+
+    element: ClassVar[str] = "remove_nuisance"
+    accepts: ClassVar[tuple[type, ...]] = (KtData,)
+    produces: ClassVar[tuple[type, ...]] = (KtData,)
+    requires: ClassVar[tuple[str, ...]] = ("coil_maps",)
+
+    method: str = "auto"
+    """auto, hsvd (water only), union_of_subspaces (water and lipids) or l2 (lipids by penalty)."""
+
+    def __post_init__(self) -> None:
+        choice("method", self.method, METHODS)
+
+    def prepare(self, context: Context) -> Subspace | None:
+        """Learn the subspace of metabolites, which must not be touched, before the data are there."""
+        if context.protocol.nucleus != "1H":
+            return None
+        with context.report.timed("learn subspace of nuisance removal"):
+            return learn_subspace(context.protocol, seed=context.seed)
+
+    def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
+        """Yield metabolite data without nuisance; everything else passes, as do nuclei without water and lipids."""
+        for item in items:
+            if not (isinstance(item, KtData) and item.role is Role.METABOLITE) or context.protocol.nucleus != "1H":
+                yield item
+                continue
+            model = context.prepared[self].result()
+            with context.report.timed("remove nuisance"):
+                done = remove_nuisance(
+                    item,
+                    *context.calibration.encoding(),
+                    model=model,
+                    method=self.method,
+                    water=context.calibration.water,
+                )
+            del item
+            context.report.provenance["nuisance"] = done.provenance
+            after, before = done.after, done.before
+            context.progress(
+                f"nuisance removed ({done.method}): water {before.water:.1f} to {after.water:.1f} and lipids "
+                f"{before.lipids:.1f} to {after.lipids:.1f} times the noise in the brain"
+            )
+            ready = [done.kt]
+            del done
+            yield from handed_on(ready)

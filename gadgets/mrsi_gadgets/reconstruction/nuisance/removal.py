@@ -1,0 +1,432 @@
+"""Removal of water and lipids from (k,t) data: the methods, how they are measured, and the choice between them.
+
+Every method estimates images of water and lipids and subtracts their samples, d - A(water) - A(lipids); noise and all
+other signal stay as they were measured. `auto` tries the methods and takes the one that leaves least in the bands of
+water and lipids and touches metabolites least, all in units of the noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from mrsi_gadgets.arrays import Array, like, namespace, one_blas_thread, to_numpy
+from mrsi_gadgets.data import KtData
+from mrsi_gadgets.errors import ConfigError, DataError
+from mrsi_gadgets.models.subspace import Subspace
+from mrsi_gadgets.operators.encoding import encoding_operator
+from mrsi_gadgets.reconstruction.fourier import field_phase, reconstruct_fourier
+from mrsi_gadgets.reconstruction.nuisance import modulation as sidebands
+from mrsi_gadgets.reconstruction.nuisance.hsvd import principal_rows
+from mrsi_gadgets.reconstruction.nuisance.lipids import (
+    BAND_PPM,
+    LipidSpace,
+    band_amplitude,
+    hamming,
+    leak_of,
+    lipid_space,
+    lipid_support,
+    lipids_at_their_source,
+    lipids_by_penalty,
+)
+from mrsi_gadgets.reconstruction.nuisance.water import (
+    metabolite_covariance,
+    metabolite_strength,
+    separate_water,
+    water_by_hsvd,
+)
+
+METHODS = ("auto", "hsvd", "union_of_subspaces", "l2")
+WATER_PPM = (4.5, 4.8)
+LIPID_PPM = (0.9, 1.6)
+METABOLITE_PPM = ((1.9, 2.15), (2.9, 3.35))
+"""Where NAA, creatine and choline are."""
+UNSUPPRESSED = 0.2
+"""Water counts as unsuppressed from this part of the reference's amplitude on."""
+_UNSUPPRESSED_OVER_NAA = 500.0
+"""... and without a reference from this factor over the NAA CH3 signal on."""
+_NAA_SIGNAL = 27.0
+"""NAA CH3 signal in the ensemble's unit (9 mM, three protons)."""
+_STRENGTH_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+_ROW_ERROR = 0.01
+"""Energy of a row of water that is left out, over that of the noise, in the mean over voxels."""
+_PASSES = 2
+"""Passes over data whose Fourier image is not their exact inverse."""
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What is left in the brain after a removal, as root mean square of the unitary spectrum over the noise's SD.
+
+    1 is noise alone. Medians over the voxels of the brain.
+    """
+
+    water: float
+    """In the band of water."""
+    lipids: float
+    """In the band of lipids; macromolecules and lactate are in it too."""
+    touched: float
+    """What was taken out of the bands of NAA, creatine and choline, tails of water and lipids included."""
+    water_expected: float
+    """What noise and the metabolites and macromolecules of the model have in the band of water."""
+    lipids_expected: float
+    """The same in the band of lipids."""
+
+    @property
+    def cost(self) -> float:
+        """Energy that is left too much, or taken too much, over that of the noise."""
+        # noise that went with the water is no loss: nothing is measured there
+        water = max(self.water**2 - self.water_expected**2, 0.0)
+        return water + abs(self.lipids**2 - self.lipids_expected**2) + self.touched**2
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """Data without nuisance, and what is known about how well that went."""
+
+    kt: KtData
+    method: str
+    """hsvd, union_of_subspaces, l2, or none where nothing had to be removed."""
+    before: Remains
+    after: Remains
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Scan:
+    """What all methods share."""
+
+    kt: KtData
+    coil_maps: Array
+    b0_hz: np.ndarray
+    mask: np.ndarray
+    noise_sd: float
+    model: Subspace
+    water: np.ndarray | None
+    fids: Array
+    """(x, y, z, t), B0 taken out."""
+    sd: np.ndarray
+    """(x, y, z)."""
+    support: np.ndarray
+    """(x, y, z) bool: where lipids come from."""
+
+    @property
+    def brain(self) -> np.ndarray:
+        """Voxels of the mask that are not scalp."""
+        brain = self.mask & ~self.support
+        return brain if brain.any() else self.mask
+
+    @property
+    def typical_sd(self) -> float:
+        """Noise of a typical voxel of the mask."""
+        return float(np.median(self.sd[self.mask]))
+
+    @property
+    def hz_per_ppm(self) -> float:
+        """Hertz per ppm."""
+        return self.kt.protocol.transmit_frequency_hz * 1e-6
+
+    def image(self, samples: Array) -> Array:
+        """Return the Fourier image of other samples."""
+        known = (self.coil_maps, self.b0_hz, self.mask, self.noise_sd)
+        return reconstruct_fourier(self.kt.with_samples(samples), *known).coefficients
+
+    def with_field(self, fids: Array) -> Array:
+        """Return FIDs with B0 in them."""
+        return fids * field_phase(fids, self.b0_hz, self.kt.protocol.times_s[: int(fids.shape[-1])])
+
+    def samples_of(self, coefficients: Array, rows: np.ndarray, *, field_in_rows: bool = False) -> Array:
+        """Return the samples of an image: coefficients (x, y, z, row) on rows (row, t)."""
+        b0 = np.zeros_like(self.b0_hz) if field_in_rows else self.b0_hz
+        operator = encoding_operator(self.kt, self.coil_maps, b0, rows)
+        return operator(coefficients) * float(np.sqrt(self.mask.size))
+
+
+def remove_nuisance(
+    kt: KtData,
+    coil_maps: Array,
+    b0_hz: np.ndarray,
+    mask: np.ndarray,
+    noise_sd: float = 1.0,
+    *,
+    model: Subspace,
+    method: str = "auto",
+    water: np.ndarray | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Removal:
+    """Remove water and lipids from metabolite data of any encoding.
+
+    Parameters
+    ----------
+    kt, coil_maps, b0_hz, mask, noise_sd
+        As for `reconstruct_fourier`.
+    model
+        Subspace of metabolites (and nuisance) learned for the protocol: what must not be touched.
+    method
+        ``hsvd``: water alone, voxel by voxel as damped exponentials. ``union_of_subspaces``: water by its own temporal
+        subspace, lipids by sources in the scalp. ``l2``: water as before, lipids by the L2 penalty. ``auto``.
+    water
+        (x, y, z) amplitude of unsuppressed water at t = 0, or None: tells whether water was suppressed.
+    progress
+        Told a sentence at every stage.
+
+    Raises
+    ------
+    ConfigError
+        The method is unknown.
+    DataError
+        Data, calibration and model do not fit each other.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method '{method}' is not known; use {', '.join(METHODS)}")
+    if model.basis.shape[1] != int(kt.samples.shape[2]):
+        raise DataError(
+            f"the signal model has {model.basis.shape[1]} points and the data {int(kt.samples.shape[2])}; learn one for "
+            "this protocol"
+        )
+    with one_blas_thread():
+        return _removed(_scan(kt, coil_maps, b0_hz, mask, noise_sd, model, water), method, progress)
+
+
+def _removed(scan: _Scan, method: str, progress: Callable[[str], None] | None) -> Removal:
+    """Try what may be tried and take the best."""
+    kt = scan.kt
+    before = _remains(scan, scan.fids, None)
+    if not scan.mask.any():
+        return Removal(kt, "none", before, before, {"reason": "no voxel of the mask"})
+    tried: dict[str, tuple[KtData, Remains, dict[str, Any]]] = {}
+    candidates = ("hsvd", "union_of_subspaces", "l2") if method == "auto" else (method,)
+    if method == "auto" and not scan.support.any():
+        candidates = ("hsvd", "union_of_subspaces")
+    for name in candidates:
+        cleaned, notes = _cleaned(scan, name, exact=kt.grid is not None and kt.fully_sampled)
+        fids = scan.image(cleaned.samples)
+        tried[name] = cleaned, _remains(scan, fids, scan.fids - fids), notes
+        if progress is not None:
+            after = tried[name][1]
+            progress(
+                f"{name}: water {before.water:.1f} to {after.water:.2f} and lipids {before.lipids:.1f} to "
+                f"{after.lipids:.2f} times the noise in the brain"
+            )
+    if method == "auto":
+        tried["none"] = kt, before, {}
+    chosen = min(tried, key=lambda name: tried[name][1].cost)
+    cleaned, after, notes = tried[chosen]
+    provenance = {
+        "method": chosen,
+        "asked": method,
+        "lipid_support_voxels": int(scan.support.sum()),
+        **notes,
+        **{f"{when}_{name}": round(float(getattr(what, name)), 3) for when, what in (("before", before), ("after", after))
+           for name in ("water", "lipids", "touched")},
+        "water_expected": round(after.water_expected, 3),
+        "lipids_expected": round(after.lipids_expected, 3),
+        "cost": {name: round(float(what.cost), 3) for name, (_, what, _) in tried.items()},
+    }  # fmt: skip
+    return Removal(cleaned, chosen, before, after, provenance)
+
+
+def _scan(
+    kt: KtData, coil_maps: Array, b0_hz: np.ndarray, mask: np.ndarray, noise_sd: float, model: Subspace,
+    water: np.ndarray | None,
+) -> _Scan:  # fmt: skip
+    image = reconstruct_fourier(kt, coil_maps, b0_hz, mask, noise_sd)
+    windowed = reconstruct_fourier(hamming(kt), coil_maps, b0_hz, mask, noise_sd).coefficients
+    ppm = kt.protocol.ppm_axis(int(kt.samples.shape[2]))
+    inside = np.asarray(mask, dtype=bool)
+    support = lipid_support(band_amplitude(windowed, ppm, BAND_PPM), inside)
+    return _Scan(
+        kt, coil_maps, np.asarray(b0_hz, dtype=float), inside, noise_sd, model, water, image.coefficients,
+        image.noise_sd, support,
+    )  # fmt: skip
+
+
+def _cleaned(scan: _Scan, method: str, *, exact: bool) -> tuple[KtData, dict[str, Any]]:
+    """Return the data without what the method finds, and notes for the provenance."""
+    kt, notes = _pass(scan, method)
+    for _ in range(0 if exact else _PASSES - 1):
+        kt, _ = _pass(replace(scan, kt=kt, fids=scan.image(kt.samples)), method)
+    return kt, notes
+
+
+def _pass(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:
+    shape = tuple(int(n) for n in scan.fids.shape)
+    xp = namespace(scan.fids)
+    flat = xp.reshape(scan.fids, (-1, shape[-1]))
+    rough = _hsvd(scan, flat)
+    notes: dict[str, Any] = {}
+    place = sidebands.places(shape[:3])
+    modulation: np.ndarray | None = None
+    if _unsuppressed(scan, flat, rough):
+        modulation = sidebands.shared_modulation(
+            flat, place, scan.brain.ravel(), scan.kt.protocol.dwell_s, scan.hz_per_ppm,
+            lambda fids: _water_again(scan, fids, scan.brain.ravel()),
+        )  # fmt: skip
+        plain = sidebands.without_modulation(flat, place, modulation)
+        rough = _hsvd(scan, plain)
+        notes["water"] = "not suppressed"
+        notes["largest_modulation_rad"] = round(float(np.abs(place @ modulation).max()), 5)
+    else:
+        plain = flat
+        notes["water"] = "suppressed"
+    if method == "hsvd":
+        found = rough if modulation is None else sidebands.with_modulation(rough, place, modulation)
+        return _without(scan, scan.kt, _on_rows(found, scan, shape)), notes
+    first = rough if modulation is None else sidebands.with_modulation(rough, place, modulation)
+    lipids, lipid_notes = _lipids(scan, xp.reshape(flat - first, shape), method)
+    notes |= lipid_notes
+    kt = scan.kt
+    if lipids is not None:
+        kt = kt.with_samples(kt.samples - lipids)
+        flat = xp.reshape(scan.image(kt.samples), (-1, shape[-1]))
+        plain = flat if modulation is None else sidebands.without_modulation(flat, place, modulation)
+    metabolites = _metabolites(scan, plain - rough)
+    coefficients, rows = separate_water(plain, rough, scan.mask.ravel(), metabolites, scan.typical_sd)
+    if modulation is None:
+        return _without(scan, kt, _fewer_rows(coefficients, rows, scan, shape)), notes
+    found = sidebands.with_modulation(coefficients @ like(rows, coefficients, coefficients.dtype), place, modulation)
+    return _without(scan, kt, _on_rows(found, scan, shape)), notes
+
+
+def _hsvd(scan: _Scan, flat: Array) -> Array:
+    protocol = scan.kt.protocol
+    return water_by_hsvd(flat, protocol.dwell_s, scan.hz_per_ppm, scan.sd.ravel(), _water_hz(scan))
+
+
+def _water_hz(scan: _Scan) -> float:
+    """Frequency of water where the field map says 0: the receiver's reference is not always water's."""
+    return 0.0
+
+
+def _water_again(scan: _Scan, fids: Array, inside: np.ndarray) -> Array:
+    """Return the water of some voxels by HSVD and then by covariances."""
+    protocol = scan.kt.protocol
+    sd = scan.sd.ravel()[inside]
+    rough = water_by_hsvd(fids, protocol.dwell_s, scan.hz_per_ppm, sd, _water_hz(scan))
+    everywhere = np.ones(len(sd), dtype=bool)
+    strength = metabolite_strength(fids - rough, scan.model, scan.typical_sd)
+    metabolites = strength * metabolite_covariance(scan.model)
+    coefficients, rows = separate_water(fids, rough, everywhere, metabolites, scan.typical_sd)
+    return coefficients @ like(rows, coefficients, coefficients.dtype)
+
+
+def _metabolites(scan: _Scan, flat: Array) -> np.ndarray:
+    """Return s^2 C_m with the strength that FIDs without water have in the brain."""
+    return _strength(scan, flat) * metabolite_covariance(scan.model)
+
+
+def _strength(scan: _Scan, flat: Array) -> float:
+    inside = namespace(flat).take(flat, like(np.flatnonzero(scan.brain.ravel()), flat), axis=0)
+    return metabolite_strength(inside, scan.model, scan.typical_sd)
+
+
+def _unsuppressed(scan: _Scan, flat: Array, water: Array) -> bool:
+    """Tell whether water is there at its full strength."""
+    inside = scan.brain
+    start = np.abs(to_numpy(water[:, 0])).reshape(inside.shape)[inside]
+    if scan.water is not None:
+        return bool(np.median(start / np.maximum(scan.water[inside], np.finfo(np.float32).tiny)) > UNSUPPRESSED)
+    naa = _NAA_SIGNAL * float(np.sqrt(_strength(scan, flat - water)))
+    return bool(np.median(start) > _UNSUPPRESSED_OVER_NAA * naa)
+
+
+def _lipids(scan: _Scan, fids: Array, method: str) -> tuple[Array | None, dict[str, Any]]:
+    """Return the samples of lipids, None where there are none, by the FIDs without water (x, y, z, t)."""
+    if not scan.support.any():
+        return None, {"lipids": "none found"}
+    turned = scan.with_field(fids)
+    space = lipid_space(turned, scan.support, scan.typical_sd)
+    brain = scan.mask & ~scan.support
+    notes: dict[str, Any] = {"lipid_rows": len(space.rows)}
+    if method == "l2":
+        leak = leak_of(turned, space, scan.brain)
+        coefficients = lipids_by_penalty(turned, space, leak, scan.typical_sd)
+        coefficients = coefficients * like(scan.mask[..., None].astype(np.float32), coefficients, coefficients.dtype)
+        return scan.samples_of(coefficients, space.rows, field_in_rows=True), notes | {"lipid_leak": round(leak, 6)}
+    without_water = scan.kt.samples - _samples_of_image(scan, scan.fids - fids)
+    samples, residual = lipids_at_their_source(
+        scan.kt.with_samples(without_water), space, brain, _energy_in(scan, space, fids), scan.noise_sd
+    )
+    return samples, notes | {"lipid_residual": round(residual, 6)}
+
+
+def _energy_in(scan: _Scan, space: LipidSpace, fids: Array) -> np.ndarray:
+    """Return the mean energy of a voxel's metabolites in the rows of lipids, whose field is their own."""
+    flat = namespace(fids).reshape(fids, (-1, int(fids.shape[-1])))
+    strength = _strength(scan, flat)
+    rank = scan.model.metabolite_rank
+    covariance = scan.model.metabolite_covariance[:rank, :rank]
+    rows = scan.model.basis[:rank].astype(np.complex128)
+    times = scan.kt.protocol.times_s[: rows.shape[1]]
+    energy = np.zeros(len(space.rows))
+    for shift in np.quantile(scan.b0_hz[scan.brain], _STRENGTH_QUANTILES):
+        part = (rows * np.exp(2j * np.pi * shift * times)) @ space.rows.conj().T
+        energy += np.einsum("ij,ir,jr->r", covariance, part, part.conj()).real
+    return np.maximum(strength * energy / len(_STRENGTH_QUANTILES), 0.0)
+
+
+def _samples_of_image(scan: _Scan, image: Array) -> Array:
+    shape = tuple(int(n) for n in image.shape)
+    flat = namespace(image).reshape(image, (-1, shape[-1]))
+    return scan.samples_of(*_on_rows(flat, scan, shape))
+
+
+def _on_rows(flat: Array, scan: _Scan, shape: tuple[int, ...]) -> tuple[Array, np.ndarray]:
+    """Return FIDs (voxel, t) as coefficients (x, y, z, row) on as few rows as the noise allows."""
+    power, rows = principal_rows(flat, shape[-1])
+    rows = rows[: _rows_needed(power, scan, shape)].astype(np.complex64)
+    coefficients = flat @ like(rows.conj().T, flat, flat.dtype)
+    return namespace(flat).reshape(coefficients, (*shape[:3], len(rows))), rows
+
+
+def _fewer_rows(coefficients: Array, rows: np.ndarray, scan: _Scan, shape: tuple[int, ...]) -> tuple[Array, np.ndarray]:
+    """Return an image given by coefficients on any rows on orthonormal ones, those that matter."""
+    basis, mixing = np.linalg.qr(rows.T.astype(np.complex128))
+    turned = coefficients @ like(mixing.T.astype(np.complex64), coefficients, coefficients.dtype)
+    power, rotation = principal_rows(turned, len(rows))
+    rotation = rotation[: _rows_needed(power, scan, shape)].astype(np.complex64)
+    turned = turned @ like(rotation.conj().T, turned, turned.dtype)
+    image = namespace(turned).reshape(turned, (*shape[:3], len(rotation)))
+    return image, (rotation @ basis.T).astype(np.complex64)
+
+
+def _rows_needed(power: np.ndarray, scan: _Scan, shape: tuple[int, ...]) -> int:
+    level = _ROW_ERROR * 2 * scan.typical_sd**2 * float(np.prod(shape[:3]))
+    return max(1, int(np.sum(power > level)))
+
+
+def _without(scan: _Scan, kt: KtData, water: tuple[Array, np.ndarray]) -> KtData:
+    return kt.with_samples(kt.samples - scan.samples_of(*water))
+
+
+def _remains(scan: _Scan, fids: Array, taken: Array | None) -> Remains:
+    ppm = scan.kt.protocol.ppm_axis(int(fids.shape[-1]))
+    brain = scan.brain
+    if not brain.any():
+        return Remains(0.0, 0.0, 0.0, 1.0, 1.0)
+    sd = np.sqrt(2) * scan.sd[brain]
+
+    def level(image: Array, band: tuple[float, float]) -> float:
+        return float(np.median(band_amplitude(image, ppm, band)[brain] / sd))
+
+    touched = 0.0
+    if taken is not None:
+        touched = float(np.sqrt(np.mean([level(taken, band) ** 2 for band in METABOLITE_PPM])))
+    flat = namespace(fids).reshape(fids, (-1, int(fids.shape[-1])))
+    wanted = _strength(scan, flat) * metabolite_covariance(scan.model)
+
+    def expected(band: tuple[float, float]) -> float:
+        kernel = _kernel(ppm, band)
+        energy = float(np.einsum("ti,ts,si->", kernel, wanted, kernel.conj(), optimize=True).real)
+        return float(np.sqrt(1 + max(energy, 0.0) / (2 * scan.typical_sd**2)))
+
+    return Remains(level(fids, WATER_PPM), level(fids, LIPID_PPM), touched, expected(WATER_PPM), expected(LIPID_PPM))
+
+
+def _kernel(ppm: np.ndarray, band_ppm: tuple[float, float]) -> np.ndarray:
+    n = len(ppm)
+    inside = np.flatnonzero((np.fft.ifftshift(ppm) > band_ppm[0]) & (np.fft.ifftshift(ppm) < band_ppm[1]))
+    return np.asarray(np.exp(-2j * np.pi * np.outer(np.arange(n), inside) / n) / np.sqrt(n * max(len(inside), 1)))

@@ -25,7 +25,7 @@ from mrsi_gadgets.operators.encoding import grid_times
 from mrsi_gadgets.operators.fourier import Fourier, half_voxel_shift
 from mrsi_gadgets.reconstruction.coils import coil_maps_from_water, continue_smoothly, dominant_channels
 from mrsi_gadgets.reconstruction.fourier import demodulate, image_noise_sd, matched_image
-from mrsi_gadgets.reconstruction.gridding import on_grid
+from mrsi_gadgets.reconstruction.gridding import alias_free, on_grid
 
 FIT_WINDOW_S = 0.02
 """Phase and decay are fitted up to here [s]: long against the noise, short against intravoxel dephasing."""
@@ -104,7 +104,7 @@ def field_map_from_water(kt: KtData, *, eddy_currents: bool = True, noise_sd: fl
     early = _early_images(kt, times)
     channels = dominant_channels(early)
     fids = to_numpy(matched_image(kt, channels)).astype(np.complex64)
-    mask = _water_mask(fids, image_noise_sd(kt, channels, noise_sd), _in_field_of_view(kt))
+    mask = _water_mask(fids, image_noise_sd(kt, channels, noise_sd), alias_free(kt))
     b0, eddy = _frequency_and_eddy_phase(fids, times, mask, eddy_currents=eddy_currents)
     fids = fids * np.exp(-1j * eddy).astype(np.complex64)
     amplitude, phase = _value_at_zero(fids, times, b0)
@@ -153,7 +153,7 @@ def field_map_from_residual_water(kt: KtData, *, noise_sd: float = 1.0) -> Field
     early = _early_images(filtered, times)
     channels = dominant_channels(early)
     fids = to_numpy(matched_image(filtered, channels)).astype(np.complex64)
-    mask = _water_mask(fids, image_noise_sd(filtered, channels, noise_sd), _in_field_of_view(kt))
+    mask = _water_mask(fids, image_noise_sd(filtered, channels, noise_sd), alias_free(kt))
     _check_residual_water(kt, filtered, channels, fids, mask)
     b0, _ = _frequency_and_eddy_phase(fids, times, mask, eddy_currents=False)
     amplitude, phase = _value_at_zero(fids, times, b0)
@@ -185,19 +185,6 @@ def _check_centre(kt: KtData) -> None:
             "the water reference lacks the centre of k-space; acquire it again, or leave it out so that residual water "
             "serves"
         )
-
-
-def _in_field_of_view(kt: KtData) -> np.ndarray:
-    """Return where an image of these samples is free of aliases: rings leave a disc, a Cartesian grid the whole box."""
-    geometry = kt.protocol.geometry
-    if kt.protocol.encoding not in ("rings", "spiral"):
-        return np.ones(geometry.matrix, bool)
-    place = [
-        (np.arange(n) - centre) * size
-        for n, centre, size in zip(geometry.matrix, geometry.centre_index, geometry.voxel_mm, strict=True)
-    ]
-    inside = (place[0][:, None] / (geometry.fov_mm[0] / 2)) ** 2 + (place[1] / (geometry.fov_mm[1] / 2)) ** 2 <= 1
-    return np.repeat(inside[:, :, None], geometry.matrix[2], axis=2)
 
 
 def _check_residual_water(

@@ -75,6 +75,22 @@ def _gridded(points: KtData) -> KtData:
     )
 
 
+def alias_free(kt: KtData) -> np.ndarray:
+    """Return where an image of these samples is free of aliases, (x, y, z) bool.
+
+    Rings and spirals leave a disc as wide as the field of view, a Cartesian grid the whole box.
+    """
+    geometry = kt.protocol.geometry
+    if kt.protocol.encoding not in ("rings", "spiral"):
+        return np.ones(geometry.matrix, bool)
+    place = [
+        (np.arange(n) - centre) * size
+        for n, centre, size in zip(geometry.matrix, geometry.centre_index, geometry.voxel_mm, strict=True)
+    ]
+    inside = (place[0][:, None] / (geometry.fov_mm[0] / 2)) ** 2 + (place[1] / (geometry.fov_mm[1] / 2)) ** 2 <= 1
+    return np.repeat(inside[:, :, None], geometry.matrix[2], axis=2)
+
+
 def with_density(points: KtData) -> KtData:
     """Return the data with a density; where the layout knew none, or points are missing altogether, it is computed."""
     acquired = np.any(points.counts > 0, axis=1)

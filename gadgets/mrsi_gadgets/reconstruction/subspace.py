@@ -46,7 +46,7 @@ from mrsi_gadgets.reconstruction.fourier import (
     image_noise_sd,
     matched_image,
 )
-from mrsi_gadgets.reconstruction.gridding import on_grid
+from mrsi_gadgets.reconstruction.gridding import alias_free, on_grid
 from mrsi_gadgets.reconstruction.regularisation import (
     WeightChoice,
     choose_pooled_weight,
@@ -58,9 +58,10 @@ from mrsi_gadgets.reconstruction.solvers import Solution, conjugate_gradient
 
 PRIORS = ("edges", "none")
 _FLOOR = 0.01
-_CORRECTION_RTOL, _CORRECTIONS = 1e-3, 6
+_CORRECTION_RTOL, _CORRECTION_NOISE, _CORRECTIONS = 1e-3, 0.1, 8
+"""The gridded start is corrected until it changes by less than this part of itself or of its noise, or so often."""
 _LARGEST_CORRECTION = 0.5
-"""The gridded start is corrected until it changes by less than this, or so often."""
+"""Part of the image; a larger first correction means that model and data do not belong together."""
 _INCOMPLETE_RTOL, _INCOMPLETE_ITERATIONS = 1e-3, 60
 """Incomplete data are solved to this relative residual, or for so many iterations."""
 
@@ -263,7 +264,7 @@ def _least_squares(
     if image is None:
         image = _solve(problem, None, None).checked()
     elif problem.off_grid:
-        image = _corrected(problem, image, times, provenance)
+        image = _corrected(problem, image, times, sample_sd * scale, provenance)
     return problem, image, np.full(len(problem.basis), sample_sd * scale)
 
 
@@ -278,21 +279,29 @@ def _between(kt: KtData, model: TemporalBasis, known: RowsBetweenSamples | None)
     return continued(np.asarray(model.basis), spectral_times(kt), nodes)
 
 
-def _corrected(problem: _Problem, image: Array, times: np.ndarray, provenance: dict[str, Any]) -> Array:
+def _corrected(
+    problem: _Problem, image: Array, times: np.ndarray, noise_sd: float, provenance: dict[str, Any]
+) -> Array:
     """Return the image with what gridding had approximated taken out: x <- x + P(gridded(d - A x)), P the projection.
 
     The gridded, projected image is an approximate inverse of A, so that the iteration contracts quickly; where the
-    points say nothing about an image (corners of k-space) nothing changes.
+    points say nothing about an image (corners of k-space) nothing changes. Nothing lies where aliases would: outside of
+    the disc that rings and spirals resolve. `noise_sd` is that of the real part of one coefficient.
     """
     operator = encoding_operator(problem.kt, problem.coil_maps, problem.b0_hz, problem.rows)
     scale = float(np.sqrt(problem.mask.size))
     inside = like(problem.mask[..., None].astype(np.float32), image)
+    support = like(alias_free(problem.kt)[..., None].astype(np.float32), image)
+    image = image * support
+    noise = noise_sd * float(np.sqrt(2 * problem.mask.sum() * len(problem.basis)))
     changes: list[float] = []
-    while len(changes) < _CORRECTIONS and (not changes or changes[-1] > _CORRECTION_RTOL):
+    enough = _CORRECTION_RTOL
+    while len(changes) < _CORRECTIONS and (not changes or changes[-1] > enough):
         residual = problem.kt.with_samples(problem.kt.samples - operator(image))
         rho = demodulate(matched_image(on_grid(residual), problem.coil_maps), problem.b0_hz, times, overwrite=True)
-        change = _projected(rho, problem.basis, scale)
+        change = _projected(rho, problem.basis, scale) * support
         size, whole = _norm(change * inside), _norm(image * inside)
+        enough = max(_CORRECTION_RTOL, _CORRECTION_NOISE * noise / whole if whole else 0.0)
         if size > (changes[-1] if changes else _LARGEST_CORRECTION) * whole:
             # it does not contract (any more): what is left is noise that no image explains
             break

@@ -19,7 +19,7 @@ F0 = 123.25e6
 class Line:
     """One resonance in one voxel."""
 
-    voxel: tuple[int, int, int]
+    voxel: tuple[float, float, float]
     frequency_hz: float
     amplitude: complex = 1.0
     decay_hz: float = 12.0

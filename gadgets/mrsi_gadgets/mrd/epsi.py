@@ -9,7 +9,8 @@ so that the k-space centre of each lobe lies on the grid of T. With alternating 
 backwards (flag IS_REVERSE); those of one polarity form one FID of dwell 2 T, and all points exist twice, forward ones
 first. A lobe that never comes leaves count 0 at its time: nothing more is needed for random (k, t) undersampling.
 
-Uniform lobes are brought to the matrix' own points along kx, whatever their spatial oversampling. Ramp-sampled lobes
+Uniform lobes are brought to the matrix' own points along kx, whatever their spatial oversampling (see
+`oversampling_removal`). Ramp-sampled lobes
 (a trajectory comes with each of them, or the header describes the gradient) keep every sample as a point of its own.
 """
 
@@ -35,6 +36,8 @@ LOBE_PARAMETERS = (
 _REVERSE = Flag.IS_REVERSE.mask
 _SAME_DWELL = 1e-3
 _SAME_PLACE = 1e-3
+_ASSUMED_NOISE = 0.1
+"""Noise of a sample over the signal of the field of view (variances) for which oversampling is removed best."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +106,7 @@ class EpsiLayout:
         self._check_length()
         self.sample_time_us = self._sample_time_us(first)
         self.n_x = self._n_samples if self.ramps else geometry.matrix[0]
-        self.sample_time_s = self.sample_time_us * 1e-6 * (1 if self.ramps else self._n_samples / geometry.matrix[0])
+        self.sample_time_s = self.sample_time_us * 1e-6 / (1.0 if self.ramps else self._noise_left())
         self._half = self.n_x * self.n_lines
         self.shape = (self._half * (2 if self.alternating else 1), protocol.n_times)
         self.grid = geometry.matrix if not self.ramps and not self.alternating else None
@@ -181,6 +184,13 @@ class EpsiLayout:
                 f"spacing (mrsi_dwell_us) of {self.spacing_s * 1e6:g} us; correct one of them"
             )
         return dwell
+
+    def _noise_left(self) -> float:
+        """Return the variance of a point's noise over that of a sample's, the mean along kx."""
+        n_x, n = self.protocol.geometry.matrix[0], self._n_samples
+        steps = (np.arange(n) - n // 2) * (n_x / n)
+        way = oversampling_removal(self.protocol.geometry, steps, np.arange(n_x) - float(n_x // 2))
+        return float(np.mean(np.sum(np.abs(way) ** 2, axis=1)))
 
     def slot(self, head: ReadoutHead) -> int:
         """Return line * n_lobes + lobe; see `ReadoutLayout`."""
@@ -287,11 +297,7 @@ class EpsiLayout:
         self._warn(f"epsi readouts have no center_sample; sample {centre} was taken to be the centre of k-space")
 
     def _uniform(self, readout: Acquisition, head: ReadoutHead, centre: int, reverse: bool) -> _Lobe:
-        """Return the way from uniform samples to the points of the matrix along kx.
-
-        Points are the samples that the object's Fourier series within the field of view has at multiples of 1/FOV:
-        the image of the oversampled line, cut to the field of view, and transformed back.
-        """
+        """Return the way from uniform samples to the points of the matrix along kx."""
         geometry, n = self.protocol.geometry, self._n_samples
         n_x, fov_m = geometry.matrix[0], geometry.fov_mm[0] * 1e-3
         factor = n / n_x
@@ -312,9 +318,7 @@ class EpsiLayout:
         if self.grid is not None:
             # +n/2 and -n/2 are one point of the grid
             k = np.arange(n_x, dtype=float) - n_x // 2
-        r = (np.arange(n_x) - geometry.centre_index[0]) / n_x
-        image = np.exp(2j * np.pi * np.outer(r, steps)) / n
-        matrix = (np.exp(-2j * np.pi * np.outer(k, r)) @ image).T.astype(np.complex64)
+        matrix = oversampling_removal(geometry, steps, k).T.astype(np.complex64)
         return _Lobe(readout, centre, k / fov_m, late, np.ascontiguousarray(matrix))
 
     def _ramp(self, readout: Acquisition, head: ReadoutHead, reverse: bool) -> np.ndarray:
@@ -417,6 +421,40 @@ class EpsiLayout:
         if all((part == part[:, :1]).all() for part in parts):
             return np.concatenate([np.tile(part[:, 0], self.n_x) for part in parts])
         return np.concatenate([np.tile(part, (self.n_x, 1)) for part in parts])
+
+
+def oversampling_removal(geometry: Geometry, samples: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return the matrix (point, sample) that takes oversampled samples of a lobe to points of the matrix.
+
+    Cutting the Fourier transform of a finite lobe to the field of view would leave out what leaks beyond its edges: for
+    an object of evenly random signal that is 11 % of its rms, and half of it at the outermost kx (48 points, twofold
+    oversampling). Instead each point is the linear estimate of least mean square error (Wiener) from all samples, for
+    such an object anywhere within the field of view and half a voxel around it, whose covariance in k is the field of
+    view's sinc, with noise of `_ASSUMED_NOISE`; its gain is brought to 1. That leaves 1.7 % of the rms (6 % at the
+    outermost kx) for 5 % more variance of the noise. Without oversampling, samples are taken as they are.
+
+    Parameters
+    ----------
+    geometry
+        Matrix and where the voxels lie.
+    samples, points
+        k along x in units of 1/FOV, (sample,) and (point,).
+    """
+    n_x = geometry.matrix[0]
+    if samples.size == n_x:
+        # +n/2 and -n/2 are one point of the grid, with the sign of the half voxel between its origin and a voxel
+        apart = (points[:, None] - samples) / n_x
+        here = np.abs(apart - np.round(apart)) < 1e-6
+        return here * np.exp(2j * np.pi * np.round(apart) * geometry.centre_index[0])
+    width, centre = (n_x + 1) / n_x, ((n_x - 1) / 2 - geometry.centre_index[0]) / n_x
+
+    def covariance(apart: np.ndarray, width: float) -> np.ndarray:
+        return np.asarray(np.sinc(width * apart) * np.exp(-2j * np.pi * centre * apart))
+
+    noisy = covariance(samples[:, None] - samples, width) + _ASSUMED_NOISE * np.eye(samples.size)
+    way = np.linalg.solve(noisy.T, covariance(points[:, None] - samples, width).T).T
+    gain = np.einsum("ps,sp->p", way, covariance(samples[:, None] - points, 1.0)).real
+    return np.asarray(way / gain[:, None])
 
 
 def conventional_epi(parameters: Mapping[str, Any], n_samples: int, geometry: Geometry) -> np.ndarray:

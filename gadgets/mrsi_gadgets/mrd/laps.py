@@ -10,6 +10,7 @@ from path to path.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +18,9 @@ import numpy as np
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.io.trajectories import StoredTrajectory
-from mrsi_gadgets.mrd.header import LIMIT_OF_COUNTER, MrdHeader
+from mrsi_gadgets.mrd.header import LIMIT_OF_COUNTER, Limit, MrdHeader
 from mrsi_gadgets.mrd.keys import DEFAULT_LAP_AXES
-from mrsi_gadgets.mrd.layout import COUNTER_INDEX, ReadoutHead, Surroundings, trajectory_scale
+from mrsi_gadgets.mrd.layout import COUNTER_INDEX, Place, ReadoutHead, Surroundings, trajectory_scale
 from mrsi_gadgets.mrd.sizes import check_size
 from mrsi_gadgets.stream.messages import Acquisition
 
@@ -83,7 +84,8 @@ class LapLayout:
         # a counter that is not there is always 0, as one that never counts
         self._counters = [COUNTER_INDEX.get(source, -1) for source in self._sources]
         self.used_counters = frozenset(self._sources) - {"none"}
-        self.paths = _paths(protocol, around.header, self.path_name)
+        self._space = int(first.head["encoding_space_ref"])
+        self.paths = _paths(protocol, self._limits(around.header), self.path_name)
         self.n_paths = len(self.paths)
         self.n_partitions = protocol.geometry.matrix[2]
         self._stored: np.ndarray | None = None
@@ -102,7 +104,7 @@ class LapLayout:
                 "(mrsi_trajectory_columns and mrsi_trajectory_units say what they are), or name one of the trajectory "
                 "store in mrsi_trajectory_id"
             )
-        self._chunk = self._chunk_length(around.header, first)
+        self._chunk = self._chunk_length(self._limits(around.header), first)
         self._first_point = np.cumsum([0, *(path.used for path in self.paths)])
         n_points = self.n_partitions * int(self._first_point[-1])
         # sizes are compared with the machine before anything is made of them
@@ -167,11 +169,14 @@ class LapLayout:
     def _n_chunks(self, path: Path) -> int:
         return -(-path.walk(self.protocol.n_times) // self._chunk)
 
-    def _chunk_length(self, header: MrdHeader | None, first: Acquisition) -> int:
-        """Return how many samples a chunk has: those of the first readout, or whole walks where the header says so."""
-        space = int(first.head["encoding_space_ref"])
+    def _limits(self, header: MrdHeader | None) -> Mapping[str, Limit]:
+        """Return the ranges of counters in this role's encoding space."""
         encodings = header.encodings if header is not None else ()
-        limit = encodings[space].limits.get(self._sources[3]) if space < len(encodings) else None
+        return encodings[self._space].limits if self._space < len(encodings) else {}
+
+    def _chunk_length(self, limits: Mapping[str, Limit], first: Acquisition) -> int:
+        """Return how many samples a chunk has: those of the first readout, or whole walks where the header says so."""
+        limit = limits.get(self._sources[3])
         if self._sources[3] == "none" or (limit is not None and limit.maximum == 0):
             return max(path.walk(self.protocol.n_times) for path in self.paths)
         kept = _kept(first.head)
@@ -207,14 +212,32 @@ class LapLayout:
             f"chunks of {self._chunk} samples; correct mrsi_spectral_points or counter {self._sources[3]}"
         )
 
-    def target(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (points, times) of a slot's samples, in their order of acquisition, without the ways back."""
+    def target(self, slot: int) -> tuple[Place, Place]:
+        """Return (points, times) of a slot's samples, without the ways back."""
+        partition, index, interleaf, _ = self._slots[slot]
+        laps = self._whole_laps(slot)
+        if laps is None:
+            return self._indices(slot)
+        path = self.paths[index]
+        times = slice(laps.start * path.interleaves + interleaf, laps.stop * path.interleaves, path.interleaves)
+        return self.points_of(partition, index), times
+
+    def _whole_laps(self, slot: int) -> slice | None:
+        """Return the laps of a slot that begins and ends with a lap, None for others."""
+        _, index, _, chunk = self._slots[slot]
+        path, start = self.paths[index], chunk * self._chunk
+        end = start + self._range(slot).size
+        # a last lap without its way back ends with its data
+        whole = start % path.lap == 0 and end % path.lap in (0, path.used)
+        return slice(start // path.lap, -(-end // path.lap)) if whole else None
+
+    def _indices(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return (points, times) of each of a slot's samples, in the order of acquisition."""
         partition, index, interleaf, _ = self._slots[slot]
         path = self.paths[index]
         lap, place = np.divmod(self._range(slot), path.lap)
-        first = partition * int(self._first_point[-1]) + int(self._first_point[index])
         data = place < path.used
-        return first + place[data], lap[data] * path.interleaves + interleaf
+        return self.points_of(partition, index).start + place[data], lap[data] * path.interleaves + interleaf
 
     def _range(self, slot: int) -> np.ndarray:
         """Return the numbers of a slot's samples, counted from the start of its walk."""
@@ -247,6 +270,8 @@ class LapLayout:
         samples = readout.data[:, kept.start : kept.start + numbers.size]
         if path.used < path.lap:
             samples = samples[:, used]
+        if self._whole_laps(slot) is not None:
+            samples = np.swapaxes(samples.reshape(samples.shape[0], -1, path.used), 1, 2)
         return np.conj(samples) if self.protocol.freq_sign < 0 else samples
 
     def _check_dwell(self, slot: int, head: ReadoutHead) -> None:
@@ -264,7 +289,7 @@ class LapLayout:
     def _place(self, slot: int, head: ReadoutHead, readout: Acquisition, kept: slice, used: np.ndarray) -> None:
         """Write k (and t, where it is sent) of a slot's samples."""
         partition, index, interleaf, _ = self._slots[slot]
-        points, times = self.target(slot)
+        points, times = self._indices(slot)
         if self._stored is not None:
             place = self._range(slot)[used] % self.paths[index].lap
             k, own = self._stored[index, place], None
@@ -353,7 +378,7 @@ class LapLayout:
         return slice(first + int(self._first_point[path]), first + int(self._first_point[path + 1]))
 
 
-def _paths(protocol: Protocol, header: MrdHeader | None, name: str) -> list[Path]:
+def _paths(protocol: Protocol, limits: Mapping[str, Limit], name: str) -> list[Path]:
     """Return how each path is walked."""
     laps, interleaves, used = protocol.samples_per_lap, protocol.temporal_interleaves or (1,), protocol.samples_used
     if not laps:
@@ -365,7 +390,7 @@ def _paths(protocol: Protocol, header: MrdHeader | None, name: str) -> list[Path
             f"mrsi_samples_per_lap has {len(laps)} values and mrsi_temporal_interleaves {len(interleaves)}{given}; "
             f"give one value or one per {name}"
         )
-    count = lists.pop() if lists else _paths_of_header(header, name, _source(protocol, "path"))
+    count = lists.pop() if lists else _number_of_paths(limits, name, _source(protocol, "path"))
     laps, interleaves = (values * count if len(values) == 1 else values for values in (laps, interleaves))
     used = used * count if len(used) == 1 else used or laps
     paths = [Path(*numbers) for numbers in zip(laps, used, interleaves, strict=True)]
@@ -384,20 +409,19 @@ def _paths(protocol: Protocol, header: MrdHeader | None, name: str) -> list[Path
     return paths
 
 
-def _paths_of_header(header: MrdHeader | None, name: str, source: str) -> int:
-    limits = header.encodings[0].limits.get(source) if header is not None and header.encodings else None
-    limit_name = LIMIT_OF_COUNTER.get(source, source)
-    if limits is None:
+def _number_of_paths(limits: Mapping[str, Limit], name: str, source: str) -> int:
+    limit, limit_name = limits.get(source), LIMIT_OF_COUNTER.get(source, source)
+    if limit is None:
         raise DataError(
             f"the number of {name}s is not known; give encodingLimits of {limit_name}, or one value of "
             f"mrsi_samples_per_lap per {name}"
         )
-    if not 0 <= limits.maximum < _MOST_PATHS:
+    if not 0 <= limit.maximum < _MOST_PATHS:
         raise DataError(
-            f"encodingLimits.{limit_name} has the maximum {limits.maximum}, but its counter ends at "
+            f"encodingLimits.{limit_name} has the maximum {limit.maximum}, but its counter ends at "
             f"{_MOST_PATHS - 1}; correct it"
         )
-    return int(limits.maximum) + 1
+    return int(limit.maximum) + 1
 
 
 def _source(protocol: Protocol, axis: str) -> str:

@@ -51,7 +51,13 @@ class NoiseReadouts:
         self._readouts.append(np.conj(kept) if self.protocol.freq_sign < 0 else kept)
 
     def finish(self) -> list[KtData]:
-        """Return the noise, where there is any."""
+        """Return the noise, where there is any.
+
+        Raises
+        ------
+        DataError
+            Its dwell is not known.
+        """
         if self._first is None or not any(part.shape[1] for part in self._readouts):
             return []
         if len({part.shape[1] for part in self._readouts}) == 1:
@@ -60,6 +66,11 @@ class NoiseReadouts:
             samples = np.concatenate(self._readouts, axis=1)[:, None, :]
         _, readouts, length = samples.shape
         sample_time = self._first.sample_time_us * 1e-6
+        if not sample_time and self.protocol.encoding != "csi":
+            raise DataError(
+                f"noise readouts have sample_time_us 0, and the dwell of {self.protocol.encoding} readouts does not "
+                "tell theirs; state it"
+            )
         if not sample_time:
             sample_time = self.protocol.dwell_s / self.protocol.readout_oversampling
             self.report.warn("noise readouts have sample_time_us 0; their dwell was taken to be that of the data")

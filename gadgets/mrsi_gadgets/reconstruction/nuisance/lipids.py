@@ -5,8 +5,8 @@ side lobes are low. Their temporal rows are those of the support's own FIDs. Two
 
 * `lipids_at_their_source` (union of subspaces): sources on a grid twice as fine as the image, within the support alone,
   are fitted to the (k,t) data together with signals of brain. A source between two voxels has side lobes all over the
-  image because k-space is truncated; they follow from the source, so that what leaks is explained by the scalp (Ma, Lam,
-  Johnson, Liang, Magn Reson Med 2016, doi:10.1002/mrm.25635).
+  image because k-space is truncated; they follow from the source, so that what leaks is explained by the scalp (Ma,
+  Lam, Johnson, Liang, Magn Reson Med 2016, doi:10.1002/mrm.25635).
 * `lipids_by_penalty` (L2): each voxel's projection on the scalp's own spectra is penalised, in closed form (Bilgic et
   al., J Magn Reson Imaging 2014, doi:10.1002/jmri.24274).
 
@@ -128,7 +128,7 @@ def lipids_at_their_source(
     """
     samples = kt.samples
     xp = namespace(samples)
-    n_coils, n_points, n_times = (int(n) for n in samples.shape)
+    n_coils, n_points, _ = (int(n) for n in samples.shape)
     rank = len(space.rows)
     factors = tuple(FINENESS if n > 1 else 1 for n in kt.protocol.geometry.matrix)
     fine = tuple(n * f for n, f in zip(kt.protocol.geometry.matrix, factors, strict=True))

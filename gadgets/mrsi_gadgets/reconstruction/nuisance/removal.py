@@ -50,6 +50,8 @@ _UNSUPPRESSED_OVER_NAA = 500.0
 """... and without a reference from this factor over the NAA CH3 signal on."""
 _NAA_SIGNAL = 27.0
 """NAA CH3 signal in the ensemble's unit (9 mM, three protons)."""
+_WATER_ROUNDS = 3
+"""How often the water's covariance is learned, first from HSVD and then from its own result."""
 _STRENGTH_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _ROW_ERROR = 0.01
 """Energy of a row of water that is left out, over that of the noise, in the mean over voxels."""
@@ -184,8 +186,8 @@ def remove_nuisance(
         raise ConfigError(f"method '{method}' is not known; use {', '.join(METHODS)}")
     if model.basis.shape[1] != int(kt.samples.shape[2]):
         raise DataError(
-            f"the signal model has {model.basis.shape[1]} points and the data {int(kt.samples.shape[2])}; learn one for "
-            "this protocol"
+            f"the signal model has {model.basis.shape[1]} points and the data {int(kt.samples.shape[2])}; learn one "
+            "for this protocol"
         )
     with one_blas_thread():
         return _removed(_scan(kt, coil_maps, b0_hz, mask, noise_sd, model, water), method, progress)
@@ -220,13 +222,17 @@ def _removed(scan: _Scan, method: str, progress: Callable[[str], None] | None) -
         "asked": method,
         "lipid_support_voxels": int(scan.support.sum()),
         **notes,
-        **{f"{when}_{name}": round(float(getattr(what, name)), 3) for when, what in (("before", before), ("after", after))
-           for name in ("water", "lipids", "touched")},
+        **_rounded("before", before),
+        **_rounded("after", after),
         "water_expected": round(after.water_expected, 3),
         "lipids_expected": round(after.lipids_expected, 3),
         "cost": {name: round(float(what.cost), 3) for name, (_, what, _) in tried.items()},
-    }  # fmt: skip
+    }
     return Removal(cleaned, chosen, before, after, provenance)
+
+
+def _rounded(when: str, what: Remains) -> dict[str, float]:
+    return {f"{when}_{name}": round(float(getattr(what, name)), 3) for name in ("water", "lipids", "touched")}
 
 
 def _scan(
@@ -263,7 +269,7 @@ def _pass(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:
     if _unsuppressed(scan, flat, rough):
         modulation = sidebands.shared_modulation(
             flat, place, scan.brain.ravel(), scan.kt.protocol.dwell_s, scan.hz_per_ppm,
-            lambda fids: _water_again(scan, fids, scan.brain.ravel()),
+            lambda fids: _water_of_brain(scan, fids),
         )  # fmt: skip
         plain = sidebands.without_modulation(flat, place, modulation)
         rough = _hsvd(scan, plain)
@@ -283,8 +289,7 @@ def _pass(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:
         kt = kt.with_samples(kt.samples - lipids)
         flat = xp.reshape(scan.image(kt.samples), (-1, shape[-1]))
         plain = flat if modulation is None else sidebands.without_modulation(flat, place, modulation)
-    metabolites = _metabolites(scan, plain - rough)
-    coefficients, rows = separate_water(plain, rough, scan.mask.ravel(), metabolites, scan.typical_sd)
+    coefficients, rows = _separated(scan, plain, rough, scan.mask.ravel(), scan.brain.ravel(), rounds=_WATER_ROUNDS)
     if modulation is None:
         return _without(scan, kt, _fewer_rows(coefficients, rows, scan, shape)), notes
     found = sidebands.with_modulation(coefficients @ like(rows, coefficients, coefficients.dtype), place, modulation)
@@ -292,30 +297,33 @@ def _pass(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:
 
 
 def _hsvd(scan: _Scan, flat: Array) -> Array:
-    protocol = scan.kt.protocol
-    return water_by_hsvd(flat, protocol.dwell_s, scan.hz_per_ppm, scan.sd.ravel(), _water_hz(scan))
+    return water_by_hsvd(flat, scan.kt.protocol.dwell_s, scan.hz_per_ppm, scan.sd.ravel())
 
 
-def _water_hz(scan: _Scan) -> float:
-    """Frequency of water where the field map says 0: the receiver's reference is not always water's."""
-    return 0.0
-
-
-def _water_again(scan: _Scan, fids: Array, inside: np.ndarray) -> Array:
-    """Return the water of some voxels by HSVD and then by covariances."""
-    protocol = scan.kt.protocol
-    sd = scan.sd.ravel()[inside]
-    rough = water_by_hsvd(fids, protocol.dwell_s, scan.hz_per_ppm, sd, _water_hz(scan))
-    everywhere = np.ones(len(sd), dtype=bool)
-    strength = metabolite_strength(fids - rough, scan.model, scan.typical_sd)
-    metabolites = strength * metabolite_covariance(scan.model)
-    coefficients, rows = separate_water(fids, rough, everywhere, metabolites, scan.typical_sd)
+def _water_of_brain(scan: _Scan, fids: Array) -> Array:
+    """Return the water of the brain's voxels alone, by HSVD and then by covariance."""
+    inside = scan.brain.ravel()
+    rough = water_by_hsvd(fids, scan.kt.protocol.dwell_s, scan.hz_per_ppm, scan.sd.ravel()[inside])
+    everywhere = inside[inside]
+    coefficients, rows = _separated(scan, fids, rough, everywhere, everywhere, rounds=1)
     return coefficients @ like(rows, coefficients, coefficients.dtype)
 
 
-def _metabolites(scan: _Scan, flat: Array) -> np.ndarray:
-    """Return s^2 C_m with the strength that FIDs without water have in the brain."""
-    return _strength(scan, flat) * metabolite_covariance(scan.model)
+def _separated(
+    scan: _Scan, fids: Array, estimate: Array, known: np.ndarray, brain: np.ndarray, *, rounds: int
+) -> tuple[Array, np.ndarray]:
+    """Return the water of FIDs (voxel, t) by its covariance, as coefficients and rows.
+
+    The covariance is learned from the `known` voxels, the strength of metabolites from those of `brain`.
+    """
+    xp = namespace(fids)
+    chosen = like(np.flatnonzero(brain), fids)
+    for _ in range(rounds):
+        strength = metabolite_strength(xp.take(fids - estimate, chosen, axis=0), scan.model, scan.typical_sd)
+        metabolites = strength * metabolite_covariance(scan.model)
+        coefficients, rows = separate_water(fids, estimate, known, metabolites, scan.typical_sd)
+        estimate = coefficients @ like(rows, coefficients, coefficients.dtype)
+    return coefficients, rows
 
 
 def _strength(scan: _Scan, flat: Array) -> float:

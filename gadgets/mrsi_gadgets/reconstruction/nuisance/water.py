@@ -32,16 +32,14 @@ def water_by_hsvd(
     Parameters
     ----------
     fids
-        B0 taken out.
+        B0 taken out: water is at 0 Hz.
     dwell_s, hz_per_ppm
         Of the protocol.
     noise_sd
         (fid,) SD of the real part of a sample's noise.
-    offset_hz
-        Frequency of water [Hz].
     """
     half = HALF_BAND_PPM * hz_per_ppm
-    found = hsvd(fids, dwell_s, (offset_hz - half, offset_hz + half), noise_sd=noise_sd)
+    found = hsvd(fids, dwell_s, (-half, half), noise_sd=noise_sd)
     return found.signal(int(fids.shape[1]))
 
 

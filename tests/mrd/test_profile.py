@@ -99,6 +99,11 @@ def test_an_unknown_setting_is_refused_with_the_nearest_key():
         ("mrsi_grid_center", "corner", "one of voxel, edge"),
         ("mrsi_samples_per_lap", "0", "positive"),
         ("mrsi_voi", "{", "JSON"),
+        ("mrsi_readout_polarity", "bipolar", "one of monopolar, alternating"),
+        ("mrsi_samples_used", "-3", "positive"),
+        ("mrsi_edit", "mega", "one of none, metabolite_cycling"),
+        ("mrsi_water_ref", "flag:USER2", "flag:IS_PARALLEL_CALIBRATION or a counter"),
+        ("mrsi_axis_chunk", "lap", "one of readout"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_with_its_place(key, value, wanted):

@@ -68,3 +68,12 @@ def test_without_a_water_reference_everything_is_metabolite():
 def test_an_unknown_rule_is_refused():
     with pytest.raises(DataError, match="mrsi_water_ref is 'line:1'"):
         classify(head(), csi_protocol(water_reference="line:1"))
+
+
+def test_calibration_readouts_can_be_the_water_reference():
+    protocol = csi_protocol(water_reference="flag:IS_PARALLEL_CALIBRATION")
+    assert classify(head(Flag.IS_PARALLEL_CALIBRATION), protocol) is Role.WATER_REFERENCE
+    assert classify(head(Flag.IS_PARALLEL_CALIBRATION, Flag.IS_NAVIGATION_DATA), protocol) is Role.NAVIGATOR
+    assert classify(head(), protocol) is Role.METABOLITE
+    with pytest.raises(DataError, match="carries the water flag USER1 but"):
+        classify(head(Flag.USER1), protocol)

@@ -20,7 +20,6 @@ from mrsi_gadgets.gadgets.combine_coils import CombineCoils
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.field_map import EstimateFieldMap
 from mrsi_gadgets.gadgets.gadget import Gadget
-from mrsi_gadgets.gadgets.grid import Grid
 from mrsi_gadgets.gadgets.prewhiten import Prewhiten
 from mrsi_gadgets.gadgets.reconstruct import Reconstruct
 from mrsi_gadgets.mrd.header import parse_header
@@ -93,7 +92,6 @@ def calibrate(scan: SimulatedScan, *, compress: bool) -> tuple[KtData, Context]:
     items: Iterator[Any] = sort_readouts(scan.acquisitions, context.protocol, context.report, header)
     gadgets: list[Gadget] = [
         Prewhiten(),
-        Grid(),
         EstimateFieldMap(),
         CombineCoils(**({} if compress else {"lost_energy": 0.0})),
     ]

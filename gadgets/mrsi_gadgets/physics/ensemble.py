@@ -126,8 +126,8 @@ def default_ensemble(protocol: Protocol) -> Ensemble:
     """Return the distributions of a protocol's nucleus.
 
     Voxels of phosphorus and deuterium scans are two to three times as wide as those of proton scans, so the field
-    varies two to three times as much over them, and their lines are sharp against that of nothing else: wider ranges
-    cost little. B0 comes from a line of the scan itself, phosphocreatine or water.
+    varies two to three times as much over them; with few lines far apart, the wider ranges cost few rows. B0 comes from
+    a line of the scan itself, phosphocreatine or water, and so is known less well than from unsuppressed water.
 
     Raises
     ------

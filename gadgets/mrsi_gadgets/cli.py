@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -211,17 +212,44 @@ def _replay(given: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+_UNSUPPRESSED = "unsuppressed"
+
+
+def _residual_water(text: str) -> float | str:
+    return text if text == _UNSUPPRESSED else _not_negative(text)
+
+
+def _not_negative(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 0")
+    return value
+
+
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("preset", help="name of a preset; 'list' shows them")
     parser.add_argument("--output", "-o", type=Path, help="MRD .h5 file; the truth is written beside it")
     parser.add_argument("--snr", type=float, help="NAA peak SNR (inf: no noise)")
     parser.add_argument("--seed", type=_whole, default=0, help="seed of the brain")
     parser.add_argument("--noise-seed", type=_whole, default=1)
+    parser.add_argument(
+        "--residual-water", type=_residual_water, metavar="TIMES_NAA",
+        help="mean residual water over NAA CH3 at t = 0, or 'unsuppressed': all of the water",
+    )  # fmt: skip
+    parser.add_argument("--lipid", type=_not_negative, metavar="TIMES_NAA", help="scalp lipids over NAA CH3 at t = 0")
+    parser.add_argument(
+        "--water-sidebands", type=_not_negative, metavar="FRACTION",
+        help="sidebands of the water over its line at the edge of the head, such as 0.005",
+    )  # fmt: skip
+    parser.add_argument("--drift", type=float, metavar="HZ_PER_MINUTE", help="drift of the frequency")
     parser.set_defaults(run=_simulate)
 
 
 def _simulate(given: argparse.Namespace) -> int:
-    from mrsi_gadgets.phantom.presets import PRESETS, describe_presets
+    from mrsi_gadgets.phantom.presets import PRESETS, describe_presets, find_preset
     from mrsi_gadgets.phantom.simulate import write_simulation
 
     if given.preset == "list":
@@ -235,8 +263,15 @@ def _simulate(given: argparse.Namespace) -> int:
         raise ConfigError(f"{given.output} is a folder; name the file to write with -o {given.output / 'brain.h5'}")
     if not given.output.resolve().parent.is_dir():
         raise ConfigError(f"{given.output} cannot be written because its folder does not exist; make it first")
+    wanted = {
+        "lipid": given.lipid, "water_sidebands": given.water_sidebands, "drift_hz_per_minute": given.drift,
+    }  # fmt: skip
+    if given.residual_water is not None:
+        unsuppressed = given.residual_water == _UNSUPPRESSED
+        wanted |= {"water_suppressed": False} if unsuppressed else {"residual_water": given.residual_water}
+    preset = replace(find_preset(given.preset), **{name: value for name, value in wanted.items() if value is not None})
     lines = write_simulation(
-        given.preset, given.output, snr=given.snr, seed=given.seed, noise_seed=given.noise_seed,
+        preset, given.output, snr=given.snr, seed=given.seed, noise_seed=given.noise_seed,
         progress=sys.stderr.isatty(),
     )  # fmt: skip
     _say(lines)

@@ -18,7 +18,8 @@ from mrsi_gadgets.phantom.encode import time_nodes
 from mrsi_gadgets.phantom.encodings import Csi, Epsi, Rings, Spirals, random_mask
 from mrsi_gadgets.phantom.gradients import GAMMA_HZ_PER_T, GradientLimits, circle_time_s, peak_demand, spiral
 from mrsi_gadgets.phantom.presets import PRESETS
-from mrsi_gadgets.phantom.simulate import _make_head, _Source, simulate
+from mrsi_gadgets.phantom.simulate import _make_head, simulate
+from mrsi_gadgets.phantom.sources import Source
 from mrsi_gadgets.phantom.truth import Truth
 from mrsi_gadgets.stream.messages import Flag
 
@@ -53,7 +54,7 @@ def head_of(name: str):
     head = _make_head(preset, np.random.SeedSequence(3))
     places = head.anatomy.positions_mm.reshape(-1, 3) * 1e-3
     maps = head.coil_maps.reshape(preset.n_coils, -1) * preset.receiver_gain
-    return head, _Source(preset, head), places, maps
+    return head, Source(preset, head), places, maps
 
 
 def slow_sample(name: str, role: Role, k, t: float, shot: float, receiver_rad: float = 0.0) -> np.ndarray:

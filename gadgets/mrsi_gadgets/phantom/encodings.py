@@ -91,6 +91,8 @@ class Encoding:
         raise NotImplementedError
 
     trajectory_name: ClassVar[str] = "other"
+    edit_counter: ClassVar[str] = "user_0"
+    """Counter of the conditions of metabolite cycling."""
 
 
 @dataclass(frozen=True)
@@ -377,6 +379,8 @@ class Arm:
 @dataclass(frozen=True)
 class _Laps(Encoding):
     """Encodings that walk closed paths again and again while the FID decays."""
+
+    edit_counter: ClassVar[str] = "user_1"  # user_0 is the temporal interleaf
 
     gradients: GradientLimits = field(default_factory=GradientLimits)
     samples_per_lap: int = 0

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mrsi_gadgets.data import Geometry, Protocol
+from mrsi_gadgets.data import LEAST_ECHO_TIME_S, Geometry, Protocol
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.phantom.encodings import Csi, Encoding, Epsi, Rings, Spirals
+from mrsi_gadgets.physics.nucleus import NUCLEI
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Preset:
     """Points of the fine grid per voxel; the object is made of them, so dephasing within a voxel is physical."""
     isocentre_mni_mm: tuple[float, float, float] = (0.0, -18.0, 20.0)
     """MNI place (RAS) that lies at patient position (0, 0, 0)."""
+    nucleus: str = "1H"
+    """One that `physics.nucleus` knows; scans of others than 1H have neither water reference nor nuisance signals."""
     transmit_frequency_hz: float = 123.25e6
     field_strength_t: float = 2.8948
     reference_ppm: float = 4.65
@@ -55,6 +58,21 @@ class Preset:
     """Standard deviation of the smooth part of B0 over the brain [Hz]."""
     b0_sinus_hz: float = 60.0
     """B0 of the sharp part at the place in the brain nearest to the frontal sinus [Hz]."""
+    water_suppressed: bool = True
+    """False: the metabolite scan has the whole water, and `residual_water` says nothing."""
+    water_sidebands: float = 0.0
+    """Height of each of three pairs of antisymmetric sidebands (63 to 187 Hz) over that of the water line, 90 mm from
+    the centre; it grows along a direction of each pair's own, as the phase of a vibrating gradient does."""
+    cycling: bool = False
+    """Metabolite cycling: each excitation comes twice, the second time with everything but water inverted; there is no
+    water suppression and no water reference."""
+    echo_times_s: tuple[float, ...] = ()
+    """TE of spin echoes [s], each a pass of its own; `acquisition_delay_s` then counts from the echo top. Empty:
+    FIDs."""
+    navigator_samples: int = 0
+    """Samples of a water FID at k = 0, sent as a navigator before each excitation; 0: none."""
+    phase_drift_rad_per_minute: float = 0.0
+    """Linear drift of the phase, as that of the frequency."""
     drift_hz_per_minute: float = 0.1
     """Linear drift over the measurement, zero in the middle of the water reference; the metabolites follow it."""
     water_offset_hz: float = 0.8
@@ -75,7 +93,16 @@ class Preset:
     def __post_init__(self) -> None:
         if not self.snr > 0:
             raise ConfigError(f"snr is {self.snr:g}; give a positive number, or inf for data without noise")
-        if self.repetition_time_s < self.acquisition_delay_s + self.n_times * self.dwell_s:
+        if self.nucleus not in NUCLEI:
+            raise ConfigError(f"preset {self.name}: nucleus {self.nucleus} is not known; choose {', '.join(NUCLEI)}")
+        if min(self.residual_water, self.lipid, self.water_sidebands) < 0:
+            raise ConfigError(f"preset {self.name}: strengths of water, lipids and sidebands must be at least 0")
+        if self.echo_times_s and min(self.echo_times_s) < LEAST_ECHO_TIME_S:
+            raise ConfigError(f"preset {self.name}: echo times below {LEAST_ECHO_TIME_S * 1e3:g} ms are no spin echoes")
+        if self.cycling and (self.echo_times_s or self.nucleus != "1H"):
+            raise ConfigError(f"preset {self.name}: metabolite cycling is simulated for FIDs of 1H only")
+        last = max(self.echo_times_s, default=0.0) + self.acquisition_delay_s + self.n_times * self.dwell_s
+        if self.repetition_time_s < last:
             raise ConfigError(
                 f"preset {self.name}: a repetition time of {self.repetition_time_s:g} s is shorter than the readout; "
                 "lengthen repetition_time_s or take fewer points"
@@ -91,7 +118,7 @@ class Preset:
         """The measurement as profile 1.0 describes it (what a reader of the file will find)."""
         centre = {axis: n // 2 for axis, n in zip(("kx", "ky", "kz"), self.matrix, strict=True)}
         protocol = Protocol(
-            nucleus="1H",
+            nucleus=self.nucleus,
             transmit_frequency_hz=self.transmit_frequency_hz,
             reference_ppm=self.reference_ppm,
             dwell_s=self.dwell_s,
@@ -104,9 +131,10 @@ class Preset:
                 "dynamic": "repetition", "te": "contrast", "edit": "none", "cycle": "average",
             },
             k_centre=centre,
-            water_reference="set:1",
-            water_suppressed=True,
-            echo_times_s=(self.acquisition_delay_s,),
+            water_reference="set:1" if self.has_water_reference else "none",
+            water_suppressed=self.water_suppressed and not self.cycling if self.nucleus == "1H" else None,
+            editing="metabolite_cycling" if self.cycling else "none",
+            echo_times_s=self.echo_times_s or (self.acquisition_delay_s,),
             repetition_time_s=self.repetition_time_s,
             flip_angle_deg=self.flip_angle_deg,
             field_strength_t=self.field_strength_t,
@@ -117,7 +145,20 @@ class Preset:
         )  # fmt: skip
         own = self.encoding.protocol_fields(self)
         axes = {**protocol.axes, **own.pop("axes", {})}
+        if self.cycling:
+            axes["edit"] = self.encoding.edit_counter
         return replace(protocol, axes=axes, **own)
+
+    def protocol_of(self, echo_time_s: float | None) -> Protocol:
+        """Return the protocol of one echo (None: of the FID, or of the first echo)."""
+        if echo_time_s is None:
+            return self.protocol if len(self.echo_times_s) < 2 else self.protocol_of(self.echo_times_s[0])
+        return replace(self.protocol, echo_times_s=(echo_time_s,))
+
+    @property
+    def has_water_reference(self) -> bool:
+        """Whether a water reference comes before the metabolites."""
+        return self.nucleus == "1H" and not self.cycling
 
     @property
     def averaged(self) -> float:

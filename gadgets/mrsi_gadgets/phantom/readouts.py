@@ -13,6 +13,7 @@ import numpy as np
 from mrsi_gadgets.data import Protocol, Role
 from mrsi_gadgets.phantom.encodings import Readout
 from mrsi_gadgets.phantom.presets import Preset
+from mrsi_gadgets.physics.nucleus import NUCLEI
 from mrsi_gadgets.stream.messages import ACQUISITION_HEADER, Acquisition, Flag
 
 _MEASUREMENT_UID = 20261
@@ -20,6 +21,7 @@ _FIRST_TICK = 20_000_000
 """Time of day of the first readout in ticks: somewhere in the afternoon."""
 _LIMIT_ORDER = (
     "kspace_encoding_step_1", "kspace_encoding_step_2", "average", "contrast", "repetition", "set", "segment", "user_0",
+    "user_1",
 )  # fmt: skip
 
 
@@ -55,21 +57,30 @@ def header_xml(preset: Preset) -> str:
         f"<{name}>" + "".join(f"<{a}>{v:g}</{a}>" for a, v in zip("xyz", values, strict=True)) + f"</{name}>"
         for name, values in (("matrixSize", geometry.matrix), ("fieldOfView_mm", geometry.fov_mm))
     )
-    limits = {"repetition": (0, 0), "set": (1, 0), **encoding.limits(preset)}
+    limits = {"repetition": (0, 0), "set": (int(preset.has_water_reference), 0), **encoding.limits(preset)}
+    if preset.cycling:
+        limits[encoding.edit_counter] = (1, 0)
+    if preset.echo_times_s:
+        limits["contrast"] = (len(preset.echo_times_s) - 1, 0)
     limit_text = "".join(
         f"<{name}><minimum>0</minimum><maximum>{limits[name][0]}</maximum><center>{limits[name][1]}</center></{name}>"
         for name in _LIMIT_ORDER
         if name in limits
     )
+    proton_hz = protocol.transmit_frequency_hz / NUCLEI[preset.nucleus].frequency_ratio
     echoes = "".join(f"<TE>{_ms(te)}</TE>" for te in protocol.echo_times_s)
     keys: dict[str, int | float | str] = {
-        "mrsi_spectral_points": protocol.n_times, "mrsi_water_suppressed": 1, "mrsi_freq_sign": 1,
+        "mrsi_spectral_points": protocol.n_times, "mrsi_freq_sign": 1,
         "mrsi_dwell_us": protocol.dwell_s * 1e6, "mrsi_acq_delay_us": protocol.acquisition_delay_s * 1e6,
         "mrsi_reference_ppm": protocol.reference_ppm, "mrsi_transmit_frequency_Hz": protocol.transmit_frequency_hz,
         "mrsi_time_tick_ms": protocol.time_tick_ms, "mrsi_profile": "1.0", "mrsi_nucleus": protocol.nucleus,
         "mrsi_encoding": protocol.encoding, "mrsi_water_ref": protocol.water_reference,
         "mrsi_grid_center": geometry.grid_center, **encoding.keys(preset),
     }  # fmt: skip
+    if protocol.water_suppressed is not None:
+        keys["mrsi_water_suppressed"] = int(protocol.water_suppressed)
+    if preset.cycling:
+        keys |= {"mrsi_axis_edit": encoding.edit_counter, "mrsi_edit": protocol.editing}
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">'
         f"<measurementInformation><measurementID>{escape(protocol.measurement_id)}</measurementID>"
@@ -78,7 +89,7 @@ def header_xml(preset: Preset) -> str:
         "<acquisitionSystemInformation><systemVendor>simulated</systemVendor>"
         f"<systemFieldStrength_T>{protocol.field_strength_t}</systemFieldStrength_T>"
         f"<receiverChannels>{preset.n_coils}</receiverChannels></acquisitionSystemInformation>"
-        f"<experimentalConditions><H1resonanceFrequency_Hz>{round(protocol.transmit_frequency_hz)}"
+        f"<experimentalConditions><H1resonanceFrequency_Hz>{round(proton_hz)}"
         "</H1resonanceFrequency_Hz></experimentalConditions>"
         f"<encoding><encodedSpace>{space}</encodedSpace><reconSpace>{space}</reconSpace>"
         f"<encodingLimits>{limit_text}</encodingLimits><trajectory>{encoding.trajectory_name}</trajectory></encoding>"
@@ -149,6 +160,8 @@ def _flags(of: Pass, readout: Readout) -> int:
     flags = 0
     if of.role is Role.WATER_REFERENCE:
         flags |= Flag.USER1.mask
+    if of.role is Role.NAVIGATOR:
+        flags |= Flag.IS_NAVIGATION_DATA.mask
     if of.role is Role.CALIBRATION:
         flags |= Flag.IS_PARALLEL_CALIBRATION.mask
     if readout.reverse:

@@ -98,8 +98,8 @@ def test_the_shared_scan_is_usable(shared_data):
 
 def test_a_nucleus_without_known_molecules_is_told_before_it_is_refused(tmp_path):
     protocol = csi_protocol(
-        nucleus="31P", transmit_frequency_hz=49.9e6, reference_ppm=0.0, water_reference="none", field_strength_t=2.8948
+        nucleus="13C", transmit_frequency_hz=30.99e6, reference_ppm=0.0, water_reference="none", field_strength_t=2.8948
     )
     write_scan(tmp_path / "a.h5", header_xml(protocol, receiver_channels=2), CsiScan(protocol).readouts())
     report = check_file(tmp_path / "a.h5")
-    assert any("known for 1H only" in text and "refuses 31P" in text for text in report.warnings)
+    assert any("known for 1H, 31P, 2H only" in text and "refuses 13C" in text for text in report.warnings)

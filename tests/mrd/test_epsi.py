@@ -88,6 +88,17 @@ def test_oversampling_is_removed_per_lobe(matrix, factor, grid_center, polarity)
     assert rms(kt.samples[0] - truth) < 0.05 * rms(truth)
 
 
+@pytest.mark.parametrize(
+    ("n_x", "factor", "error"), [(16, 1.5, 0.06), (7, 2.0, 0.06), (16, 2.5, 0.06), (15, 1.5, 0.12), (6, 1.25, 0.15)]
+)
+def test_any_oversampling_is_removed(n_x, factor, error):
+    scan = EpsiScan([Line((0.3 * n_x + 0.2, 0, 0), 0.0, decay_hz=0.0)], matrix=(n_x, 1, 1), oversampling=factor)
+    scan = replace(scan, sample_time_us=10.0)
+    (kt,), _ = sort(scan)
+    assert kt.samples.shape[1] == n_x
+    assert rms(kt.samples[0] - expected(scan, kt)) < error
+
+
 def test_what_lies_outside_the_field_of_view_is_suppressed():
     scan = EpsiScan([], matrix=(32, 1, 1), oversampling=2.0, sample_time_us=10.0, n_lobes=2)
     left = {}

@@ -21,6 +21,7 @@ from mrsi_gadgets.mrd.layout import read_head
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.mrd.roles import RoleRule
 from mrsi_gadgets.mrd.sorting import sort_readouts
+from mrsi_gadgets.physics.nucleus import NUCLEI
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -142,10 +143,10 @@ def _describe_protocol(protocol: Protocol, report: CheckReport) -> None:
         "axes: " + ", ".join(f"{axis} = {source}" for axis, source in protocol.axes.items()),
     ]
 
-    if protocol.nucleus != "1H":
+    if protocol.nucleus not in NUCLEI:
         report.warn(
-            f"the scan is described, but molecules are known for 1H only so far: every shipped recipe refuses "
-            f"{protocol.nucleus} when its fit is prepared"
+            f"the scan is described, but molecules are known for {', '.join(NUCLEI)} only: every shipped recipe "
+            f"refuses {protocol.nucleus} when its fit is prepared"
         )
 
 

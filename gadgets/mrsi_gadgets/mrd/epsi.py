@@ -155,7 +155,7 @@ class EpsiLayout:
             raise DataError("the first epsi readout has no samples left after discard_pre and discard_post")
         factor = self.protocol.readout_oversampling
         if self.ramps:
-            if n < n_x:
+            if n < max(n_x, 2):
                 raise DataError(
                     f"ramp-sampled lobes have {n} samples, fewer than the {n_x} voxels; correct matrixSize.x"
                 )
@@ -235,10 +235,11 @@ class EpsiLayout:
         lobe_number = slot % self.n_lobes
         if reverse != (lobe_number % 2 == self._reverse_parity):
             raise self._wrong_polarity(head, lobe_number, reverse)
-        if head.n_samples - head.discard_post - head.discard_pre != self._n_samples:
+        length = head.n_samples - head.discard_post - head.discard_pre
+        if length != self._n_samples:
             raise DataError(
-                f"readout {head.scan_counter} keeps {head.n_samples - head.discard_post - head.discard_pre} samples "
-                f"but the epsi readouts before it {self._n_samples}; send lobes of one length"
+                f"readout {head.scan_counter} keeps {max(length, 0)} samples but the epsi readouts before "
+                f"it {self._n_samples}; send lobes of one length"
             )
         if head.sample_time_us and abs(head.sample_time_us - self.sample_time_us) > _SAME_DWELL * self.sample_time_us:
             raise DataError(
@@ -303,15 +304,16 @@ class EpsiLayout:
         factor = n / n_x
         direction = -self._sign_x if reverse else self._sign_x
         steps = direction * (np.arange(n) - centre) / factor
-        # k of the points in units of 1/FOV: all multiples that the lobe reaches
-        reached = np.arange(np.ceil(steps.min() - 1e-9), np.floor(steps.max() + 1e-9) + 1)
-        if reached.size != n_x or np.abs(reached).max() > n_x // 2:
+        if abs(centre - (n - 1) / 2) > 0.5:
             raise DataError(
                 f"readout {head.scan_counter} has center_sample {head.center_sample} of {n} kept samples (from "
                 f"{head.discard_pre}), but uniform lobes need their centre in the middle; correct center_sample, or "
                 "send a trajectory"
             )
-        index = (reached.astype(int) + n_x // 2) % n_x
+        # k of the points in units of 1/FOV: where their number is even, from -n/2 or up to +n/2, as the lobe reaches
+        ranges = [np.arange(n_x) + start for start in {-(n_x // 2), -((n_x - 1) // 2)}]
+        reached = min(ranges, key=lambda k: max(steps.min() - k[0], 0.0) + max(k[-1] - steps.max(), 0.0))
+        index = (reached + n_x // 2) % n_x
         k = np.empty(n_x)
         k[index] = reached
         late = direction * k * factor * self.sample_time_us * 1e-6

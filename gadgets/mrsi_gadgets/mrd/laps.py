@@ -252,7 +252,7 @@ class LapLayout:
         length = kept.stop - kept.start
         if length < numbers.size:
             raise DataError(
-                f"readout {head.scan_counter} has {length} samples but {numbers.size} are needed; correct "
+                f"readout {head.scan_counter} has {max(length, 0)} samples but {numbers.size} are needed; correct "
                 "mrsi_spectral_points or send the whole readout"
             )
         # only a walk's last chunk may be longer than what is needed: the rest of another would be missing in between

@@ -129,7 +129,8 @@ def hsvd(
         return Exponentials(*part(slice(0, count)), dwell_s)
     with one_blas_thread():
         parts = over_parts(part, count, -(-count // _BATCH)) if count else [part(slice(0, 0))]
-    return Exponentials(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)), dwell_s)  # type: ignore[arg-type]
+    frequency, damping, amplitude = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Exponentials(frequency, damping, amplitude, dwell_s)
 
 
 @lru_cache(maxsize=16)

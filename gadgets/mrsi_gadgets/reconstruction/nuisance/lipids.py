@@ -131,7 +131,8 @@ def lipids_at_their_source(
     n_coils, n_points, _ = (int(n) for n in samples.shape)
     rank = len(space.rows)
     factors = tuple(FINENESS if n > 1 else 1 for n in kt.protocol.geometry.matrix)
-    fine = tuple(n * f for n, f in zip(kt.protocol.geometry.matrix, factors, strict=True))
+    nx, ny, nz = (n * f for n, f in zip(kt.protocol.geometry.matrix, factors, strict=True))
+    fine = (nx, ny, nz)
     share = 1 / (np.prod(factors) * n_coils)
     variance = _finer(space.support, factors)[..., None] * space.energy * share
     variance = variance + _finer(brain & ~space.support, factors)[..., None] * brain_energy * share

@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
+from mrsi_gadgets.arrays import Array, like, to_numpy
 
 ITERATIONS = 6
 _INNER = 3
 _RIDGE = 1e-4
-_LEAST_PPM = 0.4
+LEAST_PPM = 0.4
 """Sidebands closer to water than this are part of its line [ppm]."""
 
 
@@ -30,9 +30,8 @@ def places(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def shared_modulation(
-    fids: Array, place: np.ndarray, inside: np.ndarray, dwell_s: float, hz_per_ppm: float,
-    water_of: Callable[[Array], Array],
-) -> np.ndarray:  # fmt: skip
+    fids: Array, place: np.ndarray, dwell_s: float, hz_per_ppm: float, water_of: Callable[[Array], Array]
+) -> np.ndarray:
     """Return m_j(t) [rad], (function, t), of the phase modulation of water.
 
     Parameters
@@ -41,22 +40,16 @@ def shared_modulation(
         (voxel, t), B0 taken out, water at 0 Hz and metabolites at negative frequencies.
     place
         (voxel, function): p_j(r).
-    inside
-        (voxel,) bool: voxels that are looked at.
     dwell_s, hz_per_ppm
         Of the protocol.
     water_of
         Returns the water of FIDs without modulation.
     """
-    chosen = np.flatnonzero(inside)
-    xp = namespace(fids)
-    taken = xp.take(fids, like(chosen, fids), axis=0)
-    functions = place[chosen]
-    modulation = np.zeros((functions.shape[1], int(fids.shape[1])))
+    modulation = np.zeros((place.shape[1], int(fids.shape[1])))
     for _ in range(ITERATIONS):
-        plain = without_modulation(taken, functions, modulation)
+        plain = without_modulation(fids, place, modulation)
         modulation = modulation + _update(
-            to_numpy(plain), to_numpy(water_of(plain)), functions, dwell_s, _LEAST_PPM * hz_per_ppm
+            to_numpy(plain), to_numpy(water_of(plain)), place, dwell_s, LEAST_PPM * hz_per_ppm
         )
     return modulation
 

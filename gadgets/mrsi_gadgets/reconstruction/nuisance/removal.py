@@ -33,6 +33,8 @@ from mrsi_gadgets.reconstruction.nuisance.lipids import (
     lipids_by_penalty,
 )
 from mrsi_gadgets.reconstruction.nuisance.water import (
+    MOST_CLASSES,
+    decay_classes,
     metabolite_covariance,
     metabolite_strength,
     separate_water,
@@ -52,9 +54,14 @@ _NAA_SIGNAL = 27.0
 """NAA CH3 signal in the ensemble's unit (9 mM, three protons)."""
 _WATER_ROUNDS = 3
 """How often the water's covariance is learned, first from HSVD and then from its own result."""
+_SIDEBANDS = 1.6
+"""There are sidebands from this root mean square downfield of water on, over the noise."""
 _STRENGTH_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+_FIELD_ERROR = 0.05
+"""Largest error of the field in the subtracted samples, over the noise."""
 _ROW_ERROR = 0.01
 """Energy of a row of water that is left out, over that of the noise, in the mean over voxels."""
+_PROBE_SEED = 0
 _PASSES = 2
 """Passes over data whose Fourier image is not their exact inverse."""
 
@@ -70,19 +77,18 @@ class Remains:
     """In the band of water."""
     lipids: float
     """In the band of lipids; macromolecules and lactate are in it too."""
-    touched: float
-    """What was taken out of the bands of NAA, creatine and choline, tails of water and lipids included."""
     water_expected: float
     """What noise and the metabolites and macromolecules of the model have in the band of water."""
     lipids_expected: float
     """The same in the band of lipids."""
 
     @property
-    def cost(self) -> float:
-        """Energy that is left too much, or taken too much, over that of the noise."""
+    def excess(self) -> float:
+        """Energy that is left too much, or that was taken from metabolites, over that of the noise."""
         # noise that went with the water is no loss: nothing is measured there
-        water = max(self.water**2 - self.water_expected**2, 0.0)
-        return water + abs(self.lipids**2 - self.lipids_expected**2) + self.touched**2
+        more = max(self.water**2 - self.water_expected**2, 0.0)
+        less = max(self.water_expected**2 - 1 - self.water**2, 0.0)
+        return more + less + abs(self.lipids**2 - self.lipids_expected**2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +142,10 @@ class _Scan:
         known = (self.coil_maps, self.b0_hz, self.mask, self.noise_sd)
         return reconstruct_fourier(self.kt.with_samples(samples), *known).coefficients
 
+    def with_samples(self, samples: Array) -> _Scan:
+        """Return the scan with other samples."""
+        return replace(self, kt=self.kt.with_samples(samples), fids=self.image(samples))
+
     def with_field(self, fids: Array) -> Array:
         """Return FIDs with B0 in them."""
         return fids * field_phase(fids, self.b0_hz, self.kt.protocol.times_s[: int(fids.shape[-1])])
@@ -143,7 +153,12 @@ class _Scan:
     def samples_of(self, coefficients: Array, rows: np.ndarray, *, field_in_rows: bool = False) -> Array:
         """Return the samples of an image: coefficients (x, y, z, row) on rows (row, t)."""
         b0 = np.zeros_like(self.b0_hz) if field_in_rows else self.b0_hz
-        operator = encoding_operator(self.kt, self.coil_maps, b0, rows)
+        # the operator's expansion of the field errs relative to the signal, which may be thousands of times the noise
+        xp = namespace(coefficients)
+        size = float(xp.max(xp.sum(xp.real(coefficients) ** 2 + xp.imag(coefficients) ** 2, axis=-1))) ** 0.5
+        noise = self.typical_sd * float(np.sqrt(2 * rows.shape[1]))
+        tolerance = float(np.clip(_FIELD_ERROR * noise / max(size, noise), 1e-7, 1e-3))
+        operator = encoding_operator(self.kt, self.coil_maps, b0, rows, tolerance=tolerance)
         return operator(coefficients) * float(np.sqrt(self.mask.size))
 
 
@@ -196,26 +211,32 @@ def remove_nuisance(
 def _removed(scan: _Scan, method: str, progress: Callable[[str], None] | None) -> Removal:
     """Try what may be tried and take the best."""
     kt = scan.kt
-    before = _remains(scan, scan.fids, None)
+    before = _remains(scan, scan.fids)
     if not scan.mask.any():
         return Removal(kt, "none", before, before, {"reason": "no voxel of the mask"})
-    tried: dict[str, tuple[KtData, Remains, dict[str, Any]]] = {}
-    candidates = ("hsvd", "union_of_subspaces", "l2") if method == "auto" else (method,)
+    candidates: tuple[str, ...] = ("hsvd", "union_of_subspaces", "l2") if method == "auto" else (method,)
     if method == "auto" and not scan.support.any():
         candidates = ("hsvd", "union_of_subspaces")
+    probe = _probe(scan) if method == "auto" else None
+    tried: dict[str, tuple[KtData, Remains, dict[str, Any]]] = {}
+    cost: dict[str, float] = {}
     for name in candidates:
-        cleaned, notes = _cleaned(scan, name, exact=kt.grid is not None and kt.fully_sampled)
-        fids = scan.image(cleaned.samples)
-        tried[name] = cleaned, _remains(scan, fids, scan.fids - fids), notes
+        cleaned, notes = _cleaned(scan, name)
+        tried[name] = cleaned, _remains(scan, scan.image(cleaned.samples)), notes
+        if probe is not None:
+            # the same with metabolites added: what comes out besides them is what the method does to metabolites
+            both, _ = _cleaned(scan.with_samples(kt.samples + probe), name)
+            notes["touched"] = round(_level(scan, scan.image(both.samples - cleaned.samples - probe)), 4)
+            cost[name] = tried[name][1].excess + notes["touched"] ** 2
         if progress is not None:
             after = tried[name][1]
             progress(
                 f"{name}: water {before.water:.1f} to {after.water:.2f} and lipids {before.lipids:.1f} to "
                 f"{after.lipids:.2f} times the noise in the brain"
             )
-    if method == "auto":
-        tried["none"] = kt, before, {}
-    chosen = min(tried, key=lambda name: tried[name][1].cost)
+    if probe is not None:
+        tried["none"], cost["none"] = (kt, before, {}), before.excess
+    chosen = min(cost, key=lambda name: cost[name]) if cost else method
     cleaned, after, notes = tried[chosen]
     provenance = {
         "method": chosen,
@@ -226,13 +247,33 @@ def _removed(scan: _Scan, method: str, progress: Callable[[str], None] | None) -
         **_rounded("after", after),
         "water_expected": round(after.water_expected, 3),
         "lipids_expected": round(after.lipids_expected, 3),
-        "cost": {name: round(float(what.cost), 3) for name, (_, what, _) in tried.items()},
+        "cost": {name: round(value, 3) for name, value in cost.items()},
     }
     return Removal(cleaned, chosen, before, after, provenance)
 
 
+def _probe(scan: _Scan) -> Array:
+    """Return the samples of metabolites drawn from the model, of the strength of the scan's own, in the brain."""
+    rough = namespace(scan.fids).reshape(scan.fids, (-1, int(scan.fids.shape[-1])))
+    strength = _strength(scan, rough - _hsvd(scan, rough))
+    rank = scan.model.metabolite_rank
+    values, vectors = np.linalg.eigh(scan.model.metabolite_covariance[:rank, :rank])
+    rng = np.random.default_rng(_PROBE_SEED)
+    normal = rng.standard_normal((*scan.mask.shape, rank, 2)) @ np.array([1, 1j]) * np.sqrt(0.5)
+    drawn = normal @ (vectors * np.sqrt(np.maximum(values, 0) * strength)).T * scan.brain[..., None]
+    return scan.samples_of(like(drawn.astype(np.complex64), scan.fids), scan.model.basis[:rank])
+
+
+def _level(scan: _Scan, image: Array) -> float:
+    """Return the root mean square over the brain in the bands of metabolites, over that of the noise."""
+    ppm = scan.kt.protocol.ppm_axis(int(image.shape[-1]))
+    inside = scan.brain
+    levels = [band_amplitude(image, ppm, band)[inside] / (np.sqrt(2) * scan.sd[inside]) for band in METABOLITE_PPM]
+    return float(np.sqrt(np.mean(np.square(levels))))
+
+
 def _rounded(when: str, what: Remains) -> dict[str, float]:
-    return {f"{when}_{name}": round(float(getattr(what, name)), 3) for name in ("water", "lipids", "touched")}
+    return {f"{when}_{name}": round(float(getattr(what, name)), 3) for name in ("water", "lipids")}
 
 
 def _scan(
@@ -250,11 +291,12 @@ def _scan(
     )  # fmt: skip
 
 
-def _cleaned(scan: _Scan, method: str, *, exact: bool) -> tuple[KtData, dict[str, Any]]:
+def _cleaned(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:
     """Return the data without what the method finds, and notes for the provenance."""
     kt, notes = _pass(scan, method)
+    exact = kt.grid is not None and kt.fully_sampled and kt.common_times
     for _ in range(0 if exact else _PASSES - 1):
-        kt, _ = _pass(replace(scan, kt=kt, fids=scan.image(kt.samples)), method)
+        kt, _ = _pass(scan.with_samples(kt.samples), method)
     return kt, notes
 
 
@@ -266,18 +308,15 @@ def _pass(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:
     notes: dict[str, Any] = {}
     place = sidebands.places(shape[:3])
     modulation: np.ndarray | None = None
+    plain = flat
+    notes["water"] = "suppressed"
     if _unsuppressed(scan, flat, rough):
-        modulation = sidebands.shared_modulation(
-            flat, place, scan.brain.ravel(), scan.kt.protocol.dwell_s, scan.hz_per_ppm,
-            lambda fids: _water_of_brain(scan, fids),
-        )  # fmt: skip
+        notes["water"] = "not suppressed"
+        modulation = _modulation(scan, flat, place)
+    if modulation is not None:
         plain = sidebands.without_modulation(flat, place, modulation)
         rough = _hsvd(scan, plain)
-        notes["water"] = "not suppressed"
         notes["largest_modulation_rad"] = round(float(np.abs(place @ modulation).max()), 5)
-    else:
-        plain = flat
-        notes["water"] = "suppressed"
     if method == "hsvd":
         found = rough if modulation is None else sidebands.with_modulation(rough, place, modulation)
         return _without(scan, scan.kt, _on_rows(found, scan, shape)), notes
@@ -289,10 +328,12 @@ def _pass(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:
         kt = kt.with_samples(kt.samples - lipids)
         flat = xp.reshape(scan.image(kt.samples), (-1, shape[-1]))
         plain = flat if modulation is None else sidebands.without_modulation(flat, place, modulation)
-    coefficients, rows = _separated(scan, plain, rough, scan.mask.ravel(), scan.brain.ravel(), rounds=_WATER_ROUNDS)
-    if modulation is None:
-        return _without(scan, kt, _fewer_rows(coefficients, rows, scan, shape)), notes
-    found = sidebands.with_modulation(coefficients @ like(rows, coefficients, coefficients.dtype), place, modulation)
+    # with sidebands one class again: what is left of them would be learned as the shape of a small class
+    classes = MOST_CLASSES if modulation is None else 1
+    known, brain = scan.mask.ravel(), scan.brain.ravel()
+    found = _separated(scan, plain, rough, known, brain, rounds=_WATER_ROUNDS, classes=classes)
+    if modulation is not None:
+        found = sidebands.with_modulation(found, place, modulation)
     return _without(scan, kt, _on_rows(found, scan, shape)), notes
 
 
@@ -300,30 +341,51 @@ def _hsvd(scan: _Scan, flat: Array) -> Array:
     return water_by_hsvd(flat, scan.kt.protocol.dwell_s, scan.hz_per_ppm, scan.sd.ravel())
 
 
-def _water_of_brain(scan: _Scan, fids: Array) -> Array:
-    """Return the water of the brain's voxels alone, by HSVD and then by covariance."""
+def _modulation(scan: _Scan, flat: Array, place: np.ndarray) -> np.ndarray | None:
+    """Return the modulation (function, t) that gives water its sidebands; None where there are none."""
+    xp = namespace(flat)
     inside = scan.brain.ravel()
-    rough = water_by_hsvd(fids, scan.kt.protocol.dwell_s, scan.hz_per_ppm, scan.sd.ravel()[inside])
-    everywhere = inside[inside]
-    coefficients, rows = _separated(scan, fids, rough, everywhere, everywhere, rounds=1)
-    return coefficients @ like(rows, coefficients, coefficients.dtype)
+    protocol = scan.kt.protocol
+
+    def water(fids: Array) -> Array:
+        rough = water_by_hsvd(fids, protocol.dwell_s, scan.hz_per_ppm, scan.sd.ravel()[inside])
+        everywhere = inside[inside]
+        # one class: small ones would learn sidebands as shapes of water
+        return _separated(scan, fids, rough, everywhere, everywhere, rounds=1, classes=1)
+
+    chosen = xp.take(flat, like(np.flatnonzero(inside), flat), axis=0)
+    ppm = protocol.ppm_axis(int(flat.shape[1]))
+    centre = ppm[len(ppm) // 2]
+    downfield = (centre + 2 * sidebands.LEAST_PPM, centre + 0.9 * (ppm[-1] - centre))
+    left = band_amplitude(chosen - water(chosen), ppm, downfield) / (np.sqrt(2) * scan.sd.ravel()[inside])
+    if float(np.median(left)) < _SIDEBANDS:
+        return None
+    return sidebands.shared_modulation(chosen, place[inside], protocol.dwell_s, scan.hz_per_ppm, water)
 
 
 def _separated(
-    scan: _Scan, fids: Array, estimate: Array, known: np.ndarray, brain: np.ndarray, *, rounds: int
-) -> tuple[Array, np.ndarray]:
-    """Return the water of FIDs (voxel, t) by its covariance, as coefficients and rows.
+    scan: _Scan, fids: Array, estimate: Array, known: np.ndarray, brain: np.ndarray, *, rounds: int,
+    classes: int = MOST_CLASSES,
+) -> Array:  # fmt: skip
+    """Return the water of FIDs (voxel, t) by the covariance of each class of decay.
 
-    The covariance is learned from the `known` voxels, the strength of metabolites from those of `brain`.
+    Covariances are learned from the `known` voxels, the strength of metabolites from those of `brain`.
     """
     xp = namespace(fids)
     chosen = like(np.flatnonzero(brain), fids)
+    labels = decay_classes(estimate, scan.kt.protocol.times_s[: int(fids.shape[1])], known, most=classes)
+    members = [np.flatnonzero(labels == number) for number in np.unique(labels)]
+    back = like(np.argsort(np.concatenate(members)), fids)
     for _ in range(rounds):
         strength = metabolite_strength(xp.take(fids - estimate, chosen, axis=0), scan.model, scan.typical_sd)
         metabolites = strength * metabolite_covariance(scan.model)
-        coefficients, rows = separate_water(fids, estimate, known, metabolites, scan.typical_sd)
-        estimate = coefficients @ like(rows, coefficients, coefficients.dtype)
-    return coefficients, rows
+        parts = []
+        for member in members:
+            index = like(member, fids)
+            own, first = xp.take(fids, index, axis=0), xp.take(estimate, index, axis=0)
+            parts.append(separate_water(own, first, known[member], metabolites, scan.typical_sd))
+        estimate = xp.take(xp.concat(parts, axis=0), back, axis=0)
+    return estimate
 
 
 def _strength(scan: _Scan, flat: Array) -> float:
@@ -390,17 +452,6 @@ def _on_rows(flat: Array, scan: _Scan, shape: tuple[int, ...]) -> tuple[Array, n
     return namespace(flat).reshape(coefficients, (*shape[:3], len(rows))), rows
 
 
-def _fewer_rows(coefficients: Array, rows: np.ndarray, scan: _Scan, shape: tuple[int, ...]) -> tuple[Array, np.ndarray]:
-    """Return an image given by coefficients on any rows on orthonormal ones, those that matter."""
-    basis, mixing = np.linalg.qr(rows.T.astype(np.complex128))
-    turned = coefficients @ like(mixing.T.astype(np.complex64), coefficients, coefficients.dtype)
-    power, rotation = principal_rows(turned, len(rows))
-    rotation = rotation[: _rows_needed(power, scan, shape)].astype(np.complex64)
-    turned = turned @ like(rotation.conj().T, turned, turned.dtype)
-    image = namespace(turned).reshape(turned, (*shape[:3], len(rotation)))
-    return image, (rotation @ basis.T).astype(np.complex64)
-
-
 def _rows_needed(power: np.ndarray, scan: _Scan, shape: tuple[int, ...]) -> int:
     level = _ROW_ERROR * 2 * scan.typical_sd**2 * float(np.prod(shape[:3]))
     return max(1, int(np.sum(power > level)))
@@ -410,19 +461,16 @@ def _without(scan: _Scan, kt: KtData, water: tuple[Array, np.ndarray]) -> KtData
     return kt.with_samples(kt.samples - scan.samples_of(*water))
 
 
-def _remains(scan: _Scan, fids: Array, taken: Array | None) -> Remains:
+def _remains(scan: _Scan, fids: Array) -> Remains:
     ppm = scan.kt.protocol.ppm_axis(int(fids.shape[-1]))
     brain = scan.brain
     if not brain.any():
-        return Remains(0.0, 0.0, 0.0, 1.0, 1.0)
+        return Remains(0.0, 0.0, 1.0, 1.0)
     sd = np.sqrt(2) * scan.sd[brain]
 
     def level(image: Array, band: tuple[float, float]) -> float:
         return float(np.median(band_amplitude(image, ppm, band)[brain] / sd))
 
-    touched = 0.0
-    if taken is not None:
-        touched = float(np.sqrt(np.mean([level(taken, band) ** 2 for band in METABOLITE_PPM])))
     flat = namespace(fids).reshape(fids, (-1, int(fids.shape[-1])))
     wanted = _strength(scan, flat) * metabolite_covariance(scan.model)
 
@@ -431,7 +479,7 @@ def _remains(scan: _Scan, fids: Array, taken: Array | None) -> Remains:
         energy = float(np.einsum("ti,ts,si->", kernel, wanted, kernel.conj(), optimize=True).real)
         return float(np.sqrt(1 + max(energy, 0.0) / (2 * scan.typical_sd**2)))
 
-    return Remains(level(fids, WATER_PPM), level(fids, LIPID_PPM), touched, expected(WATER_PPM), expected(LIPID_PPM))
+    return Remains(level(fids, WATER_PPM), level(fids, LIPID_PPM), expected(WATER_PPM), expected(LIPID_PPM))
 
 
 def _kernel(ppm: np.ndarray, band_ppm: tuple[float, float]) -> np.ndarray:

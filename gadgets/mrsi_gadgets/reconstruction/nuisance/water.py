@@ -22,6 +22,7 @@ from mrsi_gadgets.reconstruction.nuisance.hsvd import hsvd, principal_rows
 HALF_BAND_PPM = 0.5
 """Half width of the band that water is looked for in [ppm]."""
 MOST_ROWS = 60
+MOST_CLASSES, LEAST_IN_CLASS = 6, 100
 
 
 def water_by_hsvd(
@@ -60,10 +61,22 @@ def metabolite_covariance(model: Subspace) -> np.ndarray:
     return np.asarray(rows.T @ model.metabolite_covariance[:rank, :rank] @ rows.conj())
 
 
-def separate_water(
-    fids: Array, estimate: Array, known: np.ndarray, metabolites: np.ndarray, noise_sd: float
-) -> tuple[Array, np.ndarray]:
-    """Return the water of FIDs by the covariances of water, metabolites and noise, as coefficients and rows.
+def decay_classes(water: Array, times_s: np.ndarray, known: np.ndarray, *, most: int = MOST_CLASSES) -> np.ndarray:
+    """Return the class (fid,) of each FID by how fast its water decays, equally many known ones in each.
+
+    Where the field varies within a voxel water decays fast and in many shapes; elsewhere its shape is simple, which is
+    worth knowing. The measure is the mean time of |w|^2. There are at most `most` classes, of a hundred FIDs at least.
+    """
+    power = to_numpy(namespace(water).abs(water)).astype(float) ** 2
+    energy = power.sum(axis=1)
+    late = power @ (times_s - times_s[0]) / np.maximum(energy, np.finfo(float).tiny)
+    count = int(np.clip(known.sum() // LEAST_IN_CLASS, 1, most))
+    edges = np.quantile(late[known], np.linspace(0, 1, count + 1)[1:-1]) if known.any() else []
+    return np.digitize(late, edges)
+
+
+def separate_water(fids: Array, estimate: Array, known: np.ndarray, metabolites: np.ndarray, noise_sd: float) -> Array:
+    """Return the water of FIDs by the covariances of water, metabolites and noise, (fid, t) complex64.
 
     Parameters
     ----------
@@ -77,18 +90,12 @@ def separate_water(
         (t, t): s^2 C_m.
     noise_sd
         SD of the real part of a sample's noise.
-
-    Returns
-    -------
-    tuple
-        Coefficients (fid, row) and rows (row, t), complex64; their product is the water.
     """
     xp = namespace(fids)
     energy = to_numpy(xp.sum(xp.real(estimate) ** 2 + xp.imag(estimate) ** 2, axis=1)).astype(float)
     known = known & (energy > 0)
     if not known.any():
-        n = int(fids.shape[1])
-        return fids[:, :1] * 0, np.zeros((1, n), dtype=np.complex64)
+        return xp.zeros_like(fids)
     scale = np.where(energy > 0, 1 / np.sqrt(np.maximum(energy, np.finfo(float).tiny)), 0.0)
     chosen = xp.take(estimate, like(np.flatnonzero(known), fids), axis=0)
     unit = chosen * like(scale[known, None].astype(np.float32), fids, fids.dtype)
@@ -105,4 +112,5 @@ def separate_water(
     # g / (1 + g gain), written so that voxels without water have none
     shrink = energy[:, None] / (1 + energy[:, None] * np.maximum(gain, 0))
     coefficients = coefficients * like((shrink * size).astype(np.float32), fids, fids.dtype)
-    return coefficients, (factor @ rotation).T.astype(np.complex64)
+    rows = (factor @ rotation).T.astype(np.complex64)
+    return coefficients @ like(rows, coefficients, coefficients.dtype)

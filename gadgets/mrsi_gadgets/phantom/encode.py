@@ -9,8 +9,10 @@ import finufft
 import numpy as np
 
 _CHUNK_BYTES = 64 * 2**20
-_TIME_ERROR = 1e-7
-"""Relative error of the interpolation between times within a spectral dwell."""
+_FINE_TIMES_BYTES = 512 * 2**20
+"""Samples at the finer times that are kept at once."""
+_TAPS, _KAISER = 10, 15.7
+"""Half width of the interpolation kernel in time [points of the finer grid] and shape of its Kaiser window."""
 
 
 @dataclass(frozen=True)
@@ -123,109 +125,118 @@ class PlanePoints:
 Points = GridPoints | PlanePoints
 
 
-def time_nodes(tau_s: np.ndarray, half_band_hz: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the times where a band-limited signal must be known to have it at all `tau_s`, and the weights for that.
+Signal = Callable[[float, float, int], Callable[[slice], np.ndarray]]
+"""Takes time of the first point after the first spectral point [s], step [s] and number of points; gives the function
+that returns the signal of all points of the object for a range of those times, complex64 (point, t)."""
 
-    Chebyshev interpolation of exp(i 2 pi f t) over half a range h with n nodes is off by about
-    2 (pi f h)^n / n!; n is the first with less than 1e-7.
 
-    Parameters
-    ----------
-    tau_s : (p,) times [s].
-    half_band_hz : largest |f| of the signal [Hz].
+@dataclass(frozen=True, eq=False)
+class TimeInterpolation:
+    """From evenly spaced times, two per spectral dwell, to the samples' own times, within 1e-6.
 
-    Returns
-    -------
-        nodes (n,) [s] and weights (n, p): the signal at tau[p] is sum_n weights[n, p] signal(nodes[n]).
+    The kernel is a sinc under a Kaiser window. Signals within the spectral width leave half of the band of the finer
+    grid free, so that 20 points are enough (Kaiser's formula: 152 dB).
     """
-    low, high = float(np.min(tau_s)), float(np.max(tau_s))
-    half = (high - low) / 2
-    if half == 0.0:
-        return np.array([low]), np.ones((1, len(tau_s)))
-    size, error, n = np.pi * half_band_hz * half, 2.0, 0
-    while error > _TIME_ERROR or n < 2:
-        n += 1
-        error *= size / n
-    angles = (np.arange(n) + 0.5) * np.pi / n
-    nodes, signs = np.cos(angles), np.where(np.arange(n) % 2, -1.0, 1.0) * np.sin(angles)
-    offset = ((tau_s - low) / half - 1.0)[None] - nodes[:, None]
-    hit = np.abs(offset) < 1e-12
-    terms = signs[:, None] / np.where(hit, 1.0, offset)
-    weights = np.where(hit.any(axis=0), hit, terms / np.sum(terms, axis=0))
-    return low + half * (nodes + 1.0), weights
+
+    start_s: float
+    """First time of the finer grid after the first spectral point [s]."""
+    step_s: float
+    count: int
+    first: np.ndarray
+    """(row,) fine index where the kernel of each row's first sample begins."""
+    weights: np.ndarray
+    """(row, tap) float32."""
+
+    @classmethod
+    def to(cls, tau_s: np.ndarray, dwell_s: float, n_times: int) -> TimeInterpolation:
+        """Prepare the way to times `tau_s` (row,) after each of `n_times` spectral points."""
+        step = dwell_s / 2.0
+        start = np.floor(np.min(tau_s) / step) - _TAPS + 1.0
+        place = tau_s / step - start
+        first = np.floor(place).astype(int) - _TAPS + 1
+        x = place[:, None] - first[:, None] - np.arange(2 * _TAPS)
+        window = np.i0(_KAISER * np.sqrt(np.maximum(1.0 - (x / _TAPS) ** 2, 0.0))) / np.i0(_KAISER)
+        count = int(first.max()) + 2 * (n_times - 1) + 2 * _TAPS
+        return cls(float(start * step), step, count, first, (np.sinc(x) * window).astype(np.float32))
+
+    def apply(self, fine: np.ndarray, result: np.ndarray) -> None:
+        """Write samples (coil, row, ..., t) made from `fine` (coil, row, ..., fine time) into `result`."""
+        n_times = result.shape[-1]
+        for row, (first, weights) in enumerate(zip(self.first, self.weights, strict=True)):
+            total = np.zeros(result[:, row].shape, np.complex64)
+            for tap, weight in enumerate(weights):
+                total += weight * fine[:, row, ..., first + tap : first + tap + 2 * n_times - 1 : 2]
+            result[:, row] = total
 
 
 def encode_points(
     box: FineBox,
     voxel_mm: tuple[float, float, float],
-    signal: Callable[[float], Callable[[slice], np.ndarray]],
+    signal: Signal,
     coil_maps: np.ndarray,
     points: Points,
+    dwell_s: float,
     n_times: int,
-    half_band_hz: float,
 ) -> np.ndarray:
     """Return samples at any places of k-space, each at its own time, complex64 (coil, *points.shape, t).
 
     d_c(k, t + tau) = sum_r S_c(r) rho(r, t + tau) exp(-i 2 pi k r): exact sums along the axes of `GridPoints`, a
-    non-uniform fast Fourier transform (relative 1e-6) in the plane of `PlanePoints`. rho is evaluated at a few tau and
-    interpolated between them within 1e-7 (`time_nodes`).
+    non-uniform fast Fourier transform (relative 1e-6) in the plane of `PlanePoints`. The sums are made at two times per
+    spectral dwell, and what lies between them is interpolated (`TimeInterpolation`).
 
     Parameters
     ----------
     box : where the points of the object are.
     voxel_mm : voxel size [mm].
-    signal : gives for a time tau [s] the function that gives rho(r, times + tau) of the box's points for a range of
-        time points, complex64 (point, t).
+    signal : gives rho; its frequencies lie within the spectral width.
     coil_maps : (coil, point) complex64.
     points : where in k-space.
-    n_times : number of time points.
-    half_band_hz : largest |frequency| of the signal [Hz].
+    dwell_s : spectral dwell [s].
+    n_times : number of spectral points.
     """
-    nodes, weights = time_nodes(points.tau_s, half_band_hz)
-    length = int(np.prod(box.shape))
-    step = max(1, min(n_times, _CHUNK_BYTES // (8 * length)))
-    result = np.zeros((coil_maps.shape[0], *points.shape, n_times), np.complex64)
+    between = TimeInterpolation.to(points.tau_s, dwell_s, n_times)
     transform = (
         _product_transform(box, voxel_mm, points)
         if isinstance(points, GridPoints)
         else _plane_transform(box, voxel_mm, points)
     )
-    for node, weight in zip(nodes, weights, strict=True):
-        at_node = signal(float(node))
-        for start in range(0, n_times, step):
-            times = slice(start, min(start + step, n_times))
-            rho = at_node(times)
-            for coil, sensitivity in enumerate(coil_maps):
-                result[coil, ..., times] += transform(sensitivity[:, None] * rho, weight)
+    step = max(1, min(between.count, _CHUNK_BYTES // (8 * int(np.prod(box.shape)))))
+    result = np.empty((len(coil_maps), *points.shape, n_times), np.complex64)
+    size = 8 * int(np.prod(points.shape)) * between.count
+    together = max(1, _FINE_TIMES_BYTES // size)
+    for coils in (slice(i, i + together) for i in range(0, len(coil_maps), together)):
+        at = signal(between.start_s, between.step_s, between.count)
+        fine = np.empty((*result[coils].shape[:-1], between.count), np.complex64)
+        for start in range(0, between.count, step):
+            times = slice(start, min(start + step, between.count))
+            rho = at(times)
+            for coil, sensitivity in enumerate(coil_maps[coils]):
+                fine[coil, ..., times] = transform(sensitivity[:, None] * rho)
+        between.apply(fine, result[coils])
     return result
 
 
 def _product_transform(
     box: FineBox, voxel_mm: tuple[float, float, float], points: GridPoints
-) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    exact = [box.kernel_at(axis, k, voxel_mm[axis]) for axis, k in enumerate((points.kx, points.ky, points.kz))]
-    kernels = [kernel.astype(np.complex64) for kernel in exact]
-
-    def transform(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        weighted = (weight[:, None] * exact[0]).astype(np.complex64)
-        return _transform(values, box, [weighted, *kernels[1:]])
-
-    return transform
+) -> Callable[[np.ndarray], np.ndarray]:
+    axes = enumerate((points.kx, points.ky, points.kz))
+    kernels = [box.kernel_at(axis, k, voxel_mm[axis]).astype(np.complex64) for axis, k in axes]
+    return lambda values: _transform(values, box, kernels)
 
 
 def _plane_transform(
     box: FineBox, voxel_mm: tuple[float, float, float], points: PlanePoints
-) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+) -> Callable[[np.ndarray], np.ndarray]:
     bx, by, bz = box.shape
     along_z = np.ascontiguousarray(box.kernel_at(2, points.kz, voxel_mm[2]).T.astype(np.complex64))
     step_m = [1e-3 * voxel_mm[axis] / box.subvoxels[axis] for axis in range(2)]
     # finufft counts the points of the box from -(n // 2); where its zero lies is a phase of each k
     zero = [box.positions(axis)[box.shape[axis] // 2] * 1e-3 * voxel_mm[axis] for axis in range(2)]
-    phase = np.exp(-2j * np.pi * (points.k @ np.array(zero)))
+    phase = np.exp(-2j * np.pi * (points.k @ np.array(zero))).astype(np.complex64)
     angles = [np.ascontiguousarray(2.0 * np.pi * points.k[:, axis] * step_m[axis], np.float32) for axis in range(2)]
     plans: dict[int, finufft.Plan] = {}
 
-    def transform(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    def transform(values: np.ndarray) -> np.ndarray:
         count = values.shape[1]
         partitions = (values.T.reshape(-1, bz) @ along_z).reshape(count, bx, by, len(points.kz))
         planes = np.ascontiguousarray(np.moveaxis(partitions, 3, 1)).reshape(-1, bx, by)
@@ -234,7 +245,7 @@ def _plane_transform(
             plan.setpts(*angles)
             plans[len(planes)] = plan
         found = plans[len(planes)].execute(planes).reshape(count, len(points.kz), -1)
-        return np.asarray(np.moveaxis(found * (phase * weight).astype(np.complex64), 0, 2).swapaxes(0, 1))
+        return np.asarray(np.moveaxis(found * phase, 0, 2).swapaxes(0, 1))
 
     return transform
 

@@ -9,16 +9,12 @@ import numpy as np
 
 from mrsi_gadgets.data import Protocol, Role
 from mrsi_gadgets.phantom import signals
-from mrsi_gadgets.phantom.encode import encode, encode_points
+from mrsi_gadgets.phantom.encode import Signal, encode, encode_points
 from mrsi_gadgets.phantom.encodings import Csi, Readout
 from mrsi_gadgets.phantom.presets import Preset
 from mrsi_gadgets.phantom.readouts import Pass
 from mrsi_gadgets.phantom.receive import correlated_noise
 from mrsi_gadgets.phantom.sources import Head, Parts, Source
-
-_LINE_HZ = 60.0
-"""Half the width of a water line at a millionth of its height, sidebands left aside."""
-_SIDEBANDS_HZ = 200.0
 
 
 def passes_of(preset: Preset, head: Head, source: Source) -> list[tuple[Pass, ...]]:
@@ -26,19 +22,18 @@ def passes_of(preset: Preset, head: Head, source: Source) -> list[tuple[Pass, ..
     receive = _Receiver(preset, head)
     groups: list[tuple[Pass, ...]] = []
     if preset.cycling:
-        water = receive(source.water, receive.water_band_hz)
-        others = receive(source.all_but_water, receive.band_hz)
+        water = receive(source.water)
+        others = receive(source.all_but_water)
         counter = preset.encoding.edit_counter
         conditions = [(water + others, {counter: 0}), (water - others, {counter: 1})]
         groups.append(_group(preset, conditions, Role.METABOLITE, 0))
     else:
         if preset.has_water_reference:
-            k = receive(source.water, receive.water_band_hz)
+            k = receive(source.water)
             groups.append(_group(preset, [(k, {"set": 1})], Role.WATER_REFERENCE, 0))
         echoes = preset.echo_times_s or (None,)
         measured = [
-            (receive(source.suppressed, receive.band_hz, echo_time_s=te), {"contrast": number})
-            for number, te in enumerate(echoes)
+            (receive(source.suppressed, echo_time_s=te), {"contrast": number}) for number, te in enumerate(echoes)
         ]
         groups.append(_group(preset, measured, Role.METABOLITE, _shots_before(groups)))
     if preset.navigator_samples:
@@ -54,30 +49,27 @@ class _Receiver:
         self.preset, self.head = preset, head
         maps = head.box.cut(np.moveaxis(head.coil_maps, 0, -1)).T
         self.maps = np.ascontiguousarray(maps) * np.complex64(preset.receiver_gain)
-        # Everything lies within the spectral width, B0 included, or it would be aliased.
-        self.band_hz = 0.5 / preset.dwell_s
-        b0 = float(np.max(np.abs(head.field.b0_hz)) + np.max(np.abs(head.field.spread_hz)))
-        width = _LINE_HZ + (_SIDEBANDS_HZ if preset.water_sidebands else 0.0)
-        self.water_band_hz = min(b0 + abs(preset.water_offset_hz) + width, self.band_hz)
 
-    def __call__(self, parts: Parts, half_band_hz: float, *, echo_time_s: float | None = None) -> np.ndarray:
+    def __call__(self, parts: Parts, *, echo_time_s: float | None = None) -> np.ndarray:
         """Return the samples (coil, *point axes, t) of signals as every coil sees them."""
         preset, box = self.preset, self.head.box
         signal = self._signal(parts, preset.protocol_of(echo_time_s))
         if isinstance(preset.encoding, Csi):
-            return encode(box, signal(0.0), self.maps, preset.n_times)
+            return encode(box, signal(0.0, preset.dwell_s, preset.n_times), self.maps, preset.n_times)
         points, voxel_mm = preset.encoding.points(preset), preset.geometry.voxel_mm
-        return encode_points(box, voxel_mm, signal, self.maps, points, preset.n_times, half_band_hz)
+        return encode_points(box, voxel_mm, signal, self.maps, points, preset.dwell_s, preset.n_times)
 
     def navigator(self, parts: Parts) -> np.ndarray:
         """Return the first FID samples of everything together (coil, sample): k = 0 without encoding."""
-        signal = self._signal(parts, self.preset.protocol_of(None))(0.0)
-        return np.asarray(self.maps @ signal(slice(0, self.preset.navigator_samples)))
+        preset = self.preset
+        signal = self._signal(parts, preset.protocol_of(None))(0.0, preset.dwell_s, preset.navigator_samples)
+        return np.asarray(self.maps @ signal(slice(None)))
 
-    def _signal(self, parts: Parts, protocol: Protocol) -> Callable[[float], Callable[[slice], np.ndarray]]:
-        def at(tau_s: float) -> Callable[[slice], np.ndarray]:
-            later = replace(protocol, acquisition_delay_s=protocol.acquisition_delay_s + tau_s)
-            there, field = parts(later), replace(self.head.field, times_s=later.times_s)
+    def _signal(self, parts: Parts, protocol: Protocol) -> Signal:
+        def at(start_s: float, step_s: float, count: int) -> Callable[[slice], np.ndarray]:
+            delay = protocol.acquisition_delay_s + start_s
+            sampled = replace(protocol, acquisition_delay_s=delay, dwell_s=step_s, n_times=count)
+            there, field = parts(sampled), replace(self.head.field, times_s=sampled.times_s)
             return lambda times: signals.total(there, field, times)
 
         return at

@@ -281,8 +281,8 @@ def test_what_cannot_work_is_refused_while_the_readouts_still_arrive(element, se
 
 def test_a_nucleus_that_the_fit_does_not_know_is_refused_while_the_readouts_still_arrive():
     scan = small_scan().header_without("mrsi_nucleus").header_without("mrsi_transmit_frequency_Hz")
-    settings = {"mrsi_nucleus": "31P", "mrsi_transmit_frequency_Hz": "49.9e6"}
-    with pytest.raises(DataError, match="for 1H only, the protocol's nucleus is 31P"):
+    settings = {"mrsi_nucleus": "23Na", "mrsi_transmit_frequency_Hz": "32.6e6"}
+    with pytest.raises(DataError, match="for 1H, 31P, 2H only, the protocol's nucleus is 23Na"):
         run_scan(
             endless(scan, ConfigFile("fourier")), lambda message: None, ScanOptions(device="cpu", settings=settings)
         )

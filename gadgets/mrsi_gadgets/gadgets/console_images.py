@@ -12,7 +12,8 @@ from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice
 from mrsi_gadgets.output.console import maps_to_images
 from mrsi_gadgets.output.scaling import DisplayScales
-from mrsi_gadgets.quantification.design import GROUPS
+from mrsi_gadgets.physics.nucleus import nucleus_of
+from mrsi_gadgets.quantification.assembly import PH
 from mrsi_gadgets.stream.messages import Image
 
 _UNKNOWN_LINE = "unknown_"
@@ -26,8 +27,8 @@ class ConsoleImages(Gadget):
     accepts: ClassVar[tuple[type, ...]] = (Maps,)
     produces: ClassVar[tuple[type, ...]] = (Image,)
 
-    maps: tuple[str, ...] = ("tNAA", "tCr", "tCho", "Ins", "Glx")
-    """Maps to show."""
+    maps: tuple[str, ...] = ()
+    """Maps to show; none named: the reported sums of the nucleus (tNAA, tCr, tCho, Ins, Glx of 1H), and pH."""
     uncertainty: bool = True
     """Show the standard deviation of each of them too."""
     quantitative: str = "all"
@@ -52,11 +53,19 @@ class ConsoleImages(Gadget):
         for name in self.maps:
             # lines that no molecule explains are found only in the data
             if name not in known and not name.startswith(_UNKNOWN_LINE):
-                sums = ", ".join(group for group in GROUPS if group in known)
+                sums = [group for group in nucleus_of(context.protocol).sums if group in known]
+                singles = [n for n in known if n not in sums and "_per_" not in n][:3]
+                ratios = {f"NAME_per_{n.partition('_per_')[2]}" for n in known if "_per_" in n}
                 raise ConfigError(
                     f"<{self.element}> asks for the map '{name}', which the fit does not make; choose from the sums "
-                    f"{sums}, single molecules such as NAA, Cr or PCh, and NAME_per_water and NAME_per_tCr of each"
+                    f"{', '.join(sums)}, single molecules such as {', '.join(singles)}, and "
+                    f"{' and '.join(sorted(ratios, reverse=True))} of each"
                 )
+
+    @staticmethod
+    def _sums(maps: Maps) -> tuple[str, ...]:
+        """Return the reported sums that are there, and pH."""
+        return tuple(name for name in (*nucleus_of(maps.protocol).sums, PH) if name in maps.maps)
 
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
         """Yield the images of each frame."""
@@ -70,7 +79,7 @@ class ConsoleImages(Gadget):
                 images = maps_to_images(
                     item,
                     reference_head=context.reference_heads.get(item.frame),
-                    shown=self.maps,
+                    shown=self.maps or self._sums(item),
                     uncertainty=self.uncertainty,
                     quantitative=self.quantitative,
                     spectra=self.spectra,

@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget, handed_on
+from mrsi_gadgets.physics.nucleus import calibration_line, nucleus_of
 from mrsi_gadgets.reconstruction.field_map import (
     FieldMap,
     correct_eddy_currents,
     field_map_from_residual_water,
+    field_map_from_strongest_line,
     field_map_from_water,
 )
 from mrsi_gadgets.reconstruction.odd_even import OddEven, correct_odd_even, find_odd_even, is_alternating
@@ -46,12 +48,8 @@ class EstimateFieldMap(Gadget):
             elif isinstance(item, KtData) and item.role is Role.METABOLITE:
                 if found is None:
                     with context.report.timed("field_map"):
-                        found = field_map_from_residual_water(item)
+                        found = self._without_reference(item, context)
                     self._keep(found, context)
-                    context.report.warn(
-                        "no water reference: B0, coil maps and phase come from residual water, and maps are not in "
-                        "units of water"
-                    )
                 ready = [
                     correct_eddy_currents(item, found, overwrite=context.may_overwrite)
                     if found.eddy_phase.any()
@@ -73,6 +71,18 @@ class EstimateFieldMap(Gadget):
         }  # fmt: skip
         context.progress(f"reversed lobes: phase {lobes.phase_rad:.2f} rad, shift {cells:.2f} points of k-space")
         return lobes
+
+    @staticmethod
+    def _without_reference(item: KtData, context: Context) -> FieldMap:
+        """Return the field map of metabolite data: of residual water, or of other nuclei's strongest line."""
+        if not nucleus_of(item.protocol).water_is_nuisance:
+            ppm, t2_star_s = calibration_line(item.protocol)
+            return field_map_from_strongest_line(item, ppm, t2_star_s=t2_star_s)
+        found = field_map_from_residual_water(item)
+        context.report.warn(
+            "no water reference: B0, coil maps and phase come from residual water, and maps are not in units of water"
+        )
+        return found
 
     @staticmethod
     def _keep(found: FieldMap, context: Context) -> None:

@@ -9,6 +9,11 @@ what is left of the phase after each voxel's own line, with the convention that 
 The reference's frequency is water's: a constant offset of water itself (temperature, an offset of the synthesiser)
 cannot be told from B0 here and is part of `b0_hz`. Metabolite fits search one shift that all voxels share for this
 reason.
+
+Other nuclei than protons have no water reference. Their strongest line, phosphocreatine or the water that deuterium
+shows, takes its place (`field_map_from_strongest_line`). It is weak: its phase in single samples is lost in noise, so
+the frequency is the top of the matched-filter spectrum |SUM_t s(t) w(t) exp(-i 2 pi f t)|, w the usual decay, the
+maximum-likelihood estimate of one damped line in white noise.
 """
 
 from __future__ import annotations
@@ -32,7 +37,13 @@ FIT_WINDOW_S = 0.02
 EDDY_TIME_CONSTANTS_S = (0.002, 0.08)
 """Range of the shared phase course's time constant [s]: shorter is over before the first sample, longer is a field."""
 WATER_BAND_PPM = 0.5
-"""Half width of the band that residual water is taken from [ppm]."""
+"""Half width of the band that residual water, or the strongest line of another nucleus, is taken from [ppm]."""
+_FREQUENCY_STEP_HZ = 0.5
+"""Largest step of a matched-filter spectrum; a parabola finds the rest."""
+_CHANNEL_TIMES = 24
+"""So many times of a weak line's life tell its channels."""
+_LEAST_SNR = 5.0
+"""A line's amplitude over its deviation from which on a voxel is trusted."""
 _LEAST_SHARE = 0.3
 """Least part of the early signal that has to lie in that band."""
 
@@ -54,7 +65,7 @@ class FieldMap:
     times_s: np.ndarray
     """(t,) [s]: times of `eddy_phase`."""
     source: str
-    """Where it came from: ``water reference`` or ``residual water``."""
+    """Where it came from: ``water reference``, ``residual water`` or ``line at ... ppm``."""
 
     def eddy_phase_at(self, times_s: np.ndarray) -> np.ndarray:
         """Return the eddy-current phase [rad] at other times (linear between, constant beyond)."""
@@ -165,6 +176,63 @@ def field_map_from_residual_water(kt: KtData, *, noise_sd: float = 1.0) -> Field
         eddy_phase=np.zeros(len(all_times)),
         times_s=all_times,
         source="residual water",
+    )
+
+
+def field_map_from_strongest_line(kt: KtData, ppm: float, *, t2_star_s: float, noise_sd: float = 1.0) -> FieldMap:
+    """Return a field map from one line of metabolite data that hold no water signal of their own.
+
+    Parameters
+    ----------
+    kt
+        Whitened metabolite data of any encoding.
+    ppm
+        Shift of the line (`physics.nucleus.Nucleus.calibration_ppm`): phosphocreatine of 31P, water of 2H.
+    t2_star_s
+        Its usual T2* [s], lineshape included (`physics.nucleus.calibration_line` has both): how much of the FID counts.
+    noise_sd
+        SD of the real part of the noise of one sample (1 for whitened data).
+
+    Raises
+    ------
+    DataError
+        There are too few times, or the line does not stand out of the noise.
+    """
+    kt = on_grid(kt)
+    all_times = grid_times(kt)
+    if len(all_times) < 16:
+        raise DataError(f"the data have {len(all_times)} time points; at least 16 are needed to find a line")
+    dwell = float(all_times[1] - all_times[0])
+    half_width = WATER_BAND_PPM * kt.protocol.transmit_frequency_hz * 1e-6
+    turn = np.exp(-2j * np.pi * float(kt.protocol.hz(ppm)) * np.asarray(kt.t))
+    centred = kt.with_samples(kt.samples * like(turn, kt.samples, kt.samples.dtype))
+    band = _without_start(centred.with_samples(_low_pass(centred.samples, dwell, half_width)), half_width)
+    times = grid_times(band)
+    weight = np.exp(-times / t2_star_s)
+    channels = dominant_channels(_weighted_images(band, times, weight, t2_star_s))
+    fids = to_numpy(matched_image(band, channels)).astype(np.complex64)
+    b0 = _matched_frequency(fids, times, weight, half_width)
+    flat = np.sum(fids * np.exp(-2j * np.pi * b0[..., None] * times) * weight, axis=-1) / np.sum(weight**2)
+    # noise of the band's samples is correlated, but the sum weighs a band far narrower, where it is that of the samples
+    sd = image_noise_sd(kt, channels, noise_sd) / np.sqrt(np.sum(weight**2))
+    size = np.abs(flat)
+    possible = alias_free(kt)
+    bright = float(np.percentile(size[possible], 95))
+    mask = possible & (size > np.maximum(0.1 * bright, _LEAST_SNR * sd))
+    if not mask.any():
+        raise DataError(
+            f"the line at {ppm:g} ppm does not stand out of the noise, so field and coils cannot be known; check "
+            "mrsi_reference_ppm, or acquire more averages"
+        )
+    mask = np.asarray(_without_specks(mask))
+    return FieldMap(
+        b0_hz=_continue_field(b0, np.where(mask, size**2, 0), mask),
+        coil_maps=coil_maps_from_water(channels * flat[None], mask),
+        water=None,
+        mask=mask,
+        eddy_phase=np.zeros(len(all_times)),
+        times_s=all_times,
+        source=f"line at {ppm:g} ppm",
     )
 
 
@@ -314,6 +382,32 @@ def _continue_field(b0: np.ndarray, quality: np.ndarray, mask: np.ndarray) -> np
     # a voxel with a tenth of the median amplitude is still fitted to well below 1 Hz; below that smoothing helps
     trust = np.where(mask, weight / (weight + 1e-3), 0.0)
     return (trust * b0 + (1 - trust) * smooth).astype(np.float32)
+
+
+def _weighted_images(kt: KtData, times: np.ndarray, weight: np.ndarray, t2_star_s: float) -> np.ndarray:
+    """Return (coil, x, y, z, few times) over the life of the line, weighted with its decay."""
+    last = max(2, int(np.sum(times - times[0] < t2_star_s)))
+    step = max(1, last // _CHANNEL_TIMES)
+    some = slice(0, last, step)
+    few = kt.dense[..., some]
+    fourier = Fourier(tuple(int(n) for n in few.shape), first_axis=1, shift=half_voxel_shift(kt.protocol.geometry))
+    return to_numpy(fourier.H(few)) * weight[some] / np.sqrt(np.prod(few.shape[1:4]))
+
+
+def _matched_frequency(fids: np.ndarray, times: np.ndarray, weight: np.ndarray, reach_hz: float) -> np.ndarray:
+    """Return the top of each voxel's matched-filter spectrum within `reach_hz` of 0, (x, y, z) [Hz]."""
+    dwell = float(times[1] - times[0])
+    n = 1 << int(np.ceil(np.log2(1 / (dwell * _FREQUENCY_STEP_HZ))))
+    power = np.abs(np.fft.fft(fids * weight, max(n, len(times)), axis=-1)) ** 2
+    hz = np.fft.fftfreq(power.shape[-1], dwell)
+    order = np.argsort(hz)
+    within = order[np.abs(hz[order]) <= reach_hz]
+    power, hz = power[..., within], hz[within]
+    best = np.clip(np.argmax(power, axis=-1), 1, len(hz) - 2)
+    left, top, right = (np.take_along_axis(power, (best + d)[..., None], -1)[..., 0] for d in (-1, 0, 1))
+    curved = left - 2 * top + right
+    offset = np.where(curved < 0, 0.5 * (left - right) / np.where(curved < 0, curved, 1), 0)
+    return hz[best] + np.clip(offset, -0.5, 0.5) * (hz[1] - hz[0])
 
 
 def _without_start(kt: KtData, half_width_hz: float) -> KtData:

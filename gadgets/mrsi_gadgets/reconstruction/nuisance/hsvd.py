@@ -187,7 +187,7 @@ def _decompose(
     order = min(order, int(window.shape[1]), n_windows - 1)
     # scaled FID by FID: the eigenvalues of very small or large data would leave the range on the way
     energy = xp.sum(xp.real(rows) ** 2 + xp.imag(rows) ** 2, axis=(1, 2), keepdims=True)
-    tiny = np.finfo(float).tiny
+    tiny = float(np.finfo(float).tiny)
     rows = rows / xp.sqrt(xp.clip(energy, min=tiny))
     values, vectors = xp.linalg.eigh(xp.matmul(rows, xp.conj(xp.matrix_transpose(rows))))
     values, vectors = xp.flip(values, axis=1)[:, :order], xp.flip(vectors, axis=2)[:, :, :order]
@@ -282,7 +282,8 @@ def _powers(pole: Array, n: int) -> Array:
     slow, quick = _steps(pole, n)
     product = slow[:, :, None, :] * quick[:, None, :, :]
     xp = namespace(pole)
-    return xp.reshape(product, (int(pole.shape[0]), -1, int(pole.shape[1])))[:, :n, :]
+    size = int(slow.shape[1]) * int(quick.shape[1])
+    return xp.reshape(product, (int(pole.shape[0]), size, int(pole.shape[1])))[:, :n, :]
 
 
 def _weighted_powers(pole: Array, weight: Array, n: int) -> Array:
@@ -290,7 +291,7 @@ def _weighted_powers(pole: Array, weight: Array, n: int) -> Array:
     xp = namespace(pole)
     slow, quick = _steps(pole, n)
     sums = xp.matmul(slow * weight[:, None, :], xp.matrix_transpose(quick))
-    return xp.reshape(sums, (int(pole.shape[0]), -1))[:, :n]
+    return xp.reshape(sums, (int(pole.shape[0]), int(slow.shape[1]) * int(quick.shape[1])))[:, :n]
 
 
 def principal_rows(fids: Array, most: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
+from mrsi_gadgets.arrays import to_device
 from mrsi_gadgets.data import KtData, Role, SpectralImage
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.context import Context
@@ -13,6 +16,7 @@ from mrsi_gadgets.gadgets.gadget import Gadget, choice
 from mrsi_gadgets.models.between_samples import rows_between_samples
 from mrsi_gadgets.models.subspace import Subspace, learn_subspace
 from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, offset_nodes
+from mrsi_gadgets.operators.encoding import EvolvedBasis, evolved_basis
 from mrsi_gadgets.reconstruction.fourier import reconstruct_fourier
 from mrsi_gadgets.reconstruction.joint import reconstruct_joint
 from mrsi_gadgets.reconstruction.locally_low_rank import reconstruct_locally_low_rank
@@ -81,6 +85,18 @@ class Reconstruct(Gadget):
             between = rows_between_samples(model, offset_nodes(OFFSETS[0] * dwell, OFFSETS[1] * dwell, dwell))
         return LearnedBasis(model, between)
 
+    def calibrated(self, context: Context) -> EvolvedBasis | None:
+        """Let the basis evolve in the field, for encodings that sample between the spectral times."""
+        if self.method != "subspace":
+            return None
+        learned: LearnedBasis = context.prepared[self].result()
+        if learned.between is None:
+            return None
+        _, b0_hz, _ = context.calibration.encoding()
+        reference = to_device(np.zeros(1, dtype=np.complex64), context.device)
+        with context.report.timed("basis in the field"):
+            return evolved_basis(learned.between, b0_hz, learned.model.protocol.times_s, reference)
+
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
         """Turn metabolite data into spectral images."""
         for item in items:
@@ -111,7 +127,8 @@ class Reconstruct(Gadget):
         if self.method == "joint":
             return reconstruct_joint(kt, *known, rank=self.rank)
         learned: LearnedBasis = context.prepared[self].result()
+        ahead = context.calibrated.get(self)
         return reconstruct_subspace(
-            kt, *known, model=learned.model, between=learned.between, water=context.calibration.water,
-            prior=self.prior, seed=context.seed,
+            kt, *known, model=learned.model, between=learned.between, evolved=None if ahead is None else ahead.result(),
+            water=context.calibration.water, prior=self.prior, seed=context.seed,
         )  # fmt: skip

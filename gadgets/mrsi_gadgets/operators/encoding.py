@@ -6,6 +6,8 @@ samples = sqrt(N) * A(rho) for rho in the unit of `SpectralImage` (the signal of
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 
 from mrsi_gadgets.arrays import Array, like
@@ -14,16 +16,62 @@ from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.operators.algebra import Diagonal, Identity, LastAxisMatrix, LinearOperator, Reshape
 from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, continued, offset_nodes
 from mrsi_gadgets.operators.coils import Coils
-from mrsi_gadgets.operators.field_evolution import FieldPhase, field_evolution, histogram_terms
+from mrsi_gadgets.operators.field_evolution import FieldEvolution, FieldPhase, field_evolution, histogram_terms
 from mrsi_gadgets.operators.fourier import Fourier, half_voxel_shift
 from mrsi_gadgets.operators.points import PointSampling, offsets_of
+
+
+@dataclass(frozen=True, eq=False)
+class EvolvedBasis:
+    """A temporal basis evolving in a field, known at any time: what takes longest to make of an encoding operator.
+
+    It depends on the model and the field alone, so that it can be made while readouts arrive.
+    """
+
+    image_model: FieldEvolution
+    """From coefficients on the basis to coefficients on the evolved rows."""
+    rows: RowsBetweenSamples
+    """The evolved rows."""
+    times_s: np.ndarray
+    """(t,) spectral times [s]."""
+
+    def shifted(self, frequency_hz: float) -> EvolvedBasis:
+        """Return it for a field that is higher by so much everywhere."""
+        return replace(self, rows=self.rows.shifted(frequency_hz, self.times_s))
+
+
+def evolved_basis(
+    basis: RowsBetweenSamples, b0_hz: np.ndarray, times_s: np.ndarray, reference: Array, *, tolerance: float = 1e-3
+) -> EvolvedBasis:
+    """Return a basis that is known between samples, evolving in a field.
+
+    Parameters
+    ----------
+    basis
+        Rows at the spectral times and offsets from them.
+    b0_hz
+        (x, y, z) [Hz].
+    times_s
+        (t,) spectral times [s].
+    reference
+        Array whose namespace, device and precision the operator takes.
+    tolerance
+        Relative error of the expansion.
+    """
+    n_nodes, rank, n_times = basis.values.shape
+    # one basis for all nodes at once: field and signal are both known at any time
+    terms = histogram_terms(b0_hz, (times_s + basis.nodes_s[:, None]).ravel(), tolerance=tolerance)
+    flat = np.moveaxis(basis.values, 0, 1).reshape(rank, -1)
+    image_model, temporal = field_evolution(terms, flat, reference, tolerance=tolerance)
+    rows = RowsBetweenSamples(basis.nodes_s, np.moveaxis(temporal.reshape(-1, n_nodes, n_times), 1, 0))
+    return EvolvedBasis(image_model, rows, times_s)
 
 
 def encoding_operator(
     kt: KtData,
     coil_maps: Array,
     b0_hz: np.ndarray,
-    basis: np.ndarray | RowsBetweenSamples | None = None,
+    basis: np.ndarray | RowsBetweenSamples | EvolvedBasis | None = None,
     *,
     weights: np.ndarray | None = None,
     tolerance: float = 1e-3,
@@ -44,7 +92,8 @@ def encoding_operator(
     basis
         (rank, t) temporal basis: the domain is (x, y, z, rank); None: the domain is (x, y, z, t). Where points have
         offsets from the spectral times, rows that are known between samples (`RowsBetweenSamples`, over the offsets of
-        `offset_range`) are exact there; an array is continued by its own spectrum.
+        `offset_range`) are exact there; an array is continued by its own spectrum. An `EvolvedBasis` has the field in
+        it already.
     weights
         (point,) or (point, t) real factors on the samples; by default 1 where a readout was acquired and 0 elsewhere.
     tolerance
@@ -64,7 +113,7 @@ def encoding_operator(
     given = (kt.count > 0) if weights is None else np.asarray(weights)
     if given.shape not in ((n_points,), (n_points, n_times)):
         raise DataError(f"sampling weights {given.shape} do not fit {n_points} points of {n_times} samples")
-    if kt.grid is not None and kt.common_times:
+    if kt.grid is not None and kt.common_times and not isinstance(basis, EvolvedBasis):
         rows = basis.at(np.zeros(1))[0] if isinstance(basis, RowsBetweenSamples) else basis
         return _at_common_times(kt, coil_maps, b0_hz, rows, given, tolerance)
     return _at_own_times(kt, coil_maps, b0_hz, basis, given, tolerance)
@@ -102,7 +151,7 @@ def _at_own_times(
     kt: KtData,
     coil_maps: Array,
     b0_hz: np.ndarray,
-    basis: np.ndarray | RowsBetweenSamples | None,
+    basis: np.ndarray | RowsBetweenSamples | EvolvedBasis | None,
     given: np.ndarray,
     tolerance: float,
 ) -> LinearOperator:
@@ -111,27 +160,19 @@ def _at_own_times(
     n_times = len(times)
     offsets = offsets_of(kt.t, times, kt.protocol.dwell_s)
     samples = kt.samples
-    low, high = offset_range(kt)
-    if isinstance(basis, RowsBetweenSamples):
-        between = basis
-        nodes = basis.nodes_s
-    else:
-        nodes = offset_nodes(low, high, kt.protocol.dwell_s)
-        rows = np.eye(n_times) if basis is None else np.asarray(basis)
-        between = continued(rows, times, nodes)
-    n_nodes, rank, _ = between.values.shape
-    if basis is None:
+    if isinstance(basis, EvolvedBasis):
+        image_model: LinearOperator = basis.image_model
+        evolved = basis.rows
+    elif basis is None:
         # the field at the spectral times; what it adds within an offset is continued with the FIDs themselves
         phase = np.exp(2j * np.pi * np.asarray(b0_hz, dtype=float)[..., None] * times)
-        image_model: LinearOperator = FieldPhase(like(phase, samples, samples.dtype))
-        evolved = between
+        image_model = FieldPhase(like(phase, samples, samples.dtype))
+        evolved = continued(np.eye(n_times), times, offset_nodes(*offset_range(kt), kt.protocol.dwell_s))
     else:
-        # one basis for all nodes at once: field and signal are both known at any time
-        all_times = (times + nodes[:, None]).ravel()
-        terms = histogram_terms(b0_hz, all_times, tolerance=tolerance)
-        flat = np.moveaxis(between.values, 0, 1).reshape(rank, -1)
-        image_model, temporal = field_evolution(terms, flat, samples, tolerance=tolerance)
-        evolved = RowsBetweenSamples(nodes, np.moveaxis(temporal.reshape(-1, n_nodes, n_times), 1, 0))
+        if not isinstance(basis, RowsBetweenSamples):
+            basis = continued(np.asarray(basis), times, offset_nodes(*offset_range(kt), kt.protocol.dwell_s))
+        made = evolved_basis(basis, b0_hz, times, samples, tolerance=tolerance)
+        image_model, evolved = made.image_model, made.rows
     rows_of_group = tuple(like(rows, samples, samples.dtype) for rows in evolved.at(offsets.values_s))
     coils = Coils(like(coil_maps, samples, samples.dtype), image_model.range[3:])
     sampling = PointSampling(

@@ -28,7 +28,7 @@ from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.models.between_samples import rows_between_samples
 from mrsi_gadgets.models.subspace import Subspace
 from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, continued, offset_nodes
-from mrsi_gadgets.operators.encoding import encoding_operator, offset_range, spectral_times
+from mrsi_gadgets.operators.encoding import EvolvedBasis, encoding_operator, offset_range, spectral_times
 from mrsi_gadgets.reconstruction.basis_adaptation import (
     captured_energy,
     principal_rotation,
@@ -91,6 +91,8 @@ class _Problem:
     """(rank, t) complex64."""
     between: RowsBetweenSamples | None
     """The same rows between the spectral times, None where no sample lies there."""
+    evolved: EvolvedBasis | None
+    """The same rows evolving in the field, where that was made before the data came."""
     direct: bool
     """Whether the gridded image stands for the data (complete ones); else the general operator."""
     rng: np.random.Generator
@@ -102,9 +104,11 @@ class _Problem:
         return np.sqrt(self.kt.count.astype(float))
 
     @property
-    def rows(self) -> np.ndarray | RowsBetweenSamples:
+    def rows(self) -> np.ndarray | RowsBetweenSamples | EvolvedBasis:
         """The temporal basis as the operator takes it."""
-        return self.basis if self.between is None else self.between
+        if self.between is None:
+            return self.basis
+        return self.between if self.evolved is None else self.evolved
 
     @property
     def off_grid(self) -> bool:
@@ -121,6 +125,7 @@ def reconstruct_subspace(
     *,
     model: TemporalBasis,
     between: RowsBetweenSamples | None = None,
+    evolved: EvolvedBasis | None = None,
     water: np.ndarray | None = None,
     prior: str = "edges",
     adapt: bool = True,
@@ -140,6 +145,8 @@ def reconstruct_subspace(
     between
         The model's rows between the spectral times, where they are known already; None: made here where samples lie
         between them.
+    evolved
+        The rows of `between` evolving in `b0_hz`, where that was made already (`operators.encoding.evolved_basis`).
     water
         (x, y, z) water image, whose edges are trusted where that lowers the risk estimate; None for the scan's own
         edges alone.
@@ -182,10 +189,11 @@ def reconstruct_subspace(
         )
     direct = kt.fully_sampled and not use_operator
     inside = np.asarray(mask, dtype=bool)
-    between = None if kt.grid is not None and kt.common_times else _between(kt, model, between)
+    given, between = between, None if kt.grid is not None and kt.common_times else _between(kt, model, between)
     problem = _Problem(
         kt, on_grid(kt) if kt.fully_sampled else kt, coil_maps, np.asarray(b0_hz, dtype=float), inside, noise_sd,
-        np.asarray(model.basis), between, direct, np.random.default_rng(seed), rtol,
+        np.asarray(model.basis), between, evolved if between is not None and between is given else None, direct,
+        np.random.default_rng(seed), rtol,
     )  # fmt: skip
     provenance: dict[str, Any] = {
         "method": "subspace",
@@ -259,7 +267,8 @@ def _least_squares(
         between = problem.between
         if between is not None and len(rows):
             between = between.with_more(continued(rows, times, between.nodes_s))
-        problem = replace(problem, b0_hz=problem.b0_hz + shift, basis=basis, between=between)
+        evolved = None if problem.evolved is None or len(rows) else problem.evolved.shifted(shift)
+        problem = replace(problem, b0_hz=problem.b0_hz + shift, basis=basis, between=between, evolved=evolved)
         provenance |= {"shared_shift_hz": shift, "rows_added": len(rows)}
     if image is None:
         image = _solve(problem, None, None).checked()

@@ -14,7 +14,9 @@ from mrsi_gadgets.mrd.header import parse_header
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.mrd.roles import classify
 from mrsi_gadgets.phantom.encode import image_from_kspace
+from mrsi_gadgets.phantom.encodings import Csi
 from mrsi_gadgets.phantom.presets import PRESETS
+from mrsi_gadgets.phantom.scoring import score
 from mrsi_gadgets.phantom.simulate import simulate
 from mrsi_gadgets.phantom.truth import Truth
 from mrsi_gadgets.physics.nucleus import PHOSPHORUS
@@ -197,3 +199,21 @@ def test_strengths_that_are_no_numbers_are_refused(tmp_path, capsys, option):
     with pytest.raises(SystemExit):
         main(["simulate", "csi16", "-o", str(tmp_path / "a.h5"), *option])
     assert "is not a number of at least 0" in capsys.readouterr().err
+
+
+def test_sums_and_scores_are_those_of_the_nucleus():
+    scan = quiet(replace(PRESETS["csi16_31p"], n_coils=2))
+    truth = scan.truth
+    names = [n for n in truth.names if n.endswith("ATP")]
+    np.testing.assert_allclose(truth.content("ATP"), sum(truth.content(n) for n in names) / 3, rtol=1e-5, atol=1e-4)
+    scores = score({name: 3.0 * truth.content(name) for name in truth.sums}, truth, fids=truth.fids)
+    assert set(scores.maps) == {"PCr", "ATP", "Pi", "PME", "PDE", "tNAD"}
+    assert max(s.nrmse for s in scores.maps.values()) < 1e-3
+    assert truth.preset.drift_between_scans_hz == 0.0
+
+
+def test_drift_between_the_scans_counts_what_was_acquired():
+    preset = replace(SMALL, encoding=Csi(undersampling=2.0, centre=4), drift_hz_per_minute=6.0)
+    # 256 shots of water, then 128: from middle to middle 192
+    assert preset.drift_between_scans_hz == pytest.approx(6.0 * 192 * 0.3 / 60, rel=1e-9)
+    assert replace(preset, cycling=True).drift_between_scans_hz == 0.0

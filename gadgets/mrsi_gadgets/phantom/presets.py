@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -169,9 +170,9 @@ class Preset:
 
     @property
     def drift_between_scans_hz(self) -> float:
-        """Mean frequency of fully sampled metabolite readouts against that of the water reference [Hz]."""
-        excitations = self.encoding.scan_facts(self)[0] * self.averaged
-        return self.drift_hz_per_minute * excitations * self.repetition_time_s / 60.0
+        """Mean frequency of the metabolite readouts against that of the water reference [Hz]; 0 where there is none."""
+        minutes = _excitations_between(self) * self.averaged * self.repetition_time_s / 60.0
+        return self.drift_hz_per_minute * minutes
 
     @property
     def eddy_phase(self) -> np.ndarray:
@@ -186,6 +187,17 @@ class Preset:
         return phase
 
 
+@lru_cache(maxsize=16)
+def _excitations_between(preset: Preset) -> float:
+    """Excitations from the middle of the water reference to that of the metabolites."""
+    if not preset.has_water_reference:
+        return 0.0
+    water = 1 + max(readout.shot for readout in preset.encoding.readouts(preset, water=True))
+    own = [readout.shot for readout in preset.encoding.readouts(preset, water=False) if not readout.calibration]
+    echoes = max(len(preset.echo_times_s), 1)
+    return water + echoes * float(np.mean(own)) + (echoes - 1) / 2 - (water - 1) / 2
+
+
 _CSI48 = Preset("csi48", "2D 48 x 48 at 3 T, 384 points, 8 coils: the brain the measures are stated for")
 _CSI16 = replace(
     _CSI48, name="csi16", description="2D 16 x 16 at 3 T, 256 points, 8 coils: seconds, for tests", matrix=(16, 16, 1),
@@ -195,6 +207,11 @@ _CSI3D = replace(
     _CSI48, name="csi3d", description="3D 32 x 32 x 16 in a slab of 80 mm", matrix=(32, 32, 16),
     fov_mm=(220.0, 220.0, 80.0), subvoxels=(3, 3, 2), n_times=128,
 )  # fmt: skip
+_X16 = replace(
+    _CSI16, fov_mm=(220.0, 220.0, 40.0), subvoxels=(4, 4, 1), field_strength_t=6.9803, n_coils=16, snr=30.0,
+    water_offset_hz=0.0, transmit_variation=0.3,
+)  # fmt: skip
+"""Other nuclei at 7 T in a thicker slice; B0 in Hz shrinks with the frequency."""
 _FLYBACK = Epsi()
 _BIPOLAR = Epsi(alternating=True, lobe_fraction=0.8, odd_even_phase_rad=0.3, gradient_delay_s=1e-6)
 _RAMP = replace(_BIPOLAR, lobe_fraction=1.0, ramp_fraction=0.3)
@@ -211,6 +228,12 @@ PRESETS: dict[str, Preset] = {
                 transmit_frequency_hz=297.2e6, field_strength_t=6.9803, n_times=512, dwell_s=1.0 / 3000.0,
                 noise_dwell_s=1.0 / 12000.0, n_coils=16, b0_sd_hz=24.0, b0_sinus_hz=145.0, water_offset_hz=1.9,
                 transmit_variation=0.3),
+        replace(_X16, name="csi16_31p", description="31P 2D 16 x 16 at 7 T, slice of 40 mm", nucleus="31P",
+                transmit_frequency_hz=120.3e6, reference_ppm=0.0, n_times=512, dwell_s=1.0 / 5000.0,
+                noise_dwell_s=1.0 / 20000.0, b0_sd_hz=9.7, b0_sinus_hz=59.0),
+        replace(_X16, name="csi16_2h", description="2H 2D 16 x 16 at 7 T, slice of 40 mm", nucleus="2H",
+                transmit_frequency_hz=45.62e6, reference_ppm=4.8, dwell_s=1.0 / 1000.0, noise_dwell_s=1.0 / 4000.0,
+                b0_sd_hz=3.7, b0_sinus_hz=22.0),
         replace(_CSI3D, name="csi3d_16", description="3D 16 x 16 x 8 in a slab of 80 mm: seconds, for tests",
                 matrix=(16, 16, 8), subvoxels=(4, 4, 2), snr=40.0),
         _CSI3D,

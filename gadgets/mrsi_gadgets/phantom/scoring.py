@@ -16,7 +16,6 @@ import numpy as np
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.phantom.lesions import LESION_KINDS, UNKNOWN_PPM
 from mrsi_gadgets.phantom.truth import Truth
-from mrsi_gadgets.physics.brain_values import REPORTED_SUMS
 
 _LESION_CORE, _LESION_FREE = 0.7, 0.02
 _CONTRAST_THAT_COUNTS = 0.1
@@ -103,7 +102,7 @@ def score(
     Parameters
     ----------
     maps : name -> (x, y, z) in any common unit; names the truth does not have are left out, tNAA, tCr, tCho, Ins, Glx
-        carry the shading fit (all five are needed). NaN counts as zero.
+        carry the shading fit (all five are needed; for other nuclei what their reports show). NaN counts as zero.
     truth : of the simulated scan.
     b0_hz : estimated B0 map (x, y, z) [Hz], of the water reference.
     fids : reconstructed metabolite + macromolecule FIDs (x, y, z, t), nuisance removed.
@@ -114,18 +113,19 @@ def score(
     DataError
         A map of the five is missing or a shape does not fit.
     """
-    missing = [name for name in REPORTED_SUMS if name not in maps]
+    reported = tuple(truth.sums)
+    missing = [name for name in reported if name not in maps]
     if missing:
-        raise DataError(f"the maps {', '.join(missing)} are missing; scoring needs {', '.join(REPORTED_SUMS)}")
+        raise DataError(f"the maps {', '.join(missing)} are missing; scoring needs {', '.join(reported)}")
     grid = truth.brain_mask.shape
     for name, values in maps.items():
         if values.shape != grid:
             raise DataError(f"map {name} has shape {values.shape}; the truth has {grid}")
     finite = {name: np.nan_to_num(values, nan=0.0) for name, values in maps.items() if truth.knows(name)}
     mask = truth.brain_mask
-    shading = fit_shading({n: finite[n] for n in REPORTED_SUMS}, {n: truth.content(n) for n in REPORTED_SUMS}, mask)
+    shading = fit_shading({n: finite[n] for n in reported}, {n: truth.content(n) for n in reported}, mask)
     even = {name: np.where(mask, values / shading, 0.0) for name, values in finite.items()}
-    unfitted = float(np.mean(~np.all([np.isfinite(maps[n])[mask] for n in REPORTED_SUMS], axis=0)))
+    unfitted = float(np.mean(~np.all([np.isfinite(maps[n])[mask] for n in reported], axis=0)))
     taken_out = fids_b0_hz if fids_b0_hz is not None else b0_hz
     return Scores(
         maps={name: _score_map(values, truth, name) for name, values in even.items()},
@@ -177,12 +177,12 @@ def b0_rms(b0_hz: np.ndarray, truth: Truth) -> float:
 def unknown_recovery(fids: np.ndarray, truth: Truth, *, b0_hz: np.ndarray | None = None) -> float:
     """Contrast of the unseen resonance in FIDs over its truth; NaN where no voxel is filled by the lesion.
 
-    The contrast is the mean FID of the lesion minus that of lesion-free brain, at the frequency of the resonance under
+    Only 1H has it. The contrast is the mean FID of the lesion minus that of lesion-free brain, at the frequency of the resonance under
     a 20 s^-1 filter.
     """
     estimate, wanted = _comparable_fids(fids, truth, b0_hz)
     core, free = (region[truth.brain_mask] for region in _regions(truth, "unseen"))
-    if not core.any() or not free.any():
+    if not core.any() or not free.any() or truth.preset.nucleus != "1H":
         return float("nan")
     protocol = truth.protocol
     probe = np.exp((-2j * np.pi * protocol.hz(UNKNOWN_PPM) - 20.0) * protocol.times_s)
@@ -230,7 +230,7 @@ def _score_lesions(even: Mapping[str, np.ndarray], truth: Truth) -> dict[str, di
     result: dict[str, dict[str, LesionScore]] = {}
     for lesion in truth.lesions:
         core, free = _regions(truth, lesion)
-        if not core.any() or not free.any():
+        if not core.any() or not free.any() or truth.preset.nucleus != "1H":
             continue
         result[lesion] = {}
         for name, values in even.items():
@@ -243,14 +243,14 @@ def _score_lesions(even: Mapping[str, np.ndarray], truth: Truth) -> dict[str, di
             result[lesion][name] = LesionScore(
                 recovery=contrast / true_contrast if counts else float("nan"),
                 false_contrast=(contrast - true_contrast) / mean,
-                changed=_changes(lesion, name),
+                changed=_changes(truth, lesion, name),
             )
     return result
 
 
-def _changes(lesion: str, name: str) -> bool:
+def _changes(truth: Truth, lesion: str, name: str) -> bool:
     """Whether a lesion changes any of the molecules of a map."""
-    members = REPORTED_SUMS.get(name, (name,))
+    members = truth.sums.get(name, (name,))
     return any(m in {**kind.factors, **kind.added_mm} for kind in LESION_KINDS if kind.name == lesion for m in members)
 
 

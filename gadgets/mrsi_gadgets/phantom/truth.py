@@ -17,7 +17,7 @@ from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.phantom.encodings import ENCODINGS
 from mrsi_gadgets.phantom.gradients import GradientLimits
 from mrsi_gadgets.phantom.presets import Preset
-from mrsi_gadgets.physics.brain_values import REPORTED_SUMS
+from mrsi_gadgets.physics.nucleus import NUCLEI
 
 _FORMAT = "mrsi-gadgets truth 1"
 
@@ -64,23 +64,28 @@ class Truth:
         return self.preset.protocol
 
     def content(self, name: str, *, voxel_mean: bool = False) -> np.ndarray:
-        """Return the map (x, y, z) of a molecule or of a reported sum (tNAA, tCr, tCho, Ins, Glx).
+        """Return the map (x, y, z) of a molecule or of a sum that every report shows (1H: tNAA, tCr, tCho, Ins, Glx).
 
         Raises
         ------
         DataError
             There is no such molecule.
         """
-        members = REPORTED_SUMS.get(name, (name,))
-        unknown = [member for member in members if member not in self.names]
-        if unknown:
-            raise DataError(f"the truth has no map of '{name}'; it has {', '.join((*REPORTED_SUMS, *self.names))}")
+        members = self.sums.get(name, {name: 1.0})
+        if any(member not in self.names for member in members):
+            raise DataError(f"the truth has no map of '{name}'; it has {', '.join((*self.sums, *self.names))}")
         values = self.contents_voxel if voxel_mean else self.contents
-        return np.asarray(sum(values[self.names.index(member)] for member in members))
+        parts = [values[self.names.index(member)] * np.float32(weight) for member, weight in members.items()]
+        return np.asarray(sum(parts))
 
     def knows(self, name: str) -> bool:
         """Tell whether `content(name)` exists."""
-        return name in REPORTED_SUMS or name in self.names
+        return name in self.sums or name in self.names
+
+    @property
+    def sums(self) -> Mapping[str, Mapping[str, float]]:
+        """Sums that every report of this nucleus shows: name -> molecules and their weights."""
+        return NUCLEI[self.preset.nucleus].sums
 
     @property
     def lesion_total(self) -> np.ndarray:

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mrsi_gadgets.data import KtData, Role
+from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.gadgets.combine_coils import CombineCoils
+from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.field_map import EstimateFieldMap
+from mrsi_gadgets.gadgets.prewhiten import Prewhiten
+from mrsi_gadgets.gadgets.registry import GADGETS
+from mrsi_gadgets.gadgets.remove_nuisance import RemoveNuisance
+from mrsi_gadgets.mrd.header import parse_header
+from mrsi_gadgets.mrd.profile import read_protocol
+from mrsi_gadgets.mrd.sorting import sort_readouts
+from mrsi_gadgets.phantom.presets import find_preset
+from mrsi_gadgets.phantom.simulate import simulate
+from mrsi_gadgets.reconstruction.fourier import reconstruct_fourier
+
+
+def measured(*, water: float, lipid: float) -> tuple[KtData, Context, np.ndarray]:
+    preset = replace(find_preset("csi16"), residual_water=water, lipid=lipid)
+    scan = simulate(preset, seed=1, noise_seed=2)
+    header = parse_header(scan.header_xml)
+    context = Context(protocol=read_protocol(header))
+    items = sort_readouts(scan.acquisitions, context.protocol, context.report, header)
+    for gadget in (Prewhiten(), EstimateFieldMap(), CombineCoils()):
+        items = gadget.process(items, context)
+    (kt,) = [item for item in items if isinstance(item, KtData) and item.role is Role.METABOLITE]
+    return kt, context, scan.truth.brain_mask
+
+
+def prepared(context: Context, **attributes) -> RemoveNuisance:
+    gadget = RemoveNuisance(**attributes)
+    done: Future = Future()
+    done.set_result(gadget.prepare(context))
+    context.prepared[gadget] = done
+    return gadget
+
+
+@pytest.fixture(scope="module")
+def clean():
+    return measured(water=0.0, lipid=0.0)[0]
+
+
+@pytest.mark.parametrize(("water", "lipid"), [(20.0, 10.0), (5.0, 100.0)])
+def test_the_brain_is_free_of_water_and_lipids_by_the_method_that_auto_took(clean, water, lipid):
+    kt, context, brain = measured(water=water, lipid=lipid)
+    said: list[str] = []
+    context.on_progress = said.append
+    gadget = prepared(context)
+    (done,) = gadget.process(iter([kt]), context)
+    assert done.role is Role.METABOLITE
+    known = context.calibration.encoding()
+    sd = reconstruct_fourier(clean, *known).noise_sd[brain]
+
+    def error(data):
+        image = reconstruct_fourier(data.with_samples(data.samples - clean.samples), *known)
+        return np.median(np.sqrt(np.mean(np.abs(image.coefficients[brain]) ** 2, axis=-1) / 2) / sd)
+
+    assert error(done) < 1
+    assert error(done) < 0.15 * error(kt)
+    chosen = context.report.provenance["nuisance"]["method"]
+    assert chosen == "union_of_subspaces"
+    assert said == [s for s in said if s.startswith("nuisance removed (union_of_subspaces): water")]
+    assert len(said) == 1
+
+
+def test_other_items_and_other_nuclei_pass(clean):
+    context = Context(protocol=clean.protocol)
+    gadget = prepared(context, method="hsvd")
+    reference = replace(clean, role=Role.WATER_REFERENCE)
+    assert list(gadget.process(iter([reference, "text"]), context)) == [reference, "text"]
+    phosphorus = Context(protocol=replace(clean.protocol, nucleus="31P"))
+    gadget = prepared(phosphorus)
+    assert list(gadget.process(iter([clean]), phosphorus)) == [clean]
+
+
+def test_a_recipe_can_name_it_and_its_method():
+    assert GADGETS["remove_nuisance"] is RemoveNuisance
+    assert RemoveNuisance.from_attributes({"method": "l2"}).method == "l2"
+    with pytest.raises(ConfigError, match="<remove_nuisance>: method is 'magic'; it must be one of auto, hsvd"):
+        RemoveNuisance.from_attributes({"method": "magic"})

@@ -139,12 +139,15 @@ def lipids_at_their_source(
     scale = float(np.sqrt(np.prod(fine)))
     size = like((scale * np.sqrt(variance)).astype(np.float32), samples)
     lipid = like(_finer(space.support, factors)[..., None].astype(np.float32), samples)
-    described = replace(
-        kt,
+    # described anew: what else is known of the points does not concern the sources
+    described = KtData(
         samples=samples[:1, ...],
-        grid=None,
-        density=None,
+        k=kt.k,
+        t=kt.t,
+        count=kt.count,
+        role=kt.role,
         protocol=replace(kt.protocol, geometry=replace(kt.protocol.geometry, matrix=fine)),
+        sample_time_s=kt.sample_time_s,
     )
     separable = kt.common_times and kt.count.ndim == 1
     index: np.ndarray | None = None

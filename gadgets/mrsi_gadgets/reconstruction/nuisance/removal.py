@@ -284,7 +284,11 @@ def _scan(
     windowed = reconstruct_fourier(hamming(kt), coil_maps, b0_hz, mask, noise_sd).coefficients
     ppm = kt.protocol.ppm_axis(int(kt.samples.shape[2]))
     inside = np.asarray(mask, dtype=bool)
-    support = lipid_support(band_amplitude(windowed, ppm, BAND_PPM), inside)
+    # tails of strong water would fill the lipid band
+    flat = namespace(windowed).reshape(windowed, (-1, int(windowed.shape[-1])))
+    hz_per_ppm = kt.protocol.transmit_frequency_hz * 1e-6
+    flat = flat - water_by_hsvd(flat, kt.protocol.dwell_s, hz_per_ppm, image.noise_sd.ravel())
+    support = lipid_support(band_amplitude(flat, ppm, BAND_PPM).reshape(inside.shape), inside)
     return _Scan(
         kt, coil_maps, np.asarray(b0_hz, dtype=float), inside, noise_sd, model, water, image.coefficients,
         image.noise_sd, support,

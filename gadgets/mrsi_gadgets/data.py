@@ -229,6 +229,12 @@ class KtData:
     """
     echo: int = 0
     """Index into the protocol's echo times."""
+    acquired_s: np.ndarray | None = None
+    """When the readouts were acquired, mean of those that were averaged [s since the scan's first readout].
+
+    (point,), or (point, t) where one FID was put together from several excitations (temporal interleaves); None where
+    the readouts carry no time stamps, and once the drift over the scan has been taken out.
+    """
 
     def __post_init__(self) -> None:
         if self.samples.ndim != 3:
@@ -239,11 +245,13 @@ class KtData:
             or self.t.shape != (points, n_times)
             or self.count.shape not in ((points,), (points, n_times))
             or (self.density is not None and self.density.shape != (points,))
+            or (self.acquired_s is not None and self.acquired_s.shape not in ((points,), (points, n_times)))
         ):
             density = "none" if self.density is None else self.density.shape
             raise DataError(
-                f"samples {tuple(self.samples.shape)}, k {self.k.shape}, t {self.t.shape}, count {self.count.shape} "
-                f"and density {density} do not describe the same points"
+                f"samples {tuple(self.samples.shape)}, k {self.k.shape}, t {self.t.shape}, count {self.count.shape}, "
+                f"density {density} and acquired_s {None if self.acquired_s is None else self.acquired_s.shape} do not "
+                "describe the same points"
             )
         if self.grid is not None and int(np.prod(self.grid)) != points:
             raise DataError(f"grid {self.grid} does not hold {points} points")

@@ -39,5 +39,8 @@ def separate(up: KtData, down: KtData) -> tuple[KtData, KtData]:
         if lacking.any():
             samples *= ~lacking
         halves.append(samples)
-    water = replace(up, samples=halves[0], count=count, role=Role.WATER_REFERENCE)
-    return water, replace(up, samples=halves[1], count=count)
+    acquired = None
+    if up.acquired_s is not None and down.acquired_s is not None:
+        acquired = (up.acquired_s + down.acquired_s) / 2 if up.acquired_s.shape == down.acquired_s.shape else None
+    both_ways = replace(up, samples=halves[1], count=count, acquired_s=acquired)
+    return replace(both_ways, samples=halves[0], role=Role.WATER_REFERENCE), both_ways

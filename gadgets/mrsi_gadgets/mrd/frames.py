@@ -14,6 +14,7 @@ import numpy as np
 
 from mrsi_gadgets.data import KtData, Protocol, Role
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.mrd.clock import ScanClock
 from mrsi_gadgets.mrd.cycling import separate
 from mrsi_gadgets.mrd.header import LIMIT_OF_COUNTER, Limit
 from mrsi_gadgets.mrd.layout import COUNTER_INDEX, COUNTERS, ReadoutHead, ReadoutLayout
@@ -41,6 +42,8 @@ class _Frame:
     def __init__(self, layout: ReadoutLayout, n_coils: int) -> None:
         self.samples = np.zeros((n_coils, *layout.shape), dtype=np.complex64)
         self.count = [0] * layout.n_slots
+        self.seconds = [0.0] * layout.n_slots
+        """Sum of the times of acquisition [s] of each slot's readouts."""
         self.n_filled = 0
         self.n_readouts = 0
         self.seen: set[int] = set()
@@ -56,7 +59,7 @@ class RoleFrames:
     Parameters
     ----------
     role
-        Water reference or metabolite.
+        Water reference, metabolite or calibration.
     protocol
         Of this role, with the readouts' geometry.
     layout
@@ -67,12 +70,15 @@ class RoleFrames:
         Channels of each readout.
     report
         Takes warnings.
+    clock
+        Of the scan.
     """
 
     def __init__(
         self, role: Role, protocol: Protocol, layout: ReadoutLayout, limits: Mapping[str, Limit], n_coils: int,
-        report: Reporter,
+        report: Reporter, clock: ScanClock,
     ) -> None:  # fmt: skip
+        self.clock = clock
         self.role, self.protocol, self.layout, self.report, self.n_coils = role, protocol, layout, report, n_coils
         self.n_readouts = self.n_sent = self.n_pairs = 0
         self._frames: dict[_Key, _Frame] = {}
@@ -266,6 +272,7 @@ class RoleFrames:
             frame.samples[:, points, times] = samples
             frame.n_filled += 1
         frame.count[slot] += 1
+        frame.seconds[slot] += self.clock.seconds(head.time_stamp)
         frame.n_readouts += 1
         return True
 
@@ -291,6 +298,7 @@ class RoleFrames:
         count = self.layout.counts(slots)
         if count.ndim == 2 and (count == count[:, :1]).all():
             count = np.ascontiguousarray(count[:, 0])
+        acquired_s = self._acquired(slots, np.array(frame.seconds)) if self.clock.varies else None
         samples = frame.samples
         weighted = self.protocol.kspace_weighting == "acquisition_weighted"
         if (not weighted or self._condition >= 0) and slots.max(initial=0) > 1:
@@ -312,8 +320,31 @@ class RoleFrames:
             sample_time_s=self.layout.sample_time_s,
             density=density,
             echo=key.echo,
+            acquired_s=acquired_s,
         )
         return [kt] if self._condition < 0 else self._paired(key, kt, weighted)
+
+    def _acquired(self, slots: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+        """Return the mean time of acquisition, (point,) or (point, t) [s]; of what never came, that of the others.
+
+        Readouts of one excitation (lobes, chunks of laps) belong together: their mean is the FID's time.
+        """
+        count = self.layout.counts(slots)
+        total = np.asarray(self.layout.counts(seconds), dtype=float)
+        if total.ndim != count.ndim:
+            total, count = (_column(a) + np.zeros((1, self.layout.shape[1])) for a in (total, count))
+        came = count > 0
+        mean = np.divide(total, count, out=np.zeros_like(total), where=came)
+        everything = float(np.mean(mean[came])) if came.any() else 0.0
+        if mean.ndim == 1:
+            return np.where(came, mean, everything)
+        per_point = np.sum(mean, axis=1) / np.maximum(np.sum(came, axis=1), 1)
+        per_point = np.where(came.any(axis=1), per_point, everything)
+        filled = np.where(came, mean, per_point[:, None])
+        one_excitation = self.protocol.n_times * self.protocol.dwell_s + 2e-3 * self.protocol.time_tick_ms
+        if float(np.max(np.ptp(filled, axis=1), initial=0.0)) <= one_excitation:
+            return per_point
+        return filled.astype(np.float32)
 
     def _paired(self, key: _Key, kt: KtData, weighted: bool) -> list[KtData]:
         """Return water and metabolites once both conditions of metabolite cycling have come."""
@@ -349,7 +380,7 @@ class RoleFrames:
     def _say_what_happened(self, key: _Key, frame: _Frame, count: np.ndarray) -> None:
         name = self._name(key)
         missing = int(np.count_nonzero(count == 0))
-        if missing:
+        if missing and self.role is not Role.CALIBRATION:
             self.report.warn(f"{missing} of {count.size} k-space samples of {name} were not acquired and are zero")
         if frame.repeated:
             self.report.warn(

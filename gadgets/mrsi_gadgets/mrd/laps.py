@@ -366,7 +366,7 @@ class LapLayout:
 
     def counts(self, slots: np.ndarray) -> np.ndarray:
         """Return how often each sample came, (point, t)."""
-        count = np.zeros(self.shape, dtype=np.int64)
+        count = np.zeros(self.shape, dtype=slots.dtype)
         for slot in np.flatnonzero(slots).tolist():
             points, times = self.target(slot)
             count[points, times] = slots[slot]

@@ -113,7 +113,10 @@ class ReadoutLayout(Protocol):
         """
 
     def counts(self, slots: np.ndarray) -> np.ndarray:
-        """Return how often each sample came, (point,) or (point, t), from how often each slot came, (slot,)."""
+        """Return how often each sample came, (point,) or (point, t), from how often each slot came, (slot,).
+
+        Any numbers of slots are handed on to their samples like this; those of integers are integers.
+        """
 
     @property
     def shares(self) -> np.ndarray | None:

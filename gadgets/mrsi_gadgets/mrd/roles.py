@@ -67,17 +67,19 @@ class RoleRule:
                 return Role.WATER_REFERENCE
             if not flags & _ALSO_IMAGING:
                 return Role.CALIBRATION
-        flagged = bool(flags & _WATER)
-        if self.counter is not None:
-            water = head.counters[self._index] == self._value
-        else:
-            water = self.text == "measurement" or (flagged and self.text == "flag:USER1")
+        flagged, water = bool(flags & _WATER), self.is_water(head)
         if flagged and not water:
             raise DataError(
                 f"readout {head.scan_counter} carries the water flag USER1 but mrsi_water_ref '{self.text}' says "
                 "that it is no water reference; correct the flag or the rule"
             )
         return Role.WATER_REFERENCE if water else Role.METABOLITE
+
+    def is_water(self, head: ReadoutHead) -> bool:
+        """Return whether the rule alone, whatever other flags say, makes a readout water."""
+        if self.counter is not None:
+            return head.counters[self._index] == self._value
+        return self.text == "measurement" or (self.text == "flag:USER1" and bool(head.flags & _WATER))
 
 
 def classify(head: np.void, protocol: Protocol) -> Role:

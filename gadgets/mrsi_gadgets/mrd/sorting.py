@@ -1,5 +1,7 @@
 """Readouts in, k-t data out: noise, water reference and metabolite frames, each as soon as it is complete.
 
+Calibration readouts and navigators leave before the metabolites that they serve.
+
 Samples go to their place when they arrive; nothing is kept twice. What a frame lacks, what came twice and what was
 assumed is said in the report; what contradicts the protocol is refused with the readout's scan_counter.
 """
@@ -19,10 +21,12 @@ from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.io.trajectories import TrajectoryLookup, trajectory_store
 from mrsi_gadgets.mrd.cartesian import CsiLayout
+from mrsi_gadgets.mrd.clock import ScanClock
 from mrsi_gadgets.mrd.epsi import EpsiLayout
 from mrsi_gadgets.mrd.frames import RoleFrames
 from mrsi_gadgets.mrd.header import MrdHeader
 from mrsi_gadgets.mrd.layout import LayoutBuilder, ReadoutHead, Surroundings, read_head
+from mrsi_gadgets.mrd.navigators import Navigators
 from mrsi_gadgets.mrd.noise import NoiseReadouts
 from mrsi_gadgets.mrd.profile import read_water_protocol
 from mrsi_gadgets.mrd.rings import RingLayout
@@ -69,6 +73,8 @@ def sort_readouts(
     when LAST_IN_REPETITION or all samples have come, else at the end. Metabolites wait for a water reference that can
     still come before them. Repeated averages give their mean (their sum with ``acquisition_weighted``); a sample that
     came twice without being an average is averaged too, with a warning. Missing samples are zero with count 0.
+    Calibration readouts (flag 20 without 21) come before the first metabolites, placed as these are; navigators
+    (flag 23) before each water or metabolite frame, all that came since the last one.
 
     Parameters
     ----------
@@ -89,7 +95,7 @@ def sort_readouts(
 
     Yields
     ------
-        Noise, water reference, metabolite frames.
+        Noise, navigators, water reference, calibration, metabolite frames.
 
     Raises
     ------
@@ -117,13 +123,21 @@ class _Sorter:
     """State of one scan."""
 
     def __init__(self, protocol: data.Protocol, water: data.Protocol, report: Reporter, around: Surroundings) -> None:
-        self.protocols = {Role.METABOLITE: protocol, Role.WATER_REFERENCE: water}
+        calibration = replace(protocol, editing="none", kspace_weighting="none")
+        self.protocols = {Role.METABOLITE: protocol, Role.WATER_REFERENCE: water, Role.CALIBRATION: calibration}
+        self.clock = ScanClock(protocol.time_tick_ms * 1e-3)
         self.report, self.around, self.header = report, around, around.header
         header = around.header
         self.rule = RoleRule(protocol)
         self.noise: NoiseReadouts | None = NoiseReadouts(protocol, report)
         self.water: RoleFrames | None = None
         self.metabolites: RoleFrames | None = None
+        self.calibration: RoleFrames | None = None
+        self.calibrated: list[KtData] = []
+        self.calibration_ended = False
+        self.misfit = ""
+        """Why calibration readouts cannot be used."""
+        self.navigators = Navigators(protocol, report)
         self.held: list[KtData] = []
         self.unused: dict[Role, int] = {}
         self.geometry: bytes = b""
@@ -142,6 +156,7 @@ class _Sorter:
         role = self.rule.role(head)
         if head.flags & _COMPRESSED:
             raise DataError(f"readout {head.scan_counter} is compressed; switch the compression of the data off")
+        self.clock.seconds(head.time_stamp)
         if role is not Role.METABOLITE and role is not Role.WATER_REFERENCE:
             self._take_other(role, head, readout)
             return []
@@ -151,10 +166,16 @@ class _Sorter:
             complete += self.noise.finish()
             self.noise.compare(self.n_coils)
             self.noise = None
+        placed = self._take_data(role, head, readout)
+        return complete + self._with_helpers(placed) if placed else complete
+
+    def _take_data(self, role: Role, head: ReadoutHead, readout: Acquisition) -> list[KtData]:
+        """Put a readout of water or metabolites in its place; return what became complete."""
         if role is Role.WATER_REFERENCE:
             self.water = self.water or self._start(role, head, readout)
             self.since_water = 0
-            return complete + self._order(self.water.take(head, readout))
+            return self._order(self.water.take(head, readout))
+        complete: list[KtData] = []
         self.metabolites = self.metabolites or self._start(role, head, readout)
         if self.water is not None:
             self.since_water += 1
@@ -167,15 +188,37 @@ class _Sorter:
     def finish(self) -> list[KtData]:
         """Return what is left at the end of the scan."""
         complete = self.noise.finish() if self.noise is not None else []
+        ready: list[KtData] = []
         if self.water is not None:
-            complete += [self._water(frame) for frame in self.water.finish()]
+            ready += [self._water(frame) for frame in self.water.finish()]
         if self.metabolites is not None:
             self.held += self.metabolites.finish()
-        complete += sorted(self.held, key=lambda frame: (frame.frame, frame.echo))
+        ready += sorted(self.held, key=lambda frame: (frame.frame, frame.echo))
         self.held = []
+        complete += self._with_helpers(ready)
+        if self.navigators.unused:
+            self.unused[Role.NAVIGATOR] = self.navigators.unused
         for role, count in self.unused.items():
-            self.report.warn(f"{count} {_UNUSED[role]} were not used")
+            why = self.misfit if role is Role.CALIBRATION else ""
+            self.report.warn(f"{count} {_UNUSED[role]} were not used{why}")
         return complete
+
+    def _with_helpers(self, frames: list[KtData]) -> list[KtData]:
+        """Put before frames that leave the navigators since the last ones, and the calibration that metabolites need.
+
+        Navigators still come while a frame is held; those of its own time are there when it leaves.
+        """
+        if not frames:
+            return frames
+        ready = self.navigators.hand_over(self.n_coils, stamped=self.clock.varies)
+        for frame in frames:
+            if frame.role is Role.METABOLITE and not self.calibration_ended:
+                self.calibration_ended = True
+                if self.calibration is not None:
+                    ready += self.calibrated + self.calibration.finish()
+                    self.calibration, self.calibrated = None, []
+            ready.append(frame)
+        return ready
 
     def check_metabolites(self) -> None:
         """Refuse a scan without metabolites."""
@@ -196,6 +239,14 @@ class _Sorter:
         )
 
     def _take_other(self, role: Role, head: ReadoutHead, readout: Acquisition) -> None:
+        if role is Role.NAVIGATOR:
+            self._check_finite(head, readout)
+            self.navigators.take(head, readout, self.clock.seconds(head.time_stamp))
+            return
+        # those of a water reference would be mixed with those of the metabolites
+        if role is Role.CALIBRATION and not self.calibration_ended and not self.rule.is_water(head):
+            self._take_calibration(head, readout)
+            return
         if role is not Role.NOISE:
             self.unused[role] = self.unused.get(role, 0) + 1
             return
@@ -204,6 +255,19 @@ class _Sorter:
             self.report.warn("noise readouts came after the first data and were not used; send them first")
         else:
             self.noise.take(head, readout)
+
+    def _take_calibration(self, head: ReadoutHead, readout: Acquisition) -> None:
+        """Put a calibration readout where a metabolite readout with its counters lies; nothing depends on its fit."""
+        self._check(head, Role.CALIBRATION, readout)
+        try:
+            if head.encoding_space:
+                raise DataError(f"readout {head.scan_counter} is of encoding space {head.encoding_space}, not 0")
+            self.calibration = self.calibration or self._start(Role.CALIBRATION, head, readout)
+            self.calibrated += self.calibration.take(head, readout)
+        except DataError as error:
+            self.misfit = f", since they do not fit the metabolites' ({error})"
+            self.unused[Role.CALIBRATION] = max(1, self.calibration.n_readouts if self.calibration else 1)
+            self.calibration, self.calibrated, self.calibration_ended = None, [], True
 
     def _order(self, frames: list[KtData]) -> list[KtData]:
         """Let water go before metabolites where it can."""
@@ -249,7 +313,7 @@ class _Sorter:
         space = head.encoding_space
         limits = self.header.encodings[space].limits if self.header is not None else {}
         layout = builder(protocol, self.around, readout)
-        return RoleFrames(role, protocol, layout, limits, self.n_coils, self.report)
+        return RoleFrames(role, protocol, layout, limits, self.n_coils, self.report, self.clock)
 
     def _placed(self, geometry: data.Geometry, head: ReadoutHead) -> data.Geometry:
         """Return the geometry with the readouts' position and directions."""

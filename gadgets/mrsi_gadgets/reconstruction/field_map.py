@@ -260,9 +260,9 @@ def _check_residual_water(
 ) -> None:
     """Refuse what the filter let pass where that is only a small part of the signal: then it is no water."""
     start = grid_times(kt).searchsorted(grid_times(filtered)[0])
-    whole = replace(kt, samples=kt.samples[:, :, start:], t=kt.t[:, start:])
+    whole = _part_of_times(kt, slice(start, None))
     count = max(2, fids.shape[-1] // 32)
-    few = [replace(d, samples=d.samples[:, :, :count], t=d.t[:, :count]) for d in (whole, filtered)]
+    few = [_part_of_times(d, slice(0, count)) for d in (whole, filtered)]
     everything, near_water = (np.abs(to_numpy(matched_image(d, channels)))[mask].mean() for d in few)
     if near_water < _LEAST_SHARE * everything:
         raise DataError(
@@ -417,7 +417,12 @@ def _without_start(kt: KtData, half_width_hz: float) -> KtData:
     """
     times = grid_times(kt)
     start = min(int(np.sum(times - times[0] < 3 / (2 * np.pi * half_width_hz))), len(times) // 4)
-    return replace(kt, samples=kt.samples[:, :, start:], t=kt.t[:, start:])
+    return _part_of_times(kt, slice(start, None))
+
+
+def _part_of_times(kt: KtData, times: slice) -> KtData:
+    count = kt.count if kt.count.ndim == 1 else kt.count[:, times]
+    return replace(kt, samples=kt.samples[:, :, times], t=kt.t[:, times], count=count, acquired_s=None)
 
 
 def _low_pass(samples: Array, dwell_s: float, half_width_hz: float) -> Array:

@@ -72,6 +72,7 @@ def _gridded(points: KtData) -> KtData:
         count=np.full(n_voxels, n_voxels / _noise_power(points)),
         grid=grid,  # type: ignore[arg-type]
         density=None,
+        acquired_s=None,
     )
 
 

@@ -122,6 +122,7 @@ def _halves(kt: KtData) -> list[KtData]:
                 t=kt.t[place],
                 count=kt.count[place],
                 density=density,
+                acquired_s=None,
                 grid=kt.protocol.geometry.matrix if _is_grid(k, kt) else None,
             )
         )

@@ -84,3 +84,15 @@ def test_images_on_a_temporal_basis_show_the_line_too(made, models):
     assert np.median(value[where]) == pytest.approx(PROTONS_MM, rel=0.2)
     example = maps.examples[0]
     assert np.linalg.norm(example.fit) < 1.2 * np.linalg.norm(example.data)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_images_of_a_basis_that_lets_hardly_any_line_pass_are_fitted_all_the_same(made, models, rank):
+    fids = made.image.coefficients.reshape(240, -1)
+    basis = np.linalg.svd(fids, full_matrices=False)[2][:rank].astype(np.complex64)
+    coefficients = (fids @ basis.conj().T).reshape(16, 15, 1, rank)
+    maps = fit_varpro(
+        replace(made.image, coefficients=coefficients, basis=basis), models(made.image.protocol), intravoxel=False
+    )
+    assert not maps.provenance.get("unmodelled_lines")
+    assert np.isfinite(maps.maps["tNAA"].value).any()

@@ -6,6 +6,7 @@ first operator needs it. Barnett, Magland, af Klinteberg, SIAM J. Sci. Comput. 4
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,6 +165,8 @@ def _library_kind(x: Array) -> str:
 
 def _library(kind: str) -> Any:
     if kind == "numpy":
+        # read once, when OpenMP is loaded: threads that spin while they wait take the cores from everything else
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import finufft
 
         return finufft

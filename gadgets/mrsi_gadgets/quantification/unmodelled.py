@@ -171,7 +171,9 @@ def _atoms(
     nuisance = np.linalg.norm(atoms[: model.coordinates.n_dense], axis=0) ** 2 > (1 - _REACHED) * energy
     reached = (np.linalg.norm(atoms, axis=0) ** 2 > _REACHED * energy) & ~nuisance
     margin = int(np.ceil(model.dictionary.allowed.shift_hz / step))
-    first, *_, last = np.flatnonzero(reached)
+    # a temporal basis of a few rows may let hardly any line pass
+    places = np.flatnonzero(reached) if reached.any() else np.array([0])
+    first, last = int(places[0]), int(places[-1])
     within = slice(max(0, first - margin), last + margin + 1)
     return ppm[within], atoms[:, within], reached[within]
 

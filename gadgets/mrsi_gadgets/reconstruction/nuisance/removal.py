@@ -313,9 +313,9 @@ def _pass(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:
     place = sidebands.places(shape[:3])
     modulation: np.ndarray | None = None
     plain = flat
-    notes["water"] = "suppressed"
-    if _unsuppressed(scan, flat, rough):
-        notes["water"] = "not suppressed"
+    unsuppressed = _unsuppressed(scan, flat, rough)
+    notes["water"] = "not suppressed" if unsuppressed else "suppressed"
+    if unsuppressed:
         modulation = _modulation(scan, flat, place)
     if modulation is not None:
         plain = sidebands.without_modulation(flat, place, modulation)
@@ -324,7 +324,15 @@ def _pass(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:
     if method == "hsvd":
         found = rough if modulation is None else sidebands.with_modulation(rough, place, modulation)
         return _without(scan, scan.kt, _on_rows(found, scan, shape)), notes
+    # with sidebands one class: what is left of them would be learned as the shape of a small class
+    classes = MOST_CLASSES if modulation is None else 1
+    known, brain = scan.mask.ravel(), scan.brain.ravel()
+    if unsuppressed:
+        # lipids are looked for beside what is left of water, which HSVD leaves above the noise
+        rough = _separated(scan, plain, rough, known, brain, rounds=1, classes=classes)
     first = rough if modulation is None else sidebands.with_modulation(rough, place, modulation)
+    if unsuppressed:
+        scan = _without_false_lipids(scan, xp.reshape(first, shape))
     lipids, lipid_notes = _lipids(scan, xp.reshape(flat - first, shape), method)
     notes |= lipid_notes
     kt = scan.kt
@@ -332,13 +340,25 @@ def _pass(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:
         kt = kt.with_samples(kt.samples - lipids)
         flat = xp.reshape(scan.image(kt.samples), (-1, shape[-1]))
         plain = flat if modulation is None else sidebands.without_modulation(flat, place, modulation)
-    # with sidebands one class again: what is left of them would be learned as the shape of a small class
-    classes = MOST_CLASSES if modulation is None else 1
-    known, brain = scan.mask.ravel(), scan.brain.ravel()
     found = _separated(scan, plain, rough, known, brain, rounds=_WATER_ROUNDS, classes=classes)
     if modulation is not None:
         found = sidebands.with_modulation(found, place, modulation)
     return _without(scan, kt, _on_rows(found, scan, shape)), notes
+
+
+def _without_false_lipids(scan: _Scan, water: Array) -> _Scan:
+    """Return the scan with the support of lipids as it is seen without unsuppressed water.
+
+    Where no more is left in the brain than metabolites explain there is none: what remains of the scalp's water would
+    be taken for lipids.
+    """
+    after = _remains(scan, scan.fids - water)
+    if after.lipids**2 - after.lipids_expected**2 < 1:
+        return replace(scan, support=np.zeros_like(scan.support))
+    dry = scan.kt.with_samples(scan.kt.samples - _samples_of_image(scan, water))
+    windowed = scan.image(hamming(dry).samples)
+    ppm = scan.kt.protocol.ppm_axis(int(windowed.shape[-1]))
+    return replace(scan, support=lipid_support(band_amplitude(windowed, ppm, BAND_PPM), scan.mask))
 
 
 def _hsvd(scan: _Scan, flat: Array) -> Array:

@@ -370,3 +370,22 @@ def test_encodings_refuse_numbers_that_make_no_sense():
         Epsi(lobe_fraction=1.5)
     with pytest.raises(ConfigError, match="smaller"):
         simulate(small("epsi16", encoding=Epsi(undersampling=8.0, centre=8)))
+
+
+def test_uneven_sampling_costs_what_its_density_says():
+    for name in ("csi16", "epsi16", "epsi16_bipolar"):
+        assert PRESETS[name].encoding.density_factor(PRESETS[name]) == pytest.approx(1.0, abs=1e-6)
+    assert PRESETS["csi16_weighted"].encoding.density_factor(PRESETS["csi16_weighted"]) == pytest.approx(1.15, abs=0.06)
+    rings = PRESETS["rings16"]
+    # rings of one lap time each: shares grow as the radius, mean 4, mean square 4^2 + 63/12
+    assert rings.encoding.density_factor(rings) == pytest.approx(np.sqrt(16 + 63 / 12) / 4)
+    spirals = PRESETS["spiral48"]
+    factor = spirals.encoding.density_factor(spirals)
+    # noise weighted with the shares, drawn and added up
+    share, time = spirals.encoding.shares(spirals), spirals.encoding.sample_times_s(spirals)
+    draws = np.random.default_rng(2).standard_normal((2000, len(share))) / np.sqrt(time)
+    even = 1 / np.sqrt(np.sum(time))
+    assert np.std(draws @ share / share.sum()) / even == pytest.approx(factor, rel=0.06)
+    assert 1.0 < factor < 1.5
+    # the shares of all arms cover the disc
+    assert 2 * np.pi * share.sum() / 16 == pytest.approx(np.pi * (24 / 0.22) ** 2 / 1, rel=0.03)

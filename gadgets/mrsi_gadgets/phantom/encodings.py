@@ -78,6 +78,19 @@ class Encoding:
         """Return the excitations of one fully sampled pass and the ADC time of its kept samples [s]."""
         raise NotImplementedError
 
+    def shares(self, preset: Preset) -> np.ndarray:
+        """Share of k-space of each row of points, in any unit (row,)."""
+        return np.ones(len(self.sample_times_s(preset)))
+
+    def density_factor(self, preset: Preset) -> float:
+        """Noise of a fully sampled image over that of even sampling with the same ADC time.
+
+        Each sample must count by its share a of k-space, whatever its ADC time s: sqrt(sum(a^2 / s) sum(s)) / sum(a),
+        1 where s is in proportion to a.
+        """
+        share, time = self.shares(preset), self.sample_times_s(preset)
+        return float(np.sqrt(np.sum(share**2 / time) * np.sum(time)) / np.sum(share))
+
     def protocol_fields(self, preset: Preset) -> dict[str, Any]:
         """Return the fields of the Protocol that differ from csi's."""
         return {}
@@ -172,6 +185,12 @@ class Csi(Encoding):
     def sample_times_s(self, preset: Preset) -> np.ndarray:
         """Return the spectral dwell."""
         return np.full(preset.matrix[0], preset.dwell_s)
+
+    def density_factor(self, preset: Preset) -> float:
+        """Noise over that of even averages where each point counts once, whatever its averages."""
+        averages = Csi(self.elliptical, self.averages_at_centre).averages(preset.matrix)
+        averages = averages[averages > 0]
+        return float(np.sqrt(np.sum(1.0 / averages) * np.sum(averages)) / len(averages))
 
     def scan_facts(self, preset: Preset) -> tuple[int, float]:
         """Return one excitation per point of the grid."""
@@ -319,6 +338,11 @@ class Epsi(Encoding):
         times = self.lobe_times_s(preset)
         return np.full(len(times) * (2 if self.alternating else 1), times[1] - times[0])
 
+    def shares(self, preset: Preset) -> np.ndarray:
+        """Distances between samples along kx."""
+        k = self.lobe_k(preset, self.lobe_times_s(preset))
+        return np.tile(np.gradient(k), 2 if self.alternating else 1)
+
     def row_phase_rad(self, preset: Preset) -> np.ndarray | None:
         """Return the phase of the lobes that run back."""
         if not self.alternating or not self.odd_even_phase_rad:
@@ -436,6 +460,14 @@ class _Laps(Encoding):
         return np.concatenate(
             [np.full(arm.used, arm.interleaves * preset.dwell_s / len(arm.k)) for arm in self.arms(preset)]
         )
+
+    def shares(self, preset: Preset) -> np.ndarray:
+        """Area between the circles half-way to the samples (of a spiral) or rings before and after."""
+        arms = self.arms(preset)
+        if self.kind == Rings.kind:
+            return np.concatenate([np.full(arm.used, np.hypot(*arm.k[0]) / arm.used) for arm in arms])
+        radius = [np.hypot(arm.k[: arm.used, 0], arm.k[: arm.used, 1]) for arm in arms]
+        return np.concatenate([r * np.gradient(r) for r in radius])
 
     def scan_facts(self, preset: Preset) -> tuple[int, float]:
         """Return one excitation per arm, temporal interleaf and partition; rewinders do not count as ADC time."""

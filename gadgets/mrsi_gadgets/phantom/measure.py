@@ -172,8 +172,10 @@ def add_noise(of: Pass, shots: np.ndarray, covariance: np.ndarray, preset: Prese
 
 
 def scan_times(preset: Preset, groups: Sequence[Sequence[Pass]]) -> dict[str, object]:
-    """Return the excitations, the ADC time of the samples that count and the duration of each scan, for the card."""
-    facts: dict[str, object] = {"averages_per_readout": preset.averaged}
+    """Return excitations, ADC time of the samples that count and duration of each scan, and more for the card."""
+    facts: dict[str, object] = {
+        "averages_per_readout": preset.averaged, "density_factor": preset.encoding.density_factor(preset),
+    }  # fmt: skip
     for role in (Role.WATER_REFERENCE, Role.METABOLITE):
         passes = [p for group in groups for p in group if p.role is role]
         if not passes:

@@ -177,8 +177,8 @@ def b0_rms(b0_hz: np.ndarray, truth: Truth) -> float:
 def unknown_recovery(fids: np.ndarray, truth: Truth, *, b0_hz: np.ndarray | None = None) -> float:
     """Contrast of the unseen resonance in FIDs over its truth; NaN where no voxel is filled by the lesion.
 
-    Only 1H has it. The contrast is the mean FID of the lesion minus that of lesion-free brain, at the frequency of the resonance under
-    a 20 s^-1 filter.
+    Only 1H has it. The contrast is the mean FID of the lesion minus that of lesion-free brain, at the frequency of the
+    resonance under a 20 s^-1 filter.
     """
     estimate, wanted = _comparable_fids(fids, truth, b0_hz)
     core, free = (region[truth.brain_mask] for region in _regions(truth, "unseen"))

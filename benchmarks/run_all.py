@@ -27,6 +27,7 @@ SCRIPTS: dict[str, tuple[str, list[str]]] = {
     "crlb": ("Cramer-Rao bound", ["--quick"]),
     "encodings": ("The same brain by every encoding", ["--quick"]),
     "noncartesian": ("Normal operator of rings and spirals", ["--quick"]),
+    "nuisance": ("Removal of water and lipids", ["--quick"]),
     "bart_pics": ("BART on the same data and basis", ["--quick"]),
 }
 """Script -> title, and what makes it quick."""

@@ -65,9 +65,10 @@ def test_the_brain_is_free_of_water_and_lipids_by_the_method_that_auto_took(clea
     assert error(done) < 1
     assert error(done) < 0.15 * error(kt)
     chosen = context.report.provenance["nuisance"]["method"]
-    assert chosen == "union_of_subspaces"
-    assert said == [s for s in said if s.startswith("nuisance removed (union_of_subspaces): water")]
-    assert len(said) == 1
+    # weak lipids can be left to any method; strong ones only the sources in the scalp explain without harm
+    assert chosen == "union_of_subspaces" or lipid < 100
+    (sentence,) = said
+    assert sentence.startswith(f"nuisance removed ({chosen}): water")
 
 
 def test_other_items_and_other_nuclei_pass(clean):

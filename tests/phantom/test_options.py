@@ -116,6 +116,8 @@ def test_later_echoes_decay_with_t2_and_are_contrasts():
     ratio = abs(peak @ second) / abs(peak @ first)
     # T2 of NAA CH3: 250 ms in grey, 300 ms in white matter; NAAG, Glu and macromolecules lie beside it
     assert np.exp(-0.144 / 0.25) - 0.03 < ratio < np.exp(-0.144 / 0.30) + 0.03
+    alone = quiet(replace(preset, echo_times_s=(0.288,)))
+    assert close(scan.groups[1][1].samples, alone.metabolites)
     # water of the first echo over that of an FID: T2 of 70 to 110 ms in tissue, longer in CSF
     fid = quiet(replace(preset, echo_times_s=(), acquisition_delay_s=0.0))
     assert 0.1 < np.abs(scan.water[0, 8, 8, 0, 0]) / np.abs(fid.water[0, 8, 8, 0, 0]) < 0.45

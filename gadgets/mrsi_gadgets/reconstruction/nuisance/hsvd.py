@@ -33,7 +33,7 @@ ORDER = 16
 """Most components in the band."""
 LEAST_POINTS = 32
 _BATCH = 64
-"""FIDs that are done at once on the host: their matrices then stay in a core's cache."""
+"""FIDs that one thread does at once on the host; more only need more memory (about 0.3 MB each)."""
 _CONCENTRATION = 1e-4
 """Sequences with less than this share of their energy in the band are left out."""
 _PROBES = 64

@@ -138,18 +138,30 @@ class FieldEvolution(LinearOperator):
 
     def forward(self, x: Array) -> Array:
         """Evolve."""
-        total = self.spatial[..., 0, None] * (x @ self.mixing[0, ...])
+        xp = namespace(x)
+        # one matrix of voxels: with short z axes a product per (x, y) would be many tiny ones
+        flat, spatial = self._flat(x)
+        total = spatial[:, 0, None] * (flat @ self.mixing[0, ...])
         for p in range(1, self.mixing.shape[0]):
-            total = total + self.spatial[..., p, None] * (x @ self.mixing[p, ...])
-        return total
+            part = flat @ self.mixing[p, ...]
+            part *= spatial[:, p, None]
+            total += part
+        return xp.reshape(total, self.range)
 
     def adjoint(self, y: Array) -> Array:
         """Demodulate and project on the temporal basis."""
         xp = namespace(y)
-        total = (xp.conj(self.spatial[..., 0, None]) * y) @ xp.conj(self.mixing[0, ...].T)
+        flat, spatial = self._flat(y)
+        spatial = xp.conj(spatial)
+        total = (spatial[:, 0, None] * flat) @ xp.conj(self.mixing[0, ...].T)
         for p in range(1, self.mixing.shape[0]):
-            total = total + (xp.conj(self.spatial[..., p, None]) * y) @ xp.conj(self.mixing[p, ...].T)
-        return total
+            total += (spatial[:, p, None] * flat) @ xp.conj(self.mixing[p, ...].T)
+        return xp.reshape(total, self.domain)
+
+    def _flat(self, x: Array) -> tuple[Array, Array]:
+        """Return images and spatial factors with one axis of voxels."""
+        xp = namespace(x)
+        return xp.reshape(x, (-1, x.shape[-1])), xp.reshape(self.spatial, (-1, self.spatial.shape[-1]))
 
 
 def field_evolution(

@@ -58,6 +58,8 @@ from mrsi_gadgets.reconstruction.solvers import Solution, conjugate_gradient
 
 PRIORS = ("edges", "none")
 _FLOOR = 0.01
+_LEAST_OUTSIDE = 0.1
+"""Signal power over noise power that a coefficient outside of the mask may have at least."""
 _CORRECTION_RTOL, _CORRECTION_NOISE, _CORRECTIONS = 1e-3, 0.1, 8
 """The gridded start is corrected until it changes by less than this part of itself or of its noise, or so often."""
 _LARGEST_CORRECTION = 0.5
@@ -367,7 +369,7 @@ def _regularise(
         z[place] = namespace(z).where(keep, smoothed, z[place])
         return turned, z * float(noise[0]), errors
     full = _in_full(edges, box, problem.mask.shape)
-    return _regularise_in_general(problem, rotation, noise, full, choice, errors, provenance)
+    return _regularise_in_general(problem, rotation, noise, full, choice, errors, image, provenance)
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
@@ -394,6 +396,7 @@ def _regularise_in_general(
     edges: EdgePrior,
     choice: WeightChoice,
     errors: np.ndarray,
+    unregularised: Array,
     provenance: dict[str, Any],
 ) -> tuple[_Problem, Array, np.ndarray]:
     """Solve with the general operator: the prior is diagonal only in the whitened, rotated coefficients.
@@ -411,12 +414,26 @@ def _regularise_in_general(
         # where neither samples nor the prior say anything, going on would only raise noise
         rough = replace(problem, rtol=max(problem.rtol, _INCOMPLETE_RTOL))
         solution = _solve(
-            rough, edges, choice, penalty=penalty, rotation=rotation, max_iterations=_INCOMPLETE_ITERATIONS
-        )
+            rough, edges, choice, penalty=penalty, rotation=rotation, max_iterations=_INCOMPLETE_ITERATIONS,
+            outside=_outside(problem, unregularised, noise),
+        )  # fmt: skip
     provenance |= {"iterations": len(solution.residuals) - 1, "relative_residual": solution.residuals[-1]}
     image = solution.value
     carried = np.sqrt(errors**2 @ np.abs(rotation.T) ** 2)
     return problem, image, carried
+
+
+def _outside(problem: _Problem, image: Array, noise: np.ndarray) -> np.ndarray:
+    """Return by how much coefficients are held down outside of the mask, (x, y, z): noise over signal power.
+
+    What the least-squares image shows above its noise (scalp lipids) may stay; where it shows nothing there is nothing,
+    and missing samples must not be explained by it.
+    """
+    xp = namespace(image)
+    flat = image * like((1 / noise).astype(np.float32), image, image.dtype)
+    power = to_numpy(xp.mean(xp.real(flat) ** 2 + xp.imag(flat) ** 2, axis=-1)) / 2
+    held = 1 / np.maximum(power - 1, _LEAST_OUTSIDE)
+    return np.where(problem.mask, 0.0, held)
 
 
 def _choose_edges(
@@ -450,6 +467,7 @@ def _choose_edges(
 def _solve(
     problem: _Problem, edges: EdgePrior | None, choice: WeightChoice | None, *, penalty: np.ndarray | None = None,
     rotation: np.ndarray | None = None, samples: Array | None = None, max_iterations: int = 600,
+    outside: np.ndarray | None = None,
 ) -> Solution:  # fmt: skip
     """Return (A^H A + R)^-1 A^H d by conjugate gradients in the general operator.
 
@@ -464,8 +482,12 @@ def _solve(
     lambdas = None if choice is None else like(choice.weights.astype(np.float32), rhs, rhs.dtype)
     matrix = None if penalty is None else like(penalty.astype(np.complex64), rhs, rhs.dtype)
 
+    held = None if outside is None else like(outside[..., None].astype(np.float32), rhs)
+
     def normal(u: Array) -> Array:
         image = gram(u)
+        if held is not None:
+            image = image + held * u
         if edges is None or lambdas is None:
             return image
         curved = edges.laplacian(edges.laplacian(u))
@@ -477,6 +499,8 @@ def _solve(
         z = u if rotation is None else u @ like(rotation, u, u.dtype)
         # the smoother's polynomial errs by less than what is added, so that the map stays positive
         z = (1 - _FLOOR) * smooth(z, edges, choice) + _FLOOR * z
+        if held is not None:
+            z = z / (1 + held)
         return z if rotation is None else z @ like(rotation.conj().T, u, u.dtype)
 
     precondition = None if edges is None or choice is None else smoothed

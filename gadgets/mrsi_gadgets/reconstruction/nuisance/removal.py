@@ -56,6 +56,8 @@ _WATER_ROUNDS = 3
 """How often the water's covariance is learned, first from HSVD and then from its own result."""
 _SIDEBANDS = 1.6
 """There are sidebands from this root mean square downfield of water on, over the noise."""
+_LIPID_ROUNDS = 2
+"""How often lipids are looked for, each time beside better water."""
 _STRENGTH_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _FIELD_ERROR = 0.05
 """Largest error of the field in the subtracted samples, over the noise."""
@@ -333,17 +335,20 @@ def _pass(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:
     first = rough if modulation is None else sidebands.with_modulation(rough, place, modulation)
     if unsuppressed:
         scan = _without_false_lipids(scan, xp.reshape(first, shape))
-    lipids, lipid_notes = _lipids(scan, xp.reshape(flat - first, shape), method)
-    notes |= lipid_notes
-    kt = scan.kt
-    if lipids is not None:
-        kt = kt.with_samples(kt.samples - lipids)
-        flat = xp.reshape(scan.image(kt.samples), (-1, shape[-1]))
-        plain = flat if modulation is None else sidebands.without_modulation(flat, place, modulation)
-    found = _separated(scan, plain, rough, known, brain, rounds=_WATER_ROUNDS, classes=classes)
-    if modulation is not None:
-        found = sidebands.with_modulation(found, place, modulation)
-    return _without(scan, kt, _on_rows(found, scan, shape)), notes
+    original, kt = flat, scan.kt
+    # the second time lipids are looked for beside the better water
+    for _ in range(_LIPID_ROUNDS):
+        lipids, lipid_notes = _lipids(scan, xp.reshape(original - first, shape), method)
+        notes |= lipid_notes
+        if lipids is not None:
+            kt = scan.kt.with_samples(scan.kt.samples - lipids)
+            flat = xp.reshape(scan.image(kt.samples), (-1, shape[-1]))
+            plain = flat if modulation is None else sidebands.without_modulation(flat, place, modulation)
+        rough = _separated(scan, plain, rough, known, brain, rounds=_WATER_ROUNDS, classes=classes)
+        first = rough if modulation is None else sidebands.with_modulation(rough, place, modulation)
+        if lipids is None:
+            break
+    return _without(scan, kt, _on_rows(first, scan, shape)), notes
 
 
 def _without_false_lipids(scan: _Scan, water: Array) -> _Scan:

@@ -18,6 +18,7 @@ from mrsi_gadgets.gadgets.combine_coils import CombineCoils
 from mrsi_gadgets.gadgets.composition import Chain, find_recipe
 from mrsi_gadgets.gadgets.console_images import ConsoleImages
 from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.correct_drift import CorrectDrift
 from mrsi_gadgets.gadgets.field_map import EstimateFieldMap
 from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.gadgets.quantify import Quantify
@@ -37,7 +38,8 @@ pytestmark = pytest.mark.timeout(120)
 METHODS = ["fourier", "low_rank", "subspace"]
 SHOWN = ("tNAA", "tCr", "tCho", "Ins", "Glx")
 OTHERS = [
-    EstimateFieldMap(eddy_currents=False), CombineCoils(lost_energy=0.0), CombineCoils(lost_energy=0.2),
+    CorrectDrift(source="none"), EstimateFieldMap(eddy_currents=False), CombineCoils(lost_energy=0.0),
+    CombineCoils(lost_energy=0.2),
     Reconstruct(method="fourier"), Reconstruct(method="low_rank"), Reconstruct(method="subspace", prior="none"),
     Reconstruct(method="subspace", rank=12), Quantify(),
     ConsoleImages(maps=("Ins",), uncertainty=False, quantitative="none", spectra=False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mrsi_gadgets.gadgets.combine_coils import CombineCoils
 from mrsi_gadgets.gadgets.console_images import ConsoleImages
+from mrsi_gadgets.gadgets.correct_drift import CorrectDrift
 from mrsi_gadgets.gadgets.field_map import EstimateFieldMap
 from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.gadgets.prewhiten import Prewhiten
@@ -13,6 +14,15 @@ from mrsi_gadgets.gadgets.remove_nuisance import RemoveNuisance
 
 GADGETS: dict[str, type[Gadget]] = {
     gadget.element: gadget
-    for gadget in (Prewhiten, EstimateFieldMap, CombineCoils, RemoveNuisance, Reconstruct, Quantify, ConsoleImages)
+    for gadget in (
+        Prewhiten,
+        CorrectDrift,
+        EstimateFieldMap,
+        CombineCoils,
+        RemoveNuisance,
+        Reconstruct,
+        Quantify,
+        ConsoleImages,
+    )
 }
 """XML element -> gadget, in the order of the data."""

@@ -26,6 +26,7 @@ SCRIPTS: dict[str, tuple[str, list[str]]] = {
     "accuracy": ("Accuracy of the maps", ["--quick"]),
     "crlb": ("Cramer-Rao bound", ["--quick"]),
     "encodings": ("The same brain by every encoding", ["--quick"]),
+    "undersampling": ("Undersampled csi", ["--quick"]),
     "noncartesian": ("Normal operator of rings and spirals", ["--quick"]),
     "nuisance": ("Removal of water and lipids", ["--quick"]),
     "bart_pics": ("BART on the same data and basis", ["--quick"]),

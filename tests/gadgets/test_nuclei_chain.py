@@ -30,7 +30,7 @@ def test_every_recipe_gives_the_ratios_of_a_scan_without_water(scan, recipe):
     assert set(nucleus.sums) <= set(maps)
     assert "water" not in maps
     plenty = mask & (truth.content(strongest) > 0.5 * np.median(truth.content(strongest)[mask]))
-    worst = {"fourier": 0.22, "low_rank": 0.35, "subspace": 0.17}[recipe]
+    worst = {"fourier": 0.25, "low_rank": 0.35, "subspace": 0.17}[recipe]
     for name in ("ATP", "PME", "PDE") if scan.protocol.nucleus == "31P" else ("Glc", "Glx"):
         # the receive field divides out
         found = maps[name].value[plenty] / maps[strongest].value[plenty]

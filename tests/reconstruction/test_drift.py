@@ -50,7 +50,9 @@ def navigators(make_protocol):
 
 @pytest.fixture
 def scan(make_protocol):
-    def make(shift_hz=0.0, *, role=Role.METABOLITE, start_s=0.0, noise=0.0, seed=0, lines=(0.0,), n_times=256, scale=1.0):
+    def make(
+        shift_hz=0.0, *, role=Role.METABOLITE, start_s=0.0, noise=0.0, seed=0, lines=(0.0,), n_times=256, scale=1.0
+    ):
         """A 12 x 12 csi scan of a round object with a field of its own, every point a second after the last."""
         geometry = Geometry((12, 12, 1), (240.0, 240.0, 10.0))
         protocol = make_protocol(acquisition_delay_s=1.3e-3, n_times=n_times, geometry=geometry)
@@ -188,7 +190,8 @@ def test_repetitions_of_noise_alone_tell_nothing(scan):
 def test_residual_water_tells_its_shift_against_the_reference_beside_other_lines(scan, hz):
     water = traces_of(scan(role=Role.WATER_REFERENCE, noise=1.0, scale=2.0))
     # NAA and creatine are 330 and 200 Hz away
-    found = shift_of_residual_water(water, traces_of(scan(hz, noise=1.0, scale=2.0, seed=2, lines=(0.0, -330.0, -200.0))))
+    metabolites = scan(hz, noise=1.0, scale=2.0, seed=2, lines=(0.0, -330.0, -200.0))
+    found = shift_of_residual_water(water, traces_of(metabolites))
     assert found[0] == pytest.approx(hz, abs=0.3)
     assert found[1] < 0.2
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from mrsi_gadgets.data import KtData, Role
+from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget, handed_on
 from mrsi_gadgets.physics.nucleus import calibration_line, nucleus_of
+from mrsi_gadgets.reconstruction.calibrated_centre import calibrated_centre, centre_size, missing_share
 from mrsi_gadgets.reconstruction.field_map import (
     FieldMap,
     correct_eddy_currents,
@@ -17,12 +19,24 @@ from mrsi_gadgets.reconstruction.field_map import (
     field_map_from_strongest_line,
     field_map_from_water,
 )
+from mrsi_gadgets.reconstruction.gridding import on_grid
 from mrsi_gadgets.reconstruction.odd_even import OddEven, correct_odd_even, find_odd_even, is_alternating
+
+TOLD_MISSING = 0.02
+"""Part of a water reference's k-space, within the ellipse, from which on it is told that it is missing."""
+ALIASED_MISSING = 0.25
+"""Part from which on the image is not trusted and its fully sampled centre is taken alone."""
+MOST_MISSING = 0.5
+"""Part that may be missing where the centre is not complete either."""
 
 
 @dataclass(frozen=True)
 class EstimateFieldMap(Gadget):
-    """B0, coil maps, phase, mask and water amplitude from the water reference, else from residual water."""
+    """B0, coil maps, phase, mask and water amplitude from the water reference, else from residual water.
+
+    Where the data are undersampled and there is no water reference, from the fully sampled centre of k-space:
+    calibration readouts, or the metabolites' own.
+    """
 
     element: ClassVar[str] = "field_map"
     accepts: ClassVar[tuple[type, ...]] = (KtData,)
@@ -37,18 +51,23 @@ class EstimateFieldMap(Gadget):
         """Consume the water reference, fill the calibration, yield the metabolite data without eddy-current phase."""
         found: FieldMap | None = None
         lobes: OddEven | None = None
+        calibration: KtData | None = None
         for item in items:
             if isinstance(item, KtData) and is_alternating(item):
                 lobes = lobes or self._lobes(item, context)
                 item = correct_odd_even(item, lobes)
             if isinstance(item, KtData) and item.role is Role.WATER_REFERENCE:
                 with context.report.timed("field_map"):
-                    found = field_map_from_water(item, eddy_currents=self.eddy_currents)
+                    found = field_map_from_water(self._trusted(item, context), eddy_currents=self.eddy_currents)
                 self._keep(found, context)
+            elif isinstance(item, KtData) and item.role is Role.CALIBRATION:
+                # needed only where metabolites come without a water reference
+                calibration = item if found is None else None
             elif isinstance(item, KtData) and item.role is Role.METABOLITE:
                 if found is None:
                     with context.report.timed("field_map"):
-                        found = self._without_reference(item, context)
+                        found = self._without_reference(item, calibration, context)
+                    calibration = None
                     self._keep(found, context)
                 ready = [
                     correct_eddy_currents(item, found, overwrite=context.may_overwrite)
@@ -73,16 +92,68 @@ class EstimateFieldMap(Gadget):
         return lobes
 
     @staticmethod
-    def _without_reference(item: KtData, context: Context) -> FieldMap:
-        """Return the field map of metabolite data: of residual water, or of other nuclei's strongest line."""
+    def _trusted(water: KtData, context: Context) -> KtData:
+        """Return what of a water reference shows one head: all of it, or its fully sampled centre.
+
+        Raises
+        ------
+        DataError
+            More than half of it is missing, and its centre has gaps too.
+        """
+        missing = missing_share(water)
+        if missing <= TOLD_MISSING:
+            return water
+        centre = calibrated_centre(water) if missing > ALIASED_MISSING else None
+        if centre is not None:
+            context.report.warn(
+                f"{missing:.0%} of the water reference's k-space is missing; field, coils and water come from its "
+                f"fully sampled centre of {centre_size(water)} points and are coarse"
+            )
+            return centre
+        if missing > MOST_MISSING:
+            raise DataError(
+                f"{missing:.0%} of the water reference's k-space is missing and its centre has gaps too, so its image "
+                "is aliased; acquire all of it, or at least a centre without gaps, or leave it out"
+            )
+        context.report.warn(
+            f"{missing:.0%} of the water reference's k-space is missing; field, coils and water are blurred by it"
+        )
+        return water
+
+    @staticmethod
+    def _without_reference(item: KtData, calibration: KtData | None, context: Context) -> FieldMap:
+        """Return the field map of metabolite data: of residual water, or of other nuclei's strongest line.
+
+        Of incomplete data it is that of the fully sampled centre of k-space; residual water is looked for under a Hann
+        window in any case.
+        """
+        taken, where = item, ""
+        missing = missing_share(item)
+        if missing > TOLD_MISSING:
+            source = item if calibration is None else calibration
+            centre = calibrated_centre(source)
+            if centre is not None:
+                name = "calibration readouts" if source is calibration else "centre of k-space"
+                taken, where = centre, f" of the {name} ({centre_size(source)} points)"
+            else:
+                context.report.warn(
+                    f"{missing:.0%} of k-space is missing, there is no water reference and no fully sampled centre: "
+                    "field and coils come from an image that may be aliased; acquire a water reference or calibration "
+                    "readouts"
+                )
         if not nucleus_of(item.protocol).water_is_nuisance:
             ppm, t2_star_s = calibration_line(item.protocol)
-            return field_map_from_strongest_line(item, ppm, t2_star_s=t2_star_s)
-        found = field_map_from_residual_water(item)
+            found = field_map_from_strongest_line(taken, ppm, t2_star_s=t2_star_s)
+            return replace(found, source=found.source + where)
+        if taken is item and missing <= TOLD_MISSING:
+            # residual water is weak: side lobes of stronger neighbours would pass for it
+            taken = calibrated_centre(on_grid(item) if item.grid is None else item) or item
+        found = field_map_from_residual_water(taken)
         context.report.warn(
-            "no water reference: B0, coil maps and phase come from residual water, and maps are not in units of water"
+            f"no water reference: B0, coil maps and phase come from residual water{where}, and maps are not in units "
+            "of water"
         )
-        return found
+        return replace(found, source=found.source + where)
 
     @staticmethod
     def _keep(found: FieldMap, context: Context) -> None:

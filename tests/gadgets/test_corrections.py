@@ -1,0 +1,285 @@
+"""Whole scans of the numerical brain whose drift, gaps and offsets the chain has to find and take out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mrsi_gadgets import replay
+from mrsi_gadgets.errors import ConfigError, DataError
+from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.correct_drift import CorrectDrift
+from mrsi_gadgets.gadgets.field_map import EstimateFieldMap
+from mrsi_gadgets.gadgets.scan import ScanOptions
+from mrsi_gadgets.mrd.header import parse_header
+from mrsi_gadgets.mrd.profile import read_protocol
+from mrsi_gadgets.mrd.sorting import sort_readouts
+from mrsi_gadgets.output.results import gather
+from mrsi_gadgets.phantom.encodings import Csi
+from mrsi_gadgets.phantom.presets import PRESETS, Preset
+from mrsi_gadgets.phantom.scoring import score
+from mrsi_gadgets.phantom.simulate import SimulatedScan, simulate
+from mrsi_gadgets.stream.messages import Acquisition, Flag
+from small_scan import small_scan
+
+pytestmark = pytest.mark.timeout(300)
+NAMES = ("tNAA", "tCr", "tCho", "Ins", "Glx")
+CSI16_MINUTES = 256 * 0.3 / 60
+RECIPE = """<configuration><chain><prewhiten/>{drift}<field_map/><combine_coils/><reconstruct method="subspace"/>
+<quantify/><console_images/></chain></configuration>"""
+
+
+@lru_cache(maxsize=24)
+def simulated(preset: Preset, snr: float | None = None) -> SimulatedScan:
+    return simulate(preset, seed=1, snr=snr)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Callable[[str], str]:
+    folder = tmp_path_factory.mktemp("recipes")
+
+    def write(source: str) -> str:
+        path = folder / f"{source}.xml"
+        path.write_text(RECIPE.format(drift=f'<correct_drift source="{source}"/>'), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def replayed(scan: SimulatedScan, keep: Callable[[Acquisition], bool] | None = None, recipe: str = "subspace"):
+    readouts = [r for r in scan.acquisitions if keep is None or keep(r)]
+    given = replay.Scan(scan.header_xml, readouts, len(readouts), "simulated")
+    return replay.replay_here(given, ScanOptions(recipe=recipe, device="cpu"))
+
+
+def error_of(scan: SimulatedScan, result: Any) -> float:
+    """Mean of the five maps' NRMSE."""
+    maps = gather(result.images).maps
+    scores = score({name: maps[name].value for name in NAMES}, scan.truth)
+    return float(np.mean([scores.maps[name].nrmse for name in NAMES]))
+
+
+def drifting(total_hz: float, *, navigators: int = 0, phase_rad: float = 0.0) -> Preset:
+    """csi16 whose frequency moves by so much over the metabolite scan (and as much over the water reference)."""
+    return replace(
+        PRESETS["csi16"], drift_hz_per_minute=total_hz / CSI16_MINUTES, navigator_samples=navigators,
+        phase_drift_rad_per_minute=phase_rad / CSI16_MINUTES,
+    )  # fmt: skip
+
+
+# --- drift ----------------------------------------------------------------------------------------------------------
+
+
+def test_navigators_take_ten_hertz_and_three_radians_out_of_the_maps(recipe):
+    still = simulated(drifting(0.0))
+    without_drift = error_of(still, replayed(still))
+    scan = simulated(drifting(10.0, navigators=64, phase_rad=3.0))
+    result = replayed(scan)
+    drift = result.summary["provenance"]["drift"]
+    assert drift["source"] == "navigators"
+    # the last readout comes one repetition before the scan has drifted by all of it
+    assert drift["frames"]["0"]["moved_hz"] == pytest.approx(10 * 255 / 256, abs=0.05)
+    assert drift["frames"]["0"]["moved_phase_rad"] == pytest.approx(3 * 255 / 256, abs=0.02)
+    assert error_of(scan, result) < 1.1 * without_drift
+    assert error_of(scan, replayed(scan, recipe=recipe("none"))) > 2 * without_drift
+    assert any("the frequency moved 10.0 Hz within a frame" in warning for warning in result.summary["warnings"])
+
+
+def test_one_hertz_at_snr_twenty_is_seen_by_navigators():
+    scan = simulated(drifting(1.0, navigators=64), 20.0)
+    result = replayed(scan)
+    assert result.summary["provenance"]["drift"]["frames"]["0"]["moved_hz"] == pytest.approx(1.0, abs=0.02)
+    assert not any("the frequency moved" in warning for warning in result.summary["warnings"])
+
+
+def test_where_nothing_drifts_nothing_is_taken_out():
+    scan = simulated(drifting(0.0, navigators=64), 20.0)
+    frame = replayed(scan).summary["provenance"]["drift"]["frames"]["0"]
+    assert abs(frame["mean_hz"]) < 0.02
+    assert frame["moved_hz"] < 0.02
+    quiet = simulated(drifting(0.0), 20.0)
+    assert replayed(quiet).summary["provenance"]["drift"]["source"] == "none"
+
+
+def test_without_navigators_residual_water_tells_a_large_drift_and_is_not_asked_for_a_small_one(recipe):
+    still = simulated(drifting(0.0))
+    without_drift = error_of(still, replayed(still))
+    scan = simulated(drifting(10.0))
+    result = replayed(scan)
+    drift = result.summary["provenance"]["drift"]
+    assert drift["source"] == "data"
+    assert drift["frames"]["0"]["moved_hz"] == pytest.approx(10.0, abs=1.5)
+    assert error_of(scan, result) < 1.1 * without_drift
+    assert error_of(scan, replayed(scan, recipe=recipe("none"))) > 1.3 * without_drift
+    small = replayed(simulated(drifting(1.0), 20.0)).summary
+    assert small["provenance"]["drift"] == {
+        "source": "none", "why": "no change of the frequency stands out of what the data alone can tell"
+    }  # fmt: skip
+
+
+def turned(readout: Acquisition, hz: float, dwell_s: float, delay_s: float) -> Acquisition:
+    times = delay_s + dwell_s * np.arange(readout.data.shape[1])
+    return Acquisition(readout.head, (readout.data * np.exp(2j * np.pi * hz * times)).astype(np.complex64))
+
+
+def repeated(rate_hz_per_s: float, roles: Sequence[str]) -> list[Acquisition]:
+    """A small scan: its noise, then water and metabolites in turn, each a repetition of its own, drifting all along."""
+    scan = small_scan()
+    tick = scan.protocol.time_tick_ms * 1e-3
+    start = int(scan.readouts[0].head["acquisition_time_stamp"])
+    readouts, number = list(scan.noise), len(scan.noise)
+    seen: dict[str, int] = {}
+    for role in roles:
+        for readout in getattr(scan, role):
+            head = readout.head.copy()
+            head["scan_counter"], head["acquisition_time_stamp"] = number, start + 100 * number
+            head["idx"]["repetition"] = seen.get(role, 0)
+            hz = rate_hz_per_s * 100 * number * tick
+            readouts.append(
+                turned(Acquisition(head, readout.data), hz, scan.protocol.dwell_s, scan.protocol.acquisition_delay_s)
+            )
+            number += 1
+        seen[role] = seen.get(role, 0) + 1
+    return readouts
+
+
+@pytest.mark.parametrize(
+    ("roles", "source"),
+    [
+        (("water", "metabolites", "water", "metabolites"), "water"),
+        (("metabolites", "metabolites", "metabolites"), "data"),
+    ],
+)
+def test_repetitions_tell_how_the_frequency_moved(roles, source):
+    scan = small_scan(frames=3)
+    rate = 0.5 / 12.0  # half a hertz while one of them lasts
+    context = Context(protocol=scan.protocol)
+    items = list(sort_readouts(repeated(rate, roles), scan.protocol, context.report, parse_header(scan.header_xml)))
+    whitened = [item.with_samples(item.samples / np.float32(12e-6)) for item in items[1:]]
+    done = list(CorrectDrift().process(iter(whitened), context))
+    drift = context.report.provenance["drift"]
+    assert drift["source"] == source
+    last = max(drift["frames"])
+    steps = roles.index("metabolites") if source == "data" else 0
+    rest = 12.0 * (len(roles) - 1 - steps)
+    assert drift["frames"][last]["mean_hz"] == pytest.approx(rate * rest, abs=0.1)
+    assert drift["frames"][last]["moved_hz"] == pytest.approx(rate * 11.75, abs=0.1)
+    assert all(item.acquired_s is None for item in done)
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("navigators", "no navigators came"),
+        ("water", "no change of the frequency stands out"),
+        ("data", "no change of the frequency stands out"),
+    ],
+)
+def test_a_source_that_was_asked_for_and_cannot_tell_is_told(recipe, source, why):
+    scan = small_scan()
+    given = replay.Scan(scan.header_xml, scan.readouts, len(scan.readouts), "small")
+    summary = replay.replay_here(given, ScanOptions(recipe=recipe(source), device="cpu")).summary
+    (warning,) = summary["warnings"]
+    assert warning.startswith(f"drift was not corrected (<correct_drift source='{source}'>): {why}")
+
+
+def test_readouts_without_time_stamps_cannot_be_corrected_and_it_is_said():
+    scan = small_scan()
+    for readout in (readouts := [Acquisition(r.head.copy(), r.data) for r in scan.readouts]):
+        readout.head["acquisition_time_stamp"] = 0
+    given = replay.Scan(scan.header_xml, readouts, len(readouts), "small")
+    summary = replay.replay_here(given, ScanOptions(recipe="fourier", device="cpu")).summary
+    assert summary["provenance"]["drift"] == {"source": "none", "why": "the readouts carry no time stamps"}
+    assert summary["warnings"] == []
+
+
+def test_an_unknown_source_is_refused():
+    with pytest.raises(ConfigError, match="source"):
+        CorrectDrift(source="magic")
+
+
+# --- undersampled data without, or with a broken, water reference ---------------------------------------------------
+
+
+def is_water(readout: Acquisition) -> bool:
+    return bool(readout.head["idx"]["set"] == 1)
+
+
+def is_calibration(readout: Acquisition) -> bool:
+    return readout.has(Flag.IS_PARALLEL_CALIBRATION)
+
+
+def test_acceleration_two_by_two_reconstructs_with_the_water_reference():
+    whole = simulated(replace(PRESETS["csi32_sense"], encoding=Csi()))
+    full = error_of(whole, replayed(whole))
+    scan = simulated(PRESETS["csi32_sense"])
+    # a quarter of the readouts have twice the noise
+    assert error_of(scan, replayed(scan)) < 2.0 * full
+
+
+def test_without_a_water_reference_calibration_readouts_tell_coils_and_field():
+    whole = simulated(replace(PRESETS["csi32_sense"], encoding=Csi()))
+    full = error_of(whole, replayed(whole, keep=lambda r: not is_water(r)))
+    scan = simulated(PRESETS["csi32_sense"])
+    result = replayed(scan, keep=lambda r: not is_water(r))
+    # 0.13 against 0.07 of all of k-space, and 0.42 of the aliased image alone
+    error = error_of(scan, result)
+    assert error < 2.2 * full
+    assert result.summary["provenance"]["field_map"] == "residual water of the calibration readouts (8 x 8 points)"
+    assert any("residual water of the calibration readouts (8 x 8" in w for w in result.summary["warnings"])
+    aliased = replayed(scan, keep=lambda r: not is_water(r) and not is_calibration(r))
+    assert error_of(scan, aliased) > 2 * error
+    assert any("75% of k-space is missing, there is no water reference" in w for w in aliased.summary["warnings"])
+
+
+def field_map_context(readouts: Sequence[Acquisition]) -> tuple[list[Any], Context]:
+    scan = small_scan((12, 12, 1))
+    context = Context(protocol=read_protocol(parse_header(scan.header_xml)))
+    items = list(sort_readouts(readouts, context.protocol, context.report, parse_header(scan.header_xml)))
+    return [item.with_samples(item.samples / np.float32(12e-6)) for item in items[1:]], context
+
+
+def water_without(missing: Callable[[int, int], bool]) -> list[Acquisition]:
+    scan = small_scan((12, 12, 1))
+    kept = [
+        r for r in scan.water if not missing(int(r.head["idx"]["segment"]), int(r.head["idx"]["kspace_encode_step_1"]))
+    ]
+    return [*scan.noise, *kept, *scan.metabolites]
+
+
+def test_a_water_reference_that_is_aliased_is_refused():
+    items, context = field_map_context(water_without(lambda x, y: bool(x % 2 or y % 2)))
+    with pytest.raises(DataError, match=r"7\d% of the water reference's k-space is missing and its centre has gaps"):
+        list(EstimateFieldMap().process(iter(items), context))
+
+
+def test_the_centre_of_a_water_reference_serves_where_the_rest_is_undersampled():
+    centre = range(2, 10)
+    items, context = field_map_context(
+        water_without(lambda x, y: bool((x % 2 or y % 2) and not (x in centre and y in centre)))
+    )
+    list(EstimateFieldMap().process(iter(items), context))
+    (warning,) = [w for w in context.report.warnings if "water reference's" in w]
+    assert "fully sampled centre of 8 x 8 points" in warning
+    whole, reference = field_map_context(water_without(lambda x, y: False))
+    list(EstimateFieldMap().process(iter(whole), reference))
+    both = context.calibration.mask & reference.calibration.mask
+    assert both.sum() > 0.8 * reference.calibration.mask.sum()
+    difference = (context.calibration.b0_hz - reference.calibration.b0_hz)[both]
+    assert np.sqrt(np.mean(difference**2)) < 1.0
+    likeness = np.abs(np.sum(np.conj(context.calibration.coil_maps) * reference.calibration.coil_maps, axis=0))
+    assert likeness[both].mean() > 0.98
+
+
+def test_a_few_missing_readouts_of_the_water_reference_are_told_with_numbers_and_corners_are_not():
+    items, context = field_map_context(water_without(lambda x, y: x == 3))
+    list(EstimateFieldMap().process(iter(items), context))
+    assert any("of the water reference's k-space is missing; field, coils" in w for w in context.report.warnings)
+    items, context = field_map_context(water_without(lambda x, y: (x - 6) ** 2 + (y - 6) ** 2 > 36))
+    list(EstimateFieldMap().process(iter(items), context))
+    assert not any("water reference's" in w for w in context.report.warnings)

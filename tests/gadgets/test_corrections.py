@@ -283,3 +283,44 @@ def test_a_few_missing_readouts_of_the_water_reference_are_told_with_numbers_and
     items, context = field_map_context(water_without(lambda x, y: (x - 6) ** 2 + (y - 6) ** 2 > 36))
     list(EstimateFieldMap().process(iter(items), context))
     assert not any("water reference's" in w for w in context.report.warnings)
+
+
+# --- constant offsets -----------------------------------------------------------------------------------------------
+
+
+def with_offset(scan: SimulatedScan, *, noise_too: bool) -> SimulatedScan:
+    """Two channels add three times the data's noise to every sample."""
+    sd = np.sqrt(np.diag(scan.truth.noise_covariance).real / 2)
+    value = 3 * sd * np.exp(1j * np.arange(len(sd))) * (np.arange(len(sd)) < 2)
+    groups = tuple(
+        tuple(replace(p, samples=(p.samples.T + value).T.astype(np.complex64)) for p in group) for group in scan.groups
+    )
+    noise = (scan.noise.T + value).T.astype(np.complex64) if noise_too else scan.noise
+    return replace(scan, groups=groups, noise=noise)
+
+
+def test_an_offset_of_the_receiver_leaves_the_maps_alone():
+    scan = simulated(PRESETS["csi16"])
+    clean = replayed(scan)
+    assert "dc_offset" not in clean.summary["provenance"]
+    result = replayed(with_offset(scan, noise_too=True))
+    told = result.summary["provenance"]["dc_offset"]
+    assert told["source"] == "noise scan"
+    assert told["taken_out"]
+    unseen = replayed(with_offset(scan, noise_too=False))
+    assert "dc_offset" not in unseen.summary["provenance"]
+    wanted, ours, theirs = (gather(r.images).maps["residual"].value[8, 8, 0] for r in (clean, result, unseen))
+    # a line at 0 Hz that does not decay, in the voxel at the centre
+    assert ours == pytest.approx(wanted, rel=0.1)
+    assert theirs > 1.5 * wanted
+
+
+def test_without_a_noise_scan_the_tails_tell_the_offset():
+    def no_noise(readout: Acquisition) -> bool:
+        return not readout.has(Flag.IS_NOISE_MEASUREMENT)
+
+    clean = simulated(PRESETS["csi16"])
+    assert "dc_offset" not in replayed(clean, keep=no_noise).summary["provenance"]
+    result = replayed(with_offset(clean, noise_too=False), keep=no_noise)
+    told = result.summary["provenance"]["dc_offset"]
+    assert told == {"source": "tail of the FIDs", "largest_over_noise": pytest.approx(3.0, rel=0.2), "taken_out": True}

@@ -19,11 +19,18 @@ from mrsi_gadgets.reconstruction.noise import (
     noise_covariance_from_data,
     whitening_matrix,
 )
+from mrsi_gadgets.reconstruction.offsets import (
+    Offset,
+    offset_of_noise,
+    offset_of_tail,
+    shows_offset,
+    without_offset,
+)
 
 
 @dataclass(frozen=True)
 class Prewhiten(Gadget):
-    """Whiten the channels by the noise scan; without one, by the tail of the data, and say so."""
+    """Whiten the channels by the noise scan, or by the tail of the data; take a constant offset out of them."""
 
     element: ClassVar[str] = "prewhiten"
     accepts: ClassVar[tuple[type, ...]] = (KtData,)
@@ -34,12 +41,13 @@ class Prewhiten(Gadget):
         """Consume the noise scan, yield everything else whitened and on the session's device."""
         noise: KtData | None = None
         whitening: np.ndarray | None = None
+        offset: Offset | None = None
         waiting: list[KtData] = []
         for item in items:
             if not isinstance(item, KtData):
                 yield item
             elif item.role is Role.NOISE:
-                noise = item
+                noise, offset = item, offset_of_noise(item)
             else:
                 if whitening is None and noise is None and item.role is not Role.METABOLITE:
                     # without a noise scan only the metabolite data can tell the noise: the reference waits for them
@@ -47,10 +55,30 @@ class Prewhiten(Gadget):
                     continue
                 if whitening is None:
                     whitening = self._learn(noise, item, context)
+                if item.role is Role.METABOLITE:
+                    item = self._without_offset(item, offset, noise is None, context)
                 waiting.append(item)
                 del item
                 while waiting:
                     yield self._whitened(waiting.pop(0), whitening, context)
+
+    @staticmethod
+    def _without_offset(kt: KtData, offset: Offset | None, search: bool, context: Context) -> KtData:
+        """Take a constant offset out of metabolite data, to which alone it matters, where the data show it."""
+        if search:
+            offset = offset_of_tail(kt)
+        if offset is None:
+            return kt
+        told = {"source": offset.source, "largest_over_noise": round(offset.largest, 3)}
+        if not shows_offset(kt, offset):
+            context.report.provenance["dc_offset"] = told | {"taken_out": False}
+            return kt
+        context.report.provenance["dc_offset"] = told | {"taken_out": True}
+        context.progress(
+            f"{int(np.count_nonzero(offset.values))} channels have a constant offset of up to {offset.largest:.2g} "
+            f"times the noise (from the {offset.source}); taken out"
+        )
+        return without_offset(kt, offset, overwrite=context.may_overwrite)
 
     @staticmethod
     def _whitened(kt: KtData, whitening: np.ndarray, context: Context) -> KtData:

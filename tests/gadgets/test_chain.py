@@ -24,6 +24,7 @@ from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.gadgets.quantify import Quantify
 from mrsi_gadgets.gadgets.reconstruct import Reconstruct
 from mrsi_gadgets.gadgets.registry import GADGETS
+from mrsi_gadgets.gadgets.remove_nuisance import RemoveNuisance
 from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
 from mrsi_gadgets.mrd.header import parse_header
 from mrsi_gadgets.mrd.profile import read_protocol
@@ -38,6 +39,7 @@ pytestmark = pytest.mark.timeout(120)
 METHODS = ["fourier", "low_rank", "subspace"]
 SHOWN = ("tNAA", "tCr", "tCho", "Ins", "Glx")
 OTHERS = [
+    RemoveNuisance(method="hsvd", always=True),
     CorrectDrift(source="none"), EstimateFieldMap(eddy_currents=False), CombineCoils(lost_energy=0.0),
     CombineCoils(lost_energy=0.2),
     Reconstruct(method="fourier"), Reconstruct(method="low_rank"), Reconstruct(method="subspace", prior="none"),

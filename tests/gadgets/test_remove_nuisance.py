@@ -20,6 +20,7 @@ from mrsi_gadgets.mrd.sorting import sort_readouts
 from mrsi_gadgets.phantom.presets import find_preset
 from mrsi_gadgets.phantom.simulate import simulate
 from mrsi_gadgets.reconstruction.fourier import reconstruct_fourier
+from mrsi_gadgets.reconstruction.nuisance.removal import nuisance_strength
 
 
 def measured(*, water: float, lipid: float) -> tuple[KtData, Context, np.ndarray]:
@@ -52,7 +53,7 @@ def test_the_brain_is_free_of_water_and_lipids_by_the_method_that_auto_took(clea
     kt, context, brain = measured(water=water, lipid=lipid)
     said: list[str] = []
     context.on_progress = said.append
-    gadget = prepared(context)
+    gadget = prepared(context, always=True)
     (done,) = gadget.process(iter([kt]), context)
     assert done.role is Role.METABOLITE
     known = context.calibration.encoding()
@@ -69,6 +70,21 @@ def test_the_brain_is_free_of_water_and_lipids_by_the_method_that_auto_took(clea
     assert chosen == "union_of_subspaces" or lipid < 100
     (sentence,) = said
     assert sentence.startswith(f"nuisance removed ({chosen}): water")
+
+
+@pytest.mark.parametrize(
+    ("water", "lipid", "weak"),
+    [(0.0, 0.0, True), (20.0, 10.0, True), (20.0, 30.0, True), (100.0, 10.0, False), (5.0, 100.0, False)],
+)
+def test_weak_water_and_lipids_are_left_to_the_fit_and_strong_ones_removed(water, lipid, weak):
+    kt, context, _ = measured(water=water, lipid=lipid)
+    assert nuisance_strength(kt, *context.calibration.encoding()).weak == weak
+    gadget = prepared(context, method="union_of_subspaces")
+    (done,) = gadget.process(iter([kt]), context)
+    assert (done is kt) == weak
+    told = context.report.provenance["nuisance"]
+    assert told["method"] == ("none" if weak else "union_of_subspaces")
+    assert told["asked"] == "union_of_subspaces"
 
 
 def test_other_items_and_other_nuclei_pass(clean):

@@ -10,7 +10,10 @@ from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice, handed_on
 from mrsi_gadgets.models.subspace import Subspace, learn_subspace
-from mrsi_gadgets.reconstruction.nuisance.removal import METHODS, remove_nuisance
+from mrsi_gadgets.reconstruction.nuisance.removal import METHODS, nuisance_strength, remove_nuisance
+
+LEAST_POINTS = 64
+"""FIDs that are shorter do not tell water, lipids and metabolites apart."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class RemoveNuisance(Gadget):
 
     method: str = "auto"
     """auto, hsvd (water only), union_of_subspaces (water and lipids) or l2 (lipids by penalty)."""
+    always: bool = False
+    """Remove them also where they are so weak that the learned basis and the fit take them."""
 
     def __post_init__(self) -> None:
         choice("method", self.method, METHODS)
@@ -40,6 +45,20 @@ class RemoveNuisance(Gadget):
         for item in items:
             if not (isinstance(item, KtData) and item.role is Role.METABOLITE) or context.protocol.nucleus != "1H":
                 yield item
+                continue
+            with context.report.timed("strength of nuisance"):
+                strength = nuisance_strength(item, *context.calibration.encoding())
+            short = int(item.samples.shape[-1]) < LEAST_POINTS
+            if short or (strength.weak and not self.always):
+                context.report.provenance["nuisance"] = {
+                    "method": "none", "asked": self.method,
+                    "reason": "too few points" if short else "weak: the learned basis and the fit take it",
+                    "water_over_metabolites": round(strength.water, 2),
+                    "lipids_over_metabolites": round(strength.lipids, 2),
+                }  # fmt: skip
+                ready = [item]
+                del item
+                yield from handed_on(ready)
                 continue
             model = context.prepared[self].result()
             with context.report.timed("remove nuisance"):

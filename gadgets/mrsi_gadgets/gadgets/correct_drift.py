@@ -31,6 +31,10 @@ LEAST_CHANGE_HZ = 0.1
 """Smallest change between repetitions that is corrected: less does nothing to a map."""
 LEAST_SHIFT_HZ = 3.0
 """Smallest shift of residual water that is taken for a drift; suppression alone shifts it by one or two Hz."""
+LARGEST_SHIFT_HZ = 30.0
+"""Largest shift of residual water that is taken for a drift; more is another line, or another frequency was set."""
+LEAST_SEPARATION = 0.5
+"""Part of a frame's duration that has to lie between data that are compared, since their change is extrapolated."""
 _SURE = 5.0
 """Standard deviations by which a change has to stand out of the noise."""
 
@@ -170,8 +174,8 @@ class _Known:
                 return None
             self.first[kind] = traces
             if not item.echo:
-                anchors += self._first_anchors(item.role, traces)
-        elif not item.echo:
+                anchors += self._first_anchors(item, traces)
+        elif not item.echo and _separate(item, anchors):
             change = change_between(first, item)
             if change is not None:
                 hz, sd = change
@@ -180,15 +184,18 @@ class _Known:
                 anchors.append((reference_time(item), start + (hz if sure else 0.0)))
         return self._through(Role.WATER_REFERENCE, item, "water") or self._through(Role.METABOLITE, item, "data")
 
-    def _first_anchors(self, role: Role, traces: Traces) -> list[Anchor]:
+    def _first_anchors(self, item: KtData, traces: Traces) -> list[Anchor]:
         """Return where the first data of a role stand: zero, or residual water's shift against the reference."""
+        role = item.role
         water = self.first.get((Role.WATER_REFERENCE, 0))
         if role is not Role.METABOLITE or water is None:
             if not self.first.get((Role.WATER_REFERENCE, 0)) or role is Role.WATER_REFERENCE:
                 self.zero_s = traces.time_s
             return [(traces.time_s, 0.0)]
-        shift = shift_of_residual_water(water, traces) if self.uses("data") else None
-        if shift is None or abs(shift[0]) < max(LEAST_SHIFT_HZ, _SURE * shift[1]) or traces.time_s <= water.time_s:
+        shift = None
+        if self.uses("data") and _separate(item, [(water.time_s, 0.0)]):
+            shift = shift_of_residual_water(water, traces)
+        if shift is None or not max(LEAST_SHIFT_HZ, _SURE * shift[1]) < abs(shift[0]) < LARGEST_SHIFT_HZ:
             return [(traces.time_s, 0.0)]
         return [(water.time_s, 0.0), (traces.time_s, shift[0])]
 
@@ -199,6 +206,13 @@ class _Known:
             return None
         assert item.acquired_s is not None
         return course_through(anchors, item.acquired_s, source)
+
+
+def _separate(item: KtData, anchors: list[Anchor]) -> bool:
+    """Tell whether data were acquired long enough before or after all anchors."""
+    assert item.acquired_s is not None
+    duration = float(np.ptp(item.acquired_s))
+    return all(abs(reference_time(item) - time) >= LEAST_SEPARATION * duration for time, _ in anchors)
 
 
 def _joined(parts: list[KtData]) -> KtData:

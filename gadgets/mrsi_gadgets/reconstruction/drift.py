@@ -36,7 +36,8 @@ from mrsi_gadgets.data import KtData, Protocol
 LEAST_SNR = 10.0
 """Signal of a navigator (root of its energy) over the noise: below, its phase is not known to a tenth of a radian."""
 LEAST_COHERENCE = 0.5
-"""Part of the median likeness to the mean below which a navigator is left out."""
+"""Part of the median likeness to the mean below which a navigator is left out; also how alike in phase the times of
+residual water's line have to be."""
 WATER_BAND_PPM = 0.5
 """Half width of the band of residual water [ppm]."""
 COARSE = 5
@@ -200,20 +201,23 @@ def shift_of_residual_water(water: Traces, metabolites: Traces) -> tuple[float, 
     products = np.sum(np.conj(before) * _near_zero(after[:, :, :n_times], dwell, band_hz)[:, :, start:], axis=0)
     times = metabolites.times_s[start:n_times]
     spread = np.sqrt(np.sum(np.abs(before) ** 2, axis=(0, 1)) * metabolites.coarse_noise)
-    hz, sd = 0.0, np.inf
+    hz, step, sd, shared = 0.0, 0.0, np.inf, np.ones(len(times), complex)
     for _ in range(3):
         flat = products * np.exp(-2j * np.pi * hz * times)
         own = np.sum(flat[:, : max(2, len(times) // 8)], axis=1, keepdims=True)
         shared = np.sum(flat * np.conj(own) / np.maximum(np.abs(own), np.finfo(float).tiny), axis=0)
         step, sd, _ = _line(shared, times, spread)
         hz += step
-    return (hz, sd) if np.isfinite(sd) else None
+    # one line has one phase at all times: else it is several, or none of water
+    together = float(np.abs(np.sum(shared * np.exp(-2j * np.pi * step * times)))) / float(np.sum(np.abs(shared)))
+    return (hz, sd) if np.isfinite(sd) and together > LEAST_COHERENCE else None
 
 
 def course_through(anchors: Sequence[tuple[float, float]], times_s: np.ndarray, source: str) -> Course:
     """Return the course of the frequency through anchors (time [s], frequency [Hz]); its phase is zero.
 
-    Beyond them it goes on as straight as between the two at that end, as far as `times_s` reach.
+    Beyond them it goes on as straight as between the two at that end, as far as `times_s` reach, but not further than
+    these two lie apart.
     """
     ordered = sorted(anchors)
     points = np.array(ordered, dtype=float)
@@ -222,7 +226,8 @@ def course_through(anchors: Sequence[tuple[float, float]], times_s: np.ndarray, 
     if len(points) > 1:
         for beyond, near, far in ((low, 0, 1), (high, -1, -2)):
             gap = points[near, 0] - points[far, 0]
-            if (beyond < points[0, 0] or beyond > points[-1, 0]) and gap:
+            if beyond < points[0, 0] or beyond > points[-1, 0]:
+                beyond = float(np.clip(beyond, points[near, 0] - abs(gap), points[near, 0] + abs(gap)))
                 rows.append(points[near] + (points[near] - points[far]) * (beyond - points[near, 0]) / gap)
     course = np.array(sorted(tuple(row) for row in rows))
     return Course(course[:, 0], course[:, 1], np.zeros(len(course)), source)

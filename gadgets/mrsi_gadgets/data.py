@@ -172,6 +172,28 @@ class Protocol:
         return first if first >= LEAST_ECHO_TIME_S else None
 
     @property
+    def n_echoes(self) -> int:
+        """How many echo times are measured one beside the other, each as data of its own; 1 for all other scans."""
+        counter = self.axes.get("te", "none")
+        taken = {self.water_reference.partition(":")[0], "none"}
+        taken |= {source for axis, source in self.axes.items() if axis != "te"}
+        return len(self.echo_times_s) if len(self.echo_times_s) > 1 and counter not in taken else 1
+
+    def of_echo(self, echo: int) -> Protocol:
+        """Return the protocol of one echo time alone: itself where there are not several.
+
+        Raises
+        ------
+        DataError
+            There is no such echo.
+        """
+        if self.n_echoes == 1:
+            return self
+        if not 0 <= echo < self.n_echoes:
+            raise DataError(f"echo {echo} is none of the {self.n_echoes} echo times of the protocol; correct TE")
+        return replace(self, echo_times_s=(self.echo_times_s[echo],))
+
+    @property
     def times_s(self) -> np.ndarray:
         """Time of each spectral point after the excitation centre or echo top, shape (n_times,) [s]."""
         return self.acquisition_delay_s + self.dwell_s * np.arange(self.n_times)
@@ -326,6 +348,8 @@ class SpectralImage:
     """(x, y, z, rank): SD of the real part of each coefficient's noise, where it differs from `noise_sd`."""
     frame: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    echo: int | None = None
+    """Index of its echo time where the scan has several (`protocol` is then that of this echo), else None."""
 
     def __post_init__(self) -> None:
         grid = tuple(self.coefficients.shape[:3])
@@ -381,3 +405,5 @@ class Maps:
     examples: tuple[FitExample, ...] = ()
     frame: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    echo: int | None = None
+    """Index of its echo time where the scan has several (`protocol` is then that of this echo), else None."""

@@ -88,5 +88,6 @@ class ConsoleImages(Gadget):
                     scales=scales,
                 )
             context.frame = item.frame
-            context.progress(f"{len(images)} images of frame {item.frame} are ready")
+            which = "" if item.echo is None else f", echo time {item.protocol.echo_times_s[0] * 1e3:g} ms,"
+            context.progress(f"{len(images)} images of frame {item.frame}{which} are ready")
             yield from images

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mrsi_gadgets.data import Map, Maps, SpectralImage
+from mrsi_gadgets.data import Map, Maps, Protocol, SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.context import Calibration, Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice
@@ -39,8 +39,8 @@ class Quantify(Gadget):
     def __post_init__(self) -> None:
         choice("method", self.method, ("varpro",))
 
-    def prepare(self, context: Context) -> VarproModel:
-        """Simulate the basis and build the dictionaries of this protocol before its data are there."""
+    def prepare(self, context: Context) -> tuple[VarproModel, ...]:
+        """Simulate the basis and build the dictionaries of this protocol, for each echo time, before its data come."""
         protocol = context.protocol
         if protocol.n_times < LEAST_POINTS:
             raise DataError(
@@ -49,29 +49,27 @@ class Quantify(Gadget):
             )
         with context.report.timed("prepare fit"):
             nucleus = nucleus_of(protocol)
-            macromolecules = None
-            if nucleus.water_is_nuisance:
-                macromolecules = relaxed(macromolecule_basis(protocol), macromolecule_weight(protocol))
-            model = prepare_varpro(protocol, relaxed(metabolite_basis(protocol)), macromolecules)
-        context.map_names = map_names(model)
+            models = tuple(_model(protocol.of_echo(echo)) for echo in range(protocol.n_echoes))
+        context.map_names = map_names(models[0])
         context.report.provenance["t1_weights"] = (
             f"steady state from TR and flip angle, relative to {nucleus.strongest}"
             if protocol.repetition_time_s and protocol.flip_angle_deg
             else "none: the header names no TR and flip angle"
         )
-        te = protocol.spin_echo_time_s
+        echoes = [protocol.of_echo(echo).spin_echo_time_s for echo in range(protocol.n_echoes)]
+        listed = " and ".join(f"{(te or 0.0) * 1e3:g}" for te in echoes)
         context.report.provenance["echo"] = (
             "none: the header's TE is that of a pulse-acquire sequence"
-            if te is None
-            else f"ideal spin echo of {te * 1e3:g} ms, T2 weights relative to {nucleus.strongest}"
+            if echoes[0] is None
+            else f"ideal spin echo of {listed} ms, T2 weights relative to {nucleus.strongest}"
         )
-        return model
+        return models
 
-    def calibrated(self, context: Context) -> np.ndarray:
-        """Compute the lineshape that the field gives to each voxel."""
+    def calibrated(self, context: Context) -> tuple[np.ndarray, ...]:
+        """Compute the lineshape that the field gives to each voxel, for each echo time."""
         _, b0_hz, mask = context.calibration.encoding()
         with context.report.timed("lineshapes of the field"):
-            return field_lineshape(b0_hz, mask, context.prepared[self].result())
+            return tuple(field_lineshape(b0_hz, mask, model) for model in context.prepared[self].result())
 
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
         """Turn spectral images into maps."""
@@ -79,14 +77,14 @@ class Quantify(Gadget):
             if not isinstance(item, SpectralImage):
                 yield item
                 continue
-            model = context.prepared[self].result()
+            model = context.prepared[self].result()[item.echo or 0]
             ahead = context.calibrated.get(self)
             with context.report.timed("quantify"):
-                lineshape = None if ahead is None else ahead.result()
+                lineshape = None if ahead is None else ahead.result()[item.echo or 0]
                 # what calibrates other nuclei than protons is a line of the same spectrum, and has its own map
                 water = context.calibration.water if nucleus_of(item.protocol).water_is_nuisance else None
                 maps = fit_varpro(item, model, water=water, lineshape=lineshape)
-                maps = self._with_field(maps, context.calibration, water)
+                maps = replace(self._with_field(maps, context.calibration, water), echo=item.echo)
             misfit = float(np.nanmedian(maps.maps["residual"].value[maps.mask]))
             context.report.provenance["median_misfit"] = round(misfit, 2)
             if misfit > LARGE_MISFIT:
@@ -118,3 +116,11 @@ class Quantify(Gadget):
         if water is None:
             return maps
         return replace(maps, maps={**maps.maps, "water": Map(water, "a.u. (water signal at t = 0)")})
+
+
+def _model(protocol: Protocol) -> VarproModel:
+    """Return the fit's model of one echo time."""
+    macromolecules = None
+    if nucleus_of(protocol).water_is_nuisance:
+        macromolecules = relaxed(macromolecule_basis(protocol), macromolecule_weight(protocol))
+    return prepare_varpro(protocol, relaxed(metabolite_basis(protocol)), macromolecules)

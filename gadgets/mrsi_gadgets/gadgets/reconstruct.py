@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,37 +65,46 @@ class Reconstruct(Gadget):
         if self.method != "subspace" and self.prior != "edges":
             raise ConfigError(f"method {self.method} has no spatial prior; leave the attribute out")
 
-    def prepare(self, context: Context) -> LearnedBasis | None:
-        """Learn the temporal basis of this protocol before its data are there."""
+    def prepare(self, context: Context) -> tuple[LearnedBasis, ...]:
+        """Learn the temporal basis of this protocol, one for each echo time, before its data are there."""
         if self.method != "subspace":
-            return None
+            return ()
+        return tuple(self._learned(context, echo) for echo in range(context.protocol.n_echoes))
+
+    def _learned(self, context: Context, echo: int) -> LearnedBasis:
+        protocol = context.protocol.of_echo(echo)
         with context.report.timed("learn subspace"):
-            model = learn_subspace(context.protocol, rank=self.rank, seed=context.seed)
-        context.report.provenance["signal_model"] = {
+            model = learn_subspace(protocol, rank=self.rank, seed=context.seed)
+        told = {
             "rank": model.rank,
             "metabolite_rank": model.metabolite_rank,
             "metabolite_error": round(float(model.metabolite_error), 5),
             "seed": context.seed,
         }
+        name = "signal_model" if not echo else f"signal_model of echo {echo}"
+        context.report.provenance[name] = told
         context.progress(f"temporal basis of rank {model.rank} learned for this protocol")
-        if context.protocol.encoding == "csi":
+        if protocol.encoding == "csi":
             return LearnedBasis(model, None)
-        dwell = context.protocol.dwell_s
+        dwell = protocol.dwell_s
         with context.report.timed("basis between samples"):
             between = rows_between_samples(model, offset_nodes(OFFSETS[0] * dwell, OFFSETS[1] * dwell, dwell))
         return LearnedBasis(model, between)
 
-    def calibrated(self, context: Context) -> EvolvedBasis | None:
+    def calibrated(self, context: Context) -> tuple[EvolvedBasis | None, ...]:
         """Let the basis evolve in the field, for encodings that sample between the spectral times."""
         if self.method != "subspace":
-            return None
-        learned: LearnedBasis = context.prepared[self].result()
-        if learned.between is None:
-            return None
+            return ()
         _, b0_hz, _ = context.calibration.encoding()
         reference = to_device(np.zeros(1, dtype=np.complex64), context.device)
-        with context.report.timed("basis in the field"):
-            return evolved_basis(learned.between, b0_hz, learned.model.protocol.times_s, reference)
+        evolved: list[EvolvedBasis | None] = []
+        for learned in context.prepared[self].result():
+            if learned.between is None:
+                evolved.append(None)
+                continue
+            with context.report.timed("basis in the field"):
+                evolved.append(evolved_basis(learned.between, b0_hz, learned.model.protocol.times_s, reference))
+        return tuple(evolved)
 
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
         """Turn metabolite data into spectral images."""
@@ -103,6 +112,8 @@ class Reconstruct(Gadget):
             if isinstance(item, KtData) and item.role is Role.METABOLITE:
                 with context.report.timed("reconstruct"):
                     image = self._image(item, context)
+                    if item.protocol.n_echoes > 1:
+                        image = replace(image, protocol=item.protocol.of_echo(item.echo), echo=item.echo)
                 del item
                 residual = float(image.provenance.get("relative_residual", 0.0))
                 if residual > LARGE_RESIDUAL:
@@ -126,9 +137,10 @@ class Reconstruct(Gadget):
             return reconstruct_locally_low_rank(kt, *known, rank=self.rank)
         if self.method == "joint":
             return reconstruct_joint(kt, *known, rank=self.rank)
-        learned: LearnedBasis = context.prepared[self].result()
+        learned: LearnedBasis = context.prepared[self].result()[kt.echo]
         ahead = context.calibrated.get(self)
+        evolved = None if ahead is None else ahead.result()[kt.echo]
         return reconstruct_subspace(
-            kt, *known, model=learned.model, between=learned.between, evolved=None if ahead is None else ahead.result(),
+            kt, *known, model=learned.model, between=learned.between, evolved=evolved,
             water=context.calibration.water, prior=self.prior, seed=context.seed,
         )  # fmt: skip

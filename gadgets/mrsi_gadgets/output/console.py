@@ -37,6 +37,8 @@ _IMAGE_TYPE = ("DERIVED", "PRIMARY", "METABOLITE_MAP")
 _VALUES = "MRSI values"
 """Description of the series that holds the exact values."""
 
+SERIES_PER_ECHO = 200
+"""Series numbers of each echo time: more than one echo time ever has series."""
 _QUANTITATIVE_CHOICES = ("all", "shown", "none")
 _DATA_TYPE = {"uint16": 1, "float32": 5, "complex64": 7}
 _MAGNITUDE, _COMPLEX = 1, 5
@@ -70,7 +72,8 @@ class _Series:
         `place` is the image's place (i, n) in a series of n images a frame; a series begins with i = 0.
         """
         self.count += place[0] == 0
-        head = _head(self.maps, self.reference_head, pixels, self.count)
+        title += self.of_echo
+        head = _head(self.maps, self.reference_head, pixels, self.count + SERIES_PER_ECHO * (self.maps.echo or 0))
         head["image_index"] = self.maps.frame * place[1] + place[0] + 1
         parts = [f"{title} [{unit}]", *notes, f"mrsi-gadgets {__version__}", *self.comments, *self.warnings]
         comment = "; ".join(parts)
@@ -78,6 +81,11 @@ class _Series:
         head["attribute_string_len"] = len(attributes.encode())
         data = np.ascontiguousarray(pixels.transpose(2, 1, 0))[np.newaxis]
         self.images.append(Image(head=head, attributes=attributes, data=data))
+
+    @property
+    def of_echo(self) -> str:
+        """What is added to titles where the scan has several echo times."""
+        return "" if self.maps.echo is None else f" TE {self.maps.protocol.echo_times_s[0] * 1e3:g} ms"
 
     def _origin(self) -> dict[str, Any]:
         """How the image came about: in short, and in full with the first one of a frame (it is the same for all)."""
@@ -118,6 +126,8 @@ class _Series:
         if protocol.echo_times_s:
             echo = _number(protocol.echo_times_s[0] * 1e3)
             meta |= {"EchoTime": echo, "GADGETRON_TE": echo}
+        if self.maps.echo is not None:
+            meta["mrsi_echo"] = str(self.maps.echo)
         if self.warnings:
             meta["mrsi_warnings"] = list(self.warnings)
         return meta
@@ -252,7 +262,7 @@ def _add_quantitative(series: _Series, names: Sequence[str], scales: DisplayScal
     values.append((series.maps.b0_hz, "B0 values", "Hz", B0, "b0", signed_scale("Hz")))
     for i, (pixels, title, unit, kind, name, scale) in enumerate(values):
         meta = _roles("Quantitative", kind, name) | _window(scale, display_unit(name, unit)[0])
-        meta |= {"SeriesDescription": _VALUES, "GADGETRON_SeqDescription": _VALUES}
+        meta |= dict.fromkeys(("SeriesDescription", "GADGETRON_SeqDescription"), f"{_VALUES}{series.of_echo}")
         series.add(_float(pixels), title, unit, meta, place=(i, len(values)))
 
 
@@ -285,6 +295,8 @@ def _head(maps: Maps, reference: np.void | None, pixels: np.ndarray, series_inde
             head[name] = reference[name]
         for name in ("average", "slice", "contrast", "phase", "repetition", "set"):
             head[name] = reference["idx"][name]
+    if maps.echo is not None:
+        head["contrast"] = maps.echo
     head["version"] = 1
     head["data_type"] = _DATA_TYPE[pixels.dtype.name]
     head["matrix_size"] = pixels.shape

@@ -8,6 +8,8 @@
     ├── images.h5                          every image exactly as the console got it
     ├── contact.png
     └── summary.json                       times, provenance, warnings, medians
+
+Where the scan has several echo times, each has maps, b0, mask and contact sheet in a folder of its own, such as te35ms.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ from mrsi_gadgets.stream.messages import Image
 
 _WRITER = "mrsi-gadgets"
 _OURS = {"maps", "b0.nii.gz", "mask.nii.gz", "images.h5", "contact.png", "summary.json"}
+_ECHO = re.compile(r"te[0-9]+(p[0-9]+)?ms")
+"""Folder of one echo time."""
 _DECIMAL_POINT = re.compile(r"(?<=[0-9])\.(?=[0-9])")
 _SAFE = re.compile(r"[A-Za-z0-9_+-]+")
 _DEVICE = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)
@@ -55,13 +59,21 @@ def check_target(folder: str | Path) -> None:
         raise ConfigError(f"output {folder} cannot be made because {folder.resolve().parent} is not a folder")
     if not folder.is_dir():
         return
-    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in _OURS)
-    maps = folder / "maps"
-    if maps.is_dir():
-        foreign += sorted(f"maps/{entry.name}" for entry in maps.iterdir() if not entry.name.endswith(".nii.gz"))
+    foreign = _foreign(folder)
+    for echo in (entry for entry in sorted(folder.iterdir()) if _ECHO.fullmatch(entry.name) and entry.is_dir()):
+        foreign += [f"{echo.name}/{name}" for name in _foreign(echo)]
     if any(folder.iterdir()) and (foreign or not _is_result(folder)):
         what = f"'{foreign[0]}'" if foreign else "files of another program"
         raise ConfigError(f"output {folder} holds {what}, which would be lost; name a new or an empty folder")
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Return what a folder of maps holds that is not ours."""
+    found = sorted(e.name for e in folder.iterdir() if e.name not in _OURS and not _ECHO.fullmatch(e.name))
+    maps = folder / "maps"
+    if maps.is_dir():
+        found += sorted(f"maps/{entry.name}" for entry in maps.iterdir() if not entry.name.endswith(".nii.gz"))
+    return found
 
 
 def write_results(folder: str | Path, images: Iterable[Image], *, summary: Mapping[str, Any]) -> Results:
@@ -91,9 +103,11 @@ def write_results(folder: str | Path, images: Iterable[Image], *, summary: Mappi
             building.mkdir()
         results = _receive(building / "images.h5", images)
         with _writing(target):
-            _write_maps(building, results)
-            if results.maps:
-                contact_sheet(results, building / "contact.png")
+            for name, part in results.echoes.items() or (("", results),):
+                (building / name).mkdir(exist_ok=True)
+                _write_maps(building / name, part)
+                if part.maps:
+                    contact_sheet(part, building / name / "contact.png")
             _write_summary(building / "summary.json", results, summary)
             _replace(target, building)
     finally:
@@ -144,6 +158,10 @@ def _write_summary(path: Path, results: Results, summary: Mapping[str, Any]) -> 
         "maps": {name: _describe(item) for name, item in results.maps.items()},
         "provenance": results.provenance | dict(summary.get("provenance", {})),
     }
+    if results.echoes:
+        content["echo_times"] = {
+            echo: {name: _describe(item) for name, item in part.maps.items()} for echo, part in results.echoes.items()
+        }
     content |= {key: value for key, value in summary.items() if key not in ("warnings", "provenance")}
     path.write_text(json.dumps(_plain(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -79,6 +79,9 @@ class Results:
     n_images: int = 0
     n_foreign: int = 0
     """Images without our ``mrsi_kind``: another program's."""
+    echoes: dict[str, Results] = field(default_factory=dict)
+    """Where the scan has several echo times, the results of each by its name, such as ``te35ms``; what is here besides
+    are then those of the first."""
     _origin: dict[str, str] = field(default_factory=dict)
     """The short provenance that every image has."""
     _pictures: dict[tuple[str, str, str, int], np.ndarray] = field(default_factory=dict)
@@ -104,11 +107,28 @@ class Results:
         self._origin = self._origin or {
             key: value_of(meta, f"mrsi_{name}") for key, name in _ORIGIN.items() if value_of(meta, f"mrsi_{name}")
         }
+        own = self._of_echo(meta)
+        if own is not None:
+            own.add_part(image, meta, kind)
+            if kind != console.SPECTRA:
+                self._check_grid(image)
+            return
+        self.add_part(image, meta, kind)
+
+    def add_part(self, image: Image, meta: dict[str, MetaValue], kind: str) -> None:
+        """Take in what an image of ours shows."""
         if kind == console.SPECTRA:
             self.spectra = self.spectra or _spectra(image, meta)
             return
         self._check_grid(image)
         self._add_map(image, meta, kind)
+
+    def _of_echo(self, meta: dict[str, MetaValue]) -> Results | None:
+        """Return the results of the image's own echo time, or None where the scan has one."""
+        if not value_of(meta, "mrsi_echo"):
+            return None
+        name = f"te{value_of(meta, 'EchoTime').replace('.', 'p')}ms"
+        return self.echoes.setdefault(name, Results())
 
     def finish(self) -> Results:
         """Fill what came only as a 12-bit picture in from there (NaN outside the mask), and return the results.
@@ -116,6 +136,12 @@ class Results:
         A map that some frames lack is NaN there: all maps have the same frames.
         """
         self.provenance = self.provenance or dict(self._origin)
+        for echo in self.echoes.values():
+            echo.finish()
+            echo.provenance, echo.warnings = self.provenance, self.warnings
+        for first in list(self.echoes.values())[:1]:
+            self.maps, self.b0, self.mask = first.maps, first.b0, first.mask
+            self.spectra, self.shown = first.spectra, first.shown
         for (name, unit, what, frame), values in self._pictures.items():
             if name == console.B0:
                 self.b0.setdefault(frame, values)

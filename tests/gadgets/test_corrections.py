@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -19,11 +21,14 @@ from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.mrd.header import parse_header
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.mrd.sorting import sort_readouts
+from mrsi_gadgets.output.folder import write_results
+from mrsi_gadgets.output.meta import from_xml, values_of
 from mrsi_gadgets.output.results import gather
 from mrsi_gadgets.phantom.encodings import Csi
 from mrsi_gadgets.phantom.presets import PRESETS, Preset
 from mrsi_gadgets.phantom.scoring import score
 from mrsi_gadgets.phantom.simulate import SimulatedScan, simulate
+from mrsi_gadgets.physics.brain_values import concentration_mm, t2_s
 from mrsi_gadgets.stream.messages import Acquisition, Flag
 from small_scan import small_scan
 
@@ -345,3 +350,89 @@ def test_metabolite_cycling_gives_maps_as_good_as_water_suppression_in_the_same_
     summary = replayed(simulated(cycled)).summary
     assert summary["provenance"]["drift"]["source"] == "none"
     assert summary["provenance"]["field_map"] == "water reference"
+
+
+# --- several echo times ---------------------------------------------------------------------------------------------
+
+ECHOES_S = (0.035, 0.144)
+
+
+@pytest.fixture(scope="module")
+def echoes() -> tuple[SimulatedScan, Any]:
+    preset = replace(
+        PRESETS["csi16"], echo_times_s=ECHOES_S, acquisition_delay_s=0.0, repetition_time_s=1.5, flip_angle_deg=90.0
+    )
+    scan = simulated(preset)
+    return scan, replayed(scan)
+
+
+def test_the_maps_of_two_echo_times_differ_by_t2(echoes):
+    scan, result = echoes
+    first, second = (gather(result.images).echoes[name] for name in ("te35ms", "te144ms"))
+    mask = first.mask[0] & scan.truth.brain_mask
+    # the fit knows T2 against that of NAA, so that all maps fall as NAA does
+    amounts = {tissue: concentration_mm("NAA", tissue) * scan.truth.fractions[i][mask].sum()
+               for i, tissue in enumerate(("gm", "wm"))}  # fmt: skip
+    field_t = scan.protocol.field_strength_t
+    left = [sum(amounts[tissue] * np.exp(-te / t2_s("NAA", tissue, field_t)) for tissue in amounts) for te in ECHOES_S]
+    for name in NAMES:
+        ratio = second.maps[name].value[mask].sum() / first.maps[name].value[mask].sum()
+        assert ratio == pytest.approx(left[1] / left[0], rel=0.06), name
+    for maps, limit in ((first.maps, 0.06), (second.maps, 0.09)):
+        scores = score({name: maps[name].value for name in NAMES}, scan.truth)
+        assert np.mean([scores.maps[name].nrmse for name in NAMES]) < limit
+    assert "ideal spin echo of 35 and 144 ms" in result.summary["provenance"]["echo"]
+
+
+def test_series_of_two_echo_times_can_be_told_apart(echoes):
+    _, result = echoes
+    titles: dict[int, set[str]] = {0: set(), 1: set()}
+    series: dict[int, set[int]] = {0: set(), 1: set()}
+    for image in result.images:
+        meta = from_xml(image.attributes)
+        (number,) = values_of(meta, "mrsi_echo")
+        echo = int(number)
+        assert int(image.head["contrast"]) == echo
+        assert values_of(meta, "EchoTime") == [f"{ECHOES_S[echo] * 1e3:g}"]
+        assert values_of(meta, "GADGETRON_TE") == [f"{ECHOES_S[echo] * 1e3:g}"]
+        titles[echo] |= set(values_of(meta, "SeriesDescription"))
+        series[echo].add(int(image.head["image_series_index"]))
+    assert {"tNAA TE 35 ms", "tNAA SD TE 35 ms", "MRSI values TE 35 ms"} <= titles[0]
+    assert {"tNAA TE 144 ms", "tNAA SD TE 144 ms", "MRSI values TE 144 ms"} <= titles[1]
+    assert not titles[0] & titles[1]
+    assert not series[0] & series[1]
+
+
+def test_the_results_of_two_echo_times_lie_in_two_folders(echoes, tmp_path):
+    _, result = echoes
+    folder = tmp_path / "result"
+    write_results(folder, result.images, summary={})
+    assert {entry.name for entry in folder.iterdir()} == {"images.h5", "summary.json", "te35ms", "te144ms"}
+    for name in ("te35ms", "te144ms"):
+        kept = gather(result.images).echoes[name]
+        found = nib.load(folder / name / "maps" / "tNAA.nii.gz").get_fdata()
+        np.testing.assert_allclose(found, kept.maps["tNAA"].value, rtol=1e-6)
+        assert {"maps", "b0.nii.gz", "mask.nii.gz", "contact.png"} == {e.name for e in (folder / name).iterdir()}
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    ratio = [summary["echo_times"][name]["tNAA"]["median"] for name in ("te35ms", "te144ms")]
+    assert ratio[1] < ratio[0]
+    # it is a result of ours and may be replaced; with anything else in it, it may not
+    write_results(folder, result.images, summary={})
+    (folder / "te35ms" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"holds 'te35ms/notes\.txt', which would be lost"):
+        write_results(folder, result.images, summary={})
+
+
+def test_protocols_tell_how_many_echoes_they_have(make_protocol):
+    several = make_protocol(echo_times_s=ECHOES_S, axes={"te": "contrast"})
+    assert several.n_echoes == 2
+    assert several.of_echo(1).echo_times_s == (0.144,)
+    with pytest.raises(DataError, match="echo 2 is none of the 2 echo times"):
+        several.of_echo(2)
+    # a water reference under the second contrast is no echo, nor is a list that no counter runs through
+    for alone in (
+        replace(several, water_reference="contrast:1"), replace(several, axes={"te": "none"}),
+        replace(several, axes={"te": "contrast", "kx": "contrast"}),
+    ):  # fmt: skip
+        assert alone.n_echoes == 1
+        assert alone.of_echo(0) is alone

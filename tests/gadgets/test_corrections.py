@@ -56,10 +56,12 @@ def recipe(tmp_path_factory) -> Callable[[str], str]:
     return write
 
 
-def replayed(scan: SimulatedScan, keep: Callable[[Acquisition], bool] | None = None, recipe: str = "subspace"):
+def replayed(
+    scan: SimulatedScan, keep: Callable[[Acquisition], bool] | None = None, recipe: str = "subspace", **settings: str
+) -> Any:
     readouts = [r for r in scan.acquisitions if keep is None or keep(r)]
     given = replay.Scan(scan.header_xml, readouts, len(readouts), "simulated")
-    return replay.replay_here(given, ScanOptions(recipe=recipe, device="cpu"))
+    return replay.replay_here(given, ScanOptions(recipe=recipe, device="cpu", settings=settings))
 
 
 def error_of(scan: SimulatedScan, result: Any) -> float:
@@ -334,6 +336,18 @@ def test_without_a_noise_scan_the_tails_tell_the_offset():
     result = replayed(with_offset(clean, noise_too=False), keep=no_noise)
     told = result.summary["provenance"]["dc_offset"]
     assert told == {"source": "tail of the FIDs", "largest_over_noise": pytest.approx(3.0, rel=0.2), "taken_out": True}
+
+
+# --- acquisition delay ----------------------------------------------------------------------------------------------
+
+
+def test_a_delay_that_is_wrong_by_tens_of_microseconds_is_covered_by_the_common_phase_and_hundreds_are_not():
+    scan = simulated(PRESETS["csi16"])
+    right, late, early, far = (
+        error_of(scan, replayed(scan, mrsi_acq_delay_us=f"{1300 + off}")) for off in (0, 30, -30, -300)
+    )
+    assert max(late, early) < 1.1 * right
+    assert far > 1.5 * right
 
 
 # --- metabolite cycling ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,15 @@ import pytest
 from mrsi_gadgets.data import Geometry, Protocol
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def same_logging():
+    """A command sets up logging for its process; the tests after one that ran a command have their own."""
+    log = logging.getLogger("mrsi")
+    before = (list(log.handlers), log.level, log.propagate)
+    yield
+    log.handlers[:], log.level, log.propagate = before
 
 
 @pytest.fixture

@@ -5,17 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
-import pytest
-
 from mrsi_gadgets.logs import set_up_logging
-
-
-@pytest.fixture(autouse=True)
-def same_logging():
-    log = logging.getLogger("mrsi")
-    before = (list(log.handlers), log.level, log.propagate)
-    yield
-    log.handlers[:], log.level, log.propagate = before
 
 
 def test_a_json_log_is_one_object_a_line_whatever_the_message_holds(capsys):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import sys
 from pathlib import Path
 
@@ -12,14 +11,10 @@ from small_scan import SmallScan, small_scan
 
 
 @pytest.fixture(autouse=True)
-def same_logging(monkeypatch):
-    """A command sets up logging and threads for its process; the tests after this one have their own."""
-    log = logging.getLogger("mrsi")
-    before = (list(log.handlers), log.level, log.propagate)
+def own_settings(monkeypatch):
+    """A command reads these variables; the tests choose them themselves."""
     monkeypatch.delenv("MRSI_THREADS", raising=False)
     monkeypatch.delenv("MRSI_CONFIG_DIR", raising=False)
-    yield
-    log.handlers[:], log.level, log.propagate = before
 
 
 @pytest.fixture

@@ -264,7 +264,6 @@ def report_lines(scan: Scan, fids: np.ndarray, reference: np.ndarray) -> tuple[n
              (("long", long), ("short", short), ("ref", ref), ("inner", inner), ("exact", exact))}  # fmt: skip
     complex_mean = {name: spectra(x[inside].mean(0), n) for name, x in clean.items()}
     mean = {name: np.abs(x) for name, x in complex_mean.items()}
-    poles = {name: strongest_poles(clean[name][inside].mean(0), dwell, mhz) for name in ("long", "ref")}
     voxels = np.abs(spectra(clean["long"], n))
     water = np.abs(spectra(long, n))[inside][:, np.abs(ppm - 4.65) < 0.3].max(-1)
     sd = float(np.median(reconstruct_fourier(scan.imaging, *scan.calibration).noise_sd[:, :, 0][inside]))
@@ -276,41 +275,49 @@ def report_lines(scan: Scan, fids: np.ndarray, reference: np.ndarray) -> tuple[n
         here = np.abs(ppm - place) < REACH_PPM
         mirror = np.abs(ppm - (9.3 - place)) < REACH_PPM
         top = {key: value[here].max() for key, value in mean.items()}
+        poles = [strongest_pole(clean[key][inside].mean(0), dwell, mhz, place) for key in ("long", "short", "ref")]
         turn = np.degrees(np.angle(np.vdot(complex_mean["ref"][here], complex_mean["short"][here])))
         single = maps[name][inside]
         rows.append([
-            name, " / ".join(poles[key][name] for key in ("long", "ref")), f"{np.median(single / water):.3f}",
+            name, " / ".join(f"{pole[0]:.3f}" for pole in poles), f"{np.median(single / water):.3f}",
             f"{np.median(single) / sd:.0f}",
             f"{(voxels[inside][:, here].max(-1) > 5 * voxels[inside][:, mirror].max(-1)).sum()}/{inside.sum()}",
-            f"{mean['long'][mirror].max() / top['long']:.2f}", f"{top['short'] / top['ref']:.1f} at {turn:+.0f}",
+            f"{mean['long'][mirror].max() / top['long']:.2f}",
+            f"{top['short'] / top['ref']:.1f} at {turn:+.0f}, {poles[1][2] / poles[2][2]:.1f}",
             f"{top['inner'] / mean['inner'][np.abs(ppm - 1.73) < REACH_PPM].max():.2f} / "
             f"{top['long'] / mean['long'][np.abs(ppm - 1.73) < REACH_PPM].max():.2f}",
             f"{top['exact'] / top['long']:.3f}",
             f"{np.corrcoef(single, maps['acetate CH3'][inside])[0, 1]:.2f}",
         ])  # fmt: skip
-    print(table(["line", "ppm, width Hz", "of water", "SNR", "> 5 mirror", "mirror", "imag/ref", "rings 0-5/all",
+    print(table(["line", "ppm of poles", "of water", "SNR", "> 5 mirror", "mirror", "imag/ref", "rings 0-5/all",
                  "subspace", "with acetate"], rows))  # fmt: skip
     print(
-        "ppm, width: strongest HSVD pole of the mean FID within 0.07 ppm, imaging / reference; of water, SNR: median\n"
+        "ppm: strongest HSVD pole of the mean FID, imaging / its first 72 points / reference; of water, SNR: median\n"
         "voxel; > 5 mirror: voxels where the line is five times its mirror; mirror: mean spectrum, over the line;\n"
-        "imag/ref: imaging scan over reference, both 72 points, and the phase between them [deg]; rings 0-5/all: over\n"
-        "acetate, without and with the rings that have interleaves; subspace: height over that of method fourier;\n"
-        "with acetate: correlation of the maps\n"
+        "imag/ref: imaging scan over reference, both 72 points: heights, their phase [deg], and poles; rings 0-5/all:\n"
+        "over acetate, without and with the rings that have interleaves; subspace: height over that of method\n"
+        "fourier; with acetate: correlation of the maps\n"
     )
+
+    def height(key: str, place: float) -> float:
+        return float(mean[key][np.abs(ppm - place) < 0.03].max())
+
+    below = 49 / mhz
+    shoulders = [height("long", place - below) / height("long", place) for place in (1.73, 1.14)]
+    print(f"magnitude 49 Hz below acetate {shoulders[0]:.2f} of it, below lactate CH3 {shoulders[1]:.2f} of it")
+    ends = [height(key, 0.07) / height(key, 1.14) for key in ("long", "inner")]
+    print(f"end of the band (0.07 ppm) over lactate CH3: {ends[0]:.3f}, rings 0 to 5 alone {ends[1]:.3f}\n")
     return clean["long"], maps
 
 
-def strongest_poles(fid: np.ndarray, dwell_s: float, mhz: float) -> dict[str, str]:
-    """Return for each line place [ppm] and width [Hz] of the strongest damped exponential near it."""
-    found = hsvd(fid[None], dwell_s, (-1250.0, -150.0))
+def strongest_pole(fid: np.ndarray, dwell_s: float, mhz: float, place_ppm: float) -> tuple[float, float, float]:
+    """Return place [ppm], width [Hz] and size of the strongest damped exponential near a place."""
+    middle = (place_ppm - 4.65) * mhz
+    found = hsvd(fid[None], dwell_s, (middle - 100.0, middle + 100.0), order=6)
     ppm = 4.65 + np.asarray(found.frequency_hz)[0] / mhz
-    size = np.abs(np.asarray(found.amplitude)[0])
-    told = {}
-    for name, place in LINES.items():
-        near = np.where(np.abs(ppm - place) < REACH_PPM, size, 0)
-        best = int(near.argmax())
-        told[name] = f"{ppm[best]:.3f}, {np.asarray(found.damping)[0, best] / np.pi:.0f}" if near[best] > 0 else "none"
-    return told
+    size = np.where(np.abs(ppm - place_ppm) < REACH_PPM, np.abs(np.asarray(found.amplitude)[0]), 0)
+    best = int(size.argmax())
+    return float(ppm[best]), float(np.asarray(found.damping)[0, best] / np.pi), float(size[best])
 
 
 def report_receiver(scan: Scan) -> None:
@@ -333,11 +340,28 @@ def report_receiver(scan: Scan) -> None:
     measured = density(laps, scan.imaging.sample_time_s, 45e3, 75e3)
     print(f"density of the laps of rings 0 to 2 at 45 to 75 kHz: {measured / bands['all']:.2f} of all noise readouts, "
           f"{measured / bands['last 20']:.2f} of the last 20")  # fmt: skip
+    told = []
+    for khz in (28.9, 37.2, 45.55):
+        ratio = [tone(scan, kt, khz * 1e3) for kt in (scan.water, scan.imaging)]
+        told.append(f"{khz} kHz {ratio[0]:.0f} / {ratio[1]:.0f}")
+    print(f"tones, power over noise, median of rings 0 to 5, reference / imaging: {', '.join(told)}")
     predicted = np.sqrt(bands["all"] / mean_density), np.sqrt(measured / mean_density)
     print(
         f"so in the passband SD is {predicted[0]:.2f} (noise readouts), {predicted[1]:.2f} (laps) of what the "
         "samples are whitened by\n"
     )
+
+
+def tone(scan: Scan, kt: KtData, hertz: float) -> float:
+    """Return the power of a tone in the laps over the samples' variance, median over rings 0 to 5."""
+    powers = []
+    for q in range(6):
+        stream = np.asarray(kt.samples[0])[scan.ring == q].T.ravel()
+        weight = np.blackman(len(stream))
+        power = np.abs(np.fft.fft(stream * weight)) ** 2 / (2 * np.sum(weight**2))
+        hz = np.fft.fftfreq(len(stream), kt.sample_time_s)
+        powers.append(float(power[np.abs(hz - hertz) < 60].max()))
+    return float(np.median(powers))
 
 
 def density(streams: np.ndarray, sample_time_s: float, low_hz: float, high_hz: float) -> float:
@@ -449,10 +473,19 @@ def report_residual(scan: Scan) -> None:
                                ("any image, 32 x 32, disc of 220 mm", 32, 110.0)):  # fmt: skip
         residual, share = free_fit(kt, aligned, size, radius, scan.fov_mm)
         add(name, residual, root, share)
+    sign = np.where(ring == 3, -1, 1)[:, None]
+    turned_laps = np.roll(aligned.reshape(8, 120, -1), 3, axis=1).reshape(aligned.shape)
+    for name, changed in (
+        ("... times of a lap not moved", samples),
+        ("... ring 3 with the wrong sign", aligned * sign),
+        ("... rings 6 and 7 turned by 9 degrees", np.where((ring >= 6)[:, None], turned_laps, aligned)),
+    ):
+        residual, share = free_fit(kt, changed, 32, 90.0, scan.fov_mm)
+        add(name, residual, root, share)
     print(table(["residual in units of the noise", "all", *(name for name, _ in grown), "rings 0 to 7"], rows))
     print(
         "any image: least squares at every time alone (times of a lap moved by the linear phase), divided by the\n"
-        "share of samples that are not used up (columns 'all' and times)\n"
+        "share of samples that are not used up (columns 'all' and times); ...: 32 x 32, disc of 180 mm\n"
     )
     print(f"corrections of the exact operator, relative: {image.provenance['corrections']}; rows added by the scan: "
           f"{image.provenance['rows_added']}")  # fmt: skip

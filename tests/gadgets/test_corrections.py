@@ -17,6 +17,7 @@ from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.correct_drift import CorrectDrift
 from mrsi_gadgets.gadgets.field_map import EstimateFieldMap
+from mrsi_gadgets.gadgets.prewhiten import Prewhiten
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.mrd.header import parse_header
 from mrsi_gadgets.mrd.profile import read_protocol
@@ -127,6 +128,27 @@ def test_without_navigators_residual_water_tells_a_large_drift_and_is_not_asked_
     assert small["provenance"]["drift"] == {
         "source": "none", "why": "no change of the frequency stands out of what the data alone can tell"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["epsi16_bipolar", "rings16", "spiral16"])
+@pytest.mark.parametrize("total_hz", [0.0, 10.0])
+def test_residual_water_tells_the_drift_of_other_encodings_too(name, total_hz):
+    preset = replace(PRESETS[name], n_coils=4, phase_drift_rad_per_minute=0.0)
+    excitations = preset.encoding.scan_facts(preset)[0]
+    minutes = excitations * preset.averaged * preset.repetition_time_s / 60
+    scan = simulated(replace(preset, drift_hz_per_minute=total_hz / minutes))
+    header = parse_header(scan.header_xml)
+    context = Context(protocol=read_protocol(header))
+    items = sort_readouts(scan.acquisitions, context.protocol, context.report, header)
+    done = list(CorrectDrift().process(Prewhiten().process(items, context), context))
+    assert len(done) == 2
+    drift = context.report.provenance["drift"]
+    if not total_hz:
+        assert drift["source"] == "none"
+        return
+    assert drift["source"] == "data"
+    # the last excitation comes one before the end; residual water has a line of its own
+    assert drift["frames"]["0"]["moved_hz"] == pytest.approx(total_hz * (1 - 1 / excitations), abs=1.5)
 
 
 def test_without_residual_water_nothing_is_taken_for_its_drift():

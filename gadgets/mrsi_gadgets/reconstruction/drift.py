@@ -32,6 +32,7 @@ from scipy import linalg
 
 from mrsi_gadgets.arrays import is_numpy, like, namespace, over_pieces, to_numpy
 from mrsi_gadgets.data import KtData, Protocol
+from mrsi_gadgets.operators.density import sampling_density
 
 LEAST_SNR = 10.0
 """Signal of a navigator (root of its energy) over the noise: below, its phase is not known to a tenth of a radian."""
@@ -348,7 +349,13 @@ def _coarse_image(kt: KtData) -> tuple[np.ndarray | None, float]:
     points = np.flatnonzero((radius < COARSE) & (kt.counts.min(axis=1) > 0))
     if len(points) < 3:
         return None, 0.0
-    density = np.ones(len(points)) if kt.density is None else kt.density[points]
+    # a centre that weighs too much would show the whole head in each voxel, whose field is not that of its water
+    if kt.grid is not None:
+        density = np.ones(len(points))
+    elif kt.density is not None:
+        density = kt.density[points]
+    else:
+        density = sampling_density(kt.k[points], geometry)
     weight = density * (1 + np.cos(np.pi * radius[points] / COARSE)) / 2
     axes = [(np.arange(2 * COARSE) - COARSE) / (2 * COARSE) if n > 1 else np.zeros(1) for n in geometry.matrix]
     places = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)

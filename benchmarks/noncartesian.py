@@ -53,7 +53,7 @@ def sampling(kind: str, n: int, rank: int, n_times: int) -> PointSampling:
     rows = RowsBetweenSamples(nodes, np.exp(rates[None, :, None] * (times + nodes[:, None])[:, None, :]) / n_times**0.5)
     return PointSampling(
         k, geometry, offsets, tuple(r.astype(np.complex64) for r in rows.at(offsets.values_s)), np.ones(len(k)), 1,
-        on_grid=False,
+        grids=None,
     )  # fmt: skip
 
 

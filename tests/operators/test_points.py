@@ -13,6 +13,8 @@ from mrsi_gadgets.data import Geometry, KtData, Protocol, Role
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, continued, offset_nodes
 from mrsi_gadgets.operators.encoding import encoding_operator, offset_range
+from mrsi_gadgets.operators.nufft import nufft_for
+from mrsi_gadgets.operators.points import shifted_grids
 
 GRID = (5, 4, 3)
 N_TIMES, DWELL_S = 24, 1.0 / 1500
@@ -136,3 +138,28 @@ def test_points_that_do_not_follow_the_dwell_are_refused(rng):
     maps = contracts.random_array(np, (N_COILS, *GRID), rng)
     with pytest.raises(DataError, match="do not follow each other at the spectral dwell"):
         encoding_operator(replace(kt, t=t), maps, np.zeros(GRID), exact_rows(kt))
+
+
+@pytest.mark.parametrize("center", ["voxel", "edge"])
+def test_grids_that_are_shifted_or_lie_a_width_beside_are_recognised_and_exact(xp, rng, center):
+    geometry = Geometry((6, 4, 3), (200.0, 210.0, 90.0), grid_center=center)
+    fov = np.array(geometry.fov_mm) * 1e-3
+    axes = np.meshgrid(*[np.arange(n) - n // 2 for n in geometry.matrix], indexing="ij")
+    grid = np.stack(axes, axis=-1).reshape(-1, 3) / fov
+    back = grid.copy()
+    # a lobe that runs back samples +3, not -3
+    back[grid[:, 0] * fov[0] < -2.5, 0] = 3 / fov[0]
+    shift = np.array([0.2 / fov[0], 0, 0])
+    k = np.concatenate([grid + shift, back - shift])
+    found = shifted_grids(k, geometry)
+    assert found is not None
+    np.testing.assert_allclose(found.shifts[:, 0] * fov[0], [0.2, -0.2], atol=1e-9)
+    image = contracts.random_array(xp, (6, 4, 3, 5), rng)
+    nufft = nufft_for(k, geometry, 5)
+    moved = np.moveaxis(to_numpy(image), -1, 0)
+    np.testing.assert_allclose(to_numpy(found.to_points(image)).T, nufft(moved), atol=3e-6)
+    values = contracts.random_array(xp, (len(k), 5), rng)
+    expected = np.moveaxis(nufft.H(np.ascontiguousarray(to_numpy(values).T)), 0, -1)
+    np.testing.assert_allclose(to_numpy(found.from_points(values)), expected, atol=3e-5)
+    assert shifted_grids(k + 0.01 * rng.standard_normal(k.shape) / fov, geometry) is None
+    assert shifted_grids(k[:-1], geometry) is None

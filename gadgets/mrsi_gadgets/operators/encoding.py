@@ -16,9 +16,17 @@ from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.operators.algebra import Diagonal, Identity, LastAxisMatrix, LinearOperator, Reshape
 from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, continued, offset_nodes
 from mrsi_gadgets.operators.coils import Coils
-from mrsi_gadgets.operators.field_evolution import FieldEvolution, FieldPhase, field_evolution, histogram_terms
+from mrsi_gadgets.operators.field_evolution import (
+    FieldEvolution,
+    FieldPhase,
+    at_other_times,
+    field_evolution,
+    histogram_terms,
+)
 from mrsi_gadgets.operators.fourier import Fourier, half_voxel_shift
-from mrsi_gadgets.operators.points import PointSampling, offsets_of
+from mrsi_gadgets.operators.points import PointSampling, offsets_of, shifted_grids
+
+_NODES_THAT_SPAN = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +67,15 @@ def evolved_basis(
         Relative error of the expansion.
     """
     n_nodes, rank, n_times = basis.values.shape
-    # one basis for all nodes at once: field and signal are both known at any time
-    terms = histogram_terms(b0_hz, (times_s + basis.nodes_s[:, None]).ravel(), tolerance=tolerance)
-    flat = np.moveaxis(basis.values, 0, 1).reshape(rank, -1)
-    image_model, temporal = field_evolution(terms, flat, reference, tolerance=tolerance)
+    # one basis for all nodes at once; a few of them span what happens within a dwell
+    some = np.unique(np.linspace(0, n_nodes - 1, min(n_nodes, _NODES_THAT_SPAN)).round().astype(int))
+    times = (times_s + basis.nodes_s[some, None]).ravel()
+    terms = histogram_terms(b0_hz, times, tolerance=tolerance)
+    flat = np.moveaxis(basis.values, 0, 1)
+    image_model, temporal = field_evolution(terms, flat[:, some].reshape(rank, -1), reference, tolerance=tolerance)
+    if len(some) < n_nodes:
+        all_times = (times_s + basis.nodes_s[:, None]).ravel()
+        temporal = at_other_times(terms, image_model, b0_hz, times, all_times, flat.reshape(rank, -1))
     rows = RowsBetweenSamples(basis.nodes_s, np.moveaxis(temporal.reshape(-1, n_nodes, n_times), 1, 0))
     return EvolvedBasis(image_model, rows, times_s)
 
@@ -182,7 +195,7 @@ def _at_own_times(
         rows=rows_of_group,
         weights=given,
         n_coils=int(coil_maps.shape[0]),
-        on_grid=kt.grid is not None,
+        grids=shifted_grids(kt.k, kt.protocol.geometry),
     )
     return sampling @ (coils @ image_model)
 

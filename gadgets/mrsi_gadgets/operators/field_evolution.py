@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, like, namespace
+from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.operators.algebra import Identity, LinearOperator, Shape
 
 HISTOGRAM_BINS = 512
+_FIRST_DIRECTIONS = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +74,8 @@ def histogram_terms(b0_hz: np.ndarray, times_s: np.ndarray, *, tolerance: float 
     times = np.asarray(times_s, dtype=float)
     values, counts = _histogram(b0)
     rows = np.sqrt(counts / counts.sum())[:, None] * np.exp(2j * np.pi * values[:, None] * times)
-    power, temporal = _principal_rows(rows)
-    lost = np.cumsum(power[::-1])[::-1] / len(times)
-    n_terms = max(1, int(np.sum(lost > (0.5 * tolerance) ** 2)))
-    temporal = temporal[:n_terms]
+    temporal = _principal_rows(rows, tolerance)
+    n_terms = len(temporal)
     spatial = np.empty((*b0.shape, n_terms), dtype=complex)
     flat, out = b0.ravel(), spatial.reshape(-1, n_terms)
     for start in range(0, flat.size, 4096):
@@ -85,19 +84,38 @@ def histogram_terms(b0_hz: np.ndarray, times_s: np.ndarray, *, tolerance: float 
     return FieldTerms(spatial, temporal)
 
 
-def _principal_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return squared singular values (falling) and right singular vectors (rows) of a matrix (n, t).
+def _principal_rows(rows: np.ndarray, tolerance: float) -> np.ndarray:
+    """Return as few right singular vectors (rows) of a matrix (n, t) as leave less than half the tolerance outside.
 
-    From the Gram matrix of the shorter side: squares below 1e-14 of the largest are rounding, far below any tolerance
-    here, and laps with thousands of distinct times cost no more than FIDs.
+    They come from the Gram matrix of the shorter side. A large one is searched in a random subspace that grows until
+    what it leaves out is known to be small enough (Halko, Martinsson, Tropp, SIAM Rev. 2011, doi:10.1137/090771806):
+    some hundred of thousand directions matter here.
     """
-    if rows.shape[0] >= rows.shape[1]:
-        power, vectors = np.linalg.eigh(rows.conj().T @ rows)
-        return np.maximum(power[::-1], 0.0), vectors[:, ::-1].conj().T
-    power, vectors = np.linalg.eigh(rows @ rows.conj().T)
-    power, vectors = np.maximum(power[::-1], 0.0), vectors[:, ::-1]
-    kept = power > 1e-14 * power[0]
-    return power[kept], (vectors[:, kept].conj().T @ rows) / np.sqrt(power[kept])[:, None]
+    wide = rows.shape[0] < rows.shape[1]
+    gram = rows @ rows.conj().T if wide else rows.conj().T @ rows
+    total, limit = float(np.trace(gram).real), (0.5 * tolerance) ** 2
+    n = len(gram)
+    rng = np.random.default_rng(0)
+    size = _FIRST_DIRECTIONS
+    while True:
+        if 2 * size < n:
+            start = rng.standard_normal((n, size)) + 1j * rng.standard_normal((n, size))
+            inner = np.linalg.qr(gram @ (gram @ start))[0]
+            power, turn = np.linalg.eigh(inner.conj().T @ (gram @ inner))
+            vectors = inner @ turn
+        else:
+            power, vectors = np.linalg.eigh(gram)
+        power, vectors = np.maximum(power[::-1], 0.0), vectors[:, ::-1]
+        outside = max(total - float(power.sum()), 0.0)
+        if 2 * size >= n or outside < 0.1 * limit * total:
+            break
+        size *= 2
+    lost = (np.cumsum(power[::-1])[::-1] + outside) / total
+    # squares below 1e-14 of the largest are rounding
+    kept = max(1, int(np.sum((lost > limit) & (power > 1e-14 * power[0]))))
+    if not wide:
+        return vectors[:, :kept].conj().T
+    return (vectors[:, :kept].conj().T @ rows) / np.sqrt(power[:kept])[:, None]
 
 
 def _histogram(b0: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -184,14 +202,49 @@ def field_evolution(
     # products are weighted by how strongly their spatial factor occurs, so that what no voxel needs is left out
     strength = np.sqrt(np.mean(np.abs(terms.spatial) ** 2, axis=(0, 1, 2)))
     weights = np.repeat(strength, basis.shape[0])
-    power, directions = _principal_rows(weights[:, None] * products)
-    lost = np.cumsum(power[::-1])[::-1] / np.sum(power)
-    kept = max(1, int(np.sum(lost > (0.5 * tolerance) ** 2)))
+    directions = _principal_rows(weights[:, None] * products, tolerance)
     # rounding leaves the weakest of them not quite orthogonal: once more
-    directions = np.linalg.qr(directions[:kept].conj().T)[0].conj().T
-    mixing = (products @ directions.conj().T).reshape(terms.n_terms, basis.shape[0], kept)
+    directions = np.linalg.qr(directions.conj().T)[0].conj().T
+    mixing = (products @ directions.conj().T).reshape(terms.n_terms, basis.shape[0], len(directions))
     dtype = reference.dtype
-    return FieldEvolution(like(terms.spatial, reference, dtype), like(mixing, reference, dtype)), directions[:kept]
+    return FieldEvolution(like(terms.spatial, reference, dtype), like(mixing, reference, dtype)), directions
+
+
+def at_other_times(
+    terms: FieldTerms, evolution: FieldEvolution, b0_hz: np.ndarray, times_s: np.ndarray, other_times_s: np.ndarray,
+    other_basis: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Return the temporal basis e of an evolution, (k, t), at other times than those it was made for.
+
+    Spatial factors and mixing do not depend on time; the temporal functions that go with them follow by least squares.
+
+    Parameters
+    ----------
+    terms, evolution
+        As `histogram_terms` and `field_evolution` made them.
+    b0_hz
+        (x, y, z) [Hz].
+    times_s
+        (t,) [s] they were made for.
+    other_times_s
+        (t',) [s].
+    other_basis
+        (l, t') the temporal basis v at those times.
+    """
+    values, counts = _histogram(np.asarray(b0_hz, dtype=float))
+    weights = np.sqrt(counts)[:, None]
+    spatial = np.exp(2j * np.pi * values[:, None] * times_s) @ terms.temporal.conj().T
+    exact = np.exp(2j * np.pi * values[:, None] * other_times_s)
+    temporal = np.linalg.lstsq(weights * spatial, weights * exact, rcond=1e-9)[0]
+    strength = np.sqrt(np.mean(np.abs(terms.spatial) ** 2, axis=(0, 1, 2)))
+    mixing = to_numpy(evolution.mixing).astype(np.complex128)
+    weighted = (strength[:, None, None] * mixing).reshape(-1, mixing.shape[-1])
+    normal = weighted.conj().T @ weighted
+    # products c_p v_l are taken term by term: all of them at all times would be the largest array of all
+    right = np.zeros((mixing.shape[-1], len(other_times_s)), dtype=np.complex128)
+    for p in range(terms.n_terms):
+        right += (strength[p] ** 2 * mixing[p].conj().T) @ (temporal[p] * other_basis)
+    return np.linalg.solve(normal, right)
 
 
 @dataclass(frozen=True, eq=False)

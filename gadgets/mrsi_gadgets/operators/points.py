@@ -67,6 +67,86 @@ def offsets_of(t: np.ndarray, times_s: np.ndarray, dwell_s: float) -> Offsets:
 
 
 @dataclass(frozen=True, eq=False)
+class ShiftedGrids:
+    """Points that are Cartesian grids in C order, one after another, each shifted by a constant in k.
+
+    Alternating lobes of EPSI are two of them: gradient delays shift them against each other. A shift of k is a slope of
+    the image's phase, so that each grid costs one FFT.
+    """
+
+    geometry: Geometry
+    shifts: np.ndarray
+    """(grid, 3) [1/m]."""
+    signs: np.ndarray | None = None
+    """(point,) +1 or -1, None where all are 1: of points that lie a whole width of k-space beside their place."""
+
+    def to_points(self, image: Array) -> Array:
+        """Return N^(-1/2) sum_r x(r) exp(-i 2 pi k.r) at all points, (point, any), of images (x, y, z, any)."""
+        xp = namespace(image)
+        fourier = self._fourier(image)
+        parts = []
+        for shift in self.shifts:
+            turned = image if not shift.any() else image * self._slope(shift, image)
+            parts.append(xp.reshape(fourier.forward(turned), (-1, image.shape[-1])))
+        points = parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
+        return points if self.signs is None else points * like(self.signs[:, None], points)
+
+    def from_points(self, values: Array) -> Array:
+        """Return the adjoint: images (x, y, z, any) of (point, any)."""
+        xp = namespace(values)
+        grid = tuple(int(n) for n in self.geometry.matrix)
+        if self.signs is not None:
+            values = values * like(self.signs[:, None], values)
+        stacked = xp.reshape(values, (len(self.shifts), *grid, values.shape[-1]))
+        fourier = self._fourier(stacked[0, ...])
+        total = None
+        for index, shift in enumerate(self.shifts):
+            image = fourier.adjoint(stacked[index, ...])
+            if shift.any():
+                image = image * xp.conj(self._slope(shift, image))
+            total = image if total is None else total + image
+        return total
+
+    def _fourier(self, image: Array) -> Fourier:
+        return Fourier(tuple(int(n) for n in image.shape), first_axis=0, shift=half_voxel_shift(self.geometry))
+
+    def _slope(self, shift: np.ndarray, reference: Array) -> Array:
+        """Return exp(-i 2 pi shift.r), (x, y, z, 1)."""
+        geometry = self.geometry
+        phase = np.zeros(geometry.matrix)
+        for axis, (n, centre, size) in enumerate(
+            zip(geometry.matrix, geometry.centre_index, geometry.voxel_mm, strict=True)
+        ):
+            place = (np.arange(n) - centre) * size * 1e-3
+            phase = phase + (place * shift[axis]).reshape([-1 if a == axis else 1 for a in range(3)])
+        return like(np.exp(-2j * np.pi * phase)[..., None], reference, reference.dtype)
+
+
+def shifted_grids(k: np.ndarray, geometry: Geometry) -> ShiftedGrids | None:
+    """Return points (point, 3) [1/m] as Cartesian grids with constant shifts, or None where they are none."""
+    n = int(np.prod(geometry.matrix))
+    if len(k) % n:
+        return None
+    axes = [(np.arange(m) - m // 2) / (f * 1e-3) for m, f in zip(geometry.matrix, geometry.fov_mm, strict=True)]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(1, n, 3)
+    difference = np.asarray(k, dtype=float).reshape(-1, n, 3) - grid
+    cell = 1e3 / np.asarray(geometry.fov_mm)
+    # lobes that run back end at +n/2, which is -n/2 of the grid a whole width on
+    width = cell * np.asarray(geometry.matrix)
+    turns = np.round((difference - np.median(difference, axis=1, keepdims=True)) / width)
+    difference = difference - turns * width
+    shifts = difference.mean(axis=1)
+    # a millionth of a cell changes nothing that could be measured
+    if np.any(np.abs(difference - shifts[:, None]) > 1e-6 * cell):
+        return None
+    # exp(-i 2 pi m width r) at the voxels is 1 where the origin is one of them, (-1)^m where it lies between two
+    half = np.array([2 * s % 2 for s in half_voxel_shift(geometry)])
+    signs = np.where((turns * half).sum(axis=-1) % 2 == 1, -1.0, 1.0).ravel().astype(np.float32)
+    shifts = np.where(np.abs(shifts) > 1e-6 * cell, shifts, 0.0)
+    return ShiftedGrids(geometry, shifts, signs if np.any(signs < 0) else None)
+
+
+@dataclass(frozen=True, eq=False)
 class PointSampling(LinearOperator):
     """d_c(p, q) = w(p, q) sum_k e_k(t_q + tau_p) N^(-1/2) sum_r y_ck(r) exp(-i 2 pi k_p.r)."""
 
@@ -79,8 +159,8 @@ class PointSampling(LinearOperator):
     weights: np.ndarray
     """(point,) or (point, t): real factors, zero where nothing was acquired."""
     n_coils: int
-    on_grid: bool
-    """Whether the points are the Cartesian grid in C order (FFT), else NUFFT."""
+    grids: ShiftedGrids | None
+    """Set where the points are Cartesian grids (FFT), else None (NUFFT)."""
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -136,7 +216,7 @@ class PointSampling(LinearOperator):
         """A^H A without samples where the mask is the same for all times, else the two applications."""
         if self.weights.ndim != 1:
             return super().gram
-        return GridGram(self) if self.on_grid else toeplitz_gram(self)
+        return GridGram(self) if self.grids is not None else toeplitz_gram(self)
 
     def _weights(self, reference: Array) -> Array:
         if "weights" not in self._kept:
@@ -157,21 +237,18 @@ class PointSampling(LinearOperator):
         nufft: Nufft = self._kept["nufft"]
         return nufft
 
-    def _fourier(self) -> Fourier:
-        return Fourier((*self.grid, self.rank), first_axis=0, shift=half_voxel_shift(self.geometry))
-
     def _to_points(self, image: Array) -> Array:
         """Return (point, k) of images (x, y, z, k)."""
         xp = namespace(image)
-        if self.on_grid:
-            return xp.reshape(self._fourier().forward(image), (-1, self.rank))
+        if self.grids is not None:
+            return self.grids.to_points(image)
         return xp.permute_dims(self._nufft().forward(xp.permute_dims(image, (3, 0, 1, 2))), (1, 0))
 
     def _from_points(self, values: Array) -> Array:
         """Return images (x, y, z, k) of (point, k)."""
         xp = namespace(values)
-        if self.on_grid:
-            return self._fourier().adjoint(xp.reshape(values, (*self.grid, self.rank)))
+        if self.grids is not None:
+            return self.grids.from_points(values)
         return xp.permute_dims(self._nufft().adjoint(xp.permute_dims(values, (1, 0))), (1, 2, 3, 0))
 
 
@@ -197,7 +274,7 @@ def _common_matrices(grams: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray,
 
 @dataclass(frozen=True, eq=False)
 class GridGram(LinearOperator):
-    """Gram of samples on the Cartesian grid: transform, one small matrix per offset, transform back."""
+    """Gram without samples: transform to the points, one small matrix per offset, transform back."""
 
     sampling: PointSampling
 

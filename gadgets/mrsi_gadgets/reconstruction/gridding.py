@@ -23,6 +23,7 @@ from mrsi_gadgets.operators.density import sampling_density
 from mrsi_gadgets.operators.encoding import spectral_times
 from mrsi_gadgets.operators.fourier import half_voxel_shift, shift_phase
 from mrsi_gadgets.operators.nufft import nufft_for
+from mrsi_gadgets.operators.points import shifted_grids
 
 BATCH_BYTES = 64 << 20
 """Images made by one call of the NUFFT; more only costs memory."""
@@ -103,7 +104,7 @@ def with_density(points: KtData) -> KtData:
 
 
 def coil_images(points: KtData) -> Array:
-    """Return the density-weighted adjoint NUFFT, (coil, x, y, z, t) in the unit of one voxel.
+    """Return the density-weighted adjoint transform, (coil, x, y, z, t) in the unit of one voxel.
 
     Raises
     ------
@@ -114,6 +115,12 @@ def coil_images(points: KtData) -> Array:
     geometry = points.protocol.geometry
     n_voxels = int(np.prod(geometry.matrix))
     weights = like((_density(points) / np.sqrt(n_voxels))[None, :], points.samples, points.samples.dtype)
+    grids = shifted_grids(points.k, geometry)
+    if grids is not None:
+        return xp.stack(
+            [grids.from_points(points.samples[coil, ...] * weights[0, :, None]) for coil in range(points.n_coils)],
+            axis=0,
+        )
     n_times = int(points.samples.shape[-1])
     step = max(1, min(n_times, BATCH_BYTES // (8 * n_voxels)))
     operators = {size: nufft_for(points.k, geometry, size) for size in {step, n_times % step} - {0}}

@@ -553,9 +553,14 @@ def report_nuisance(scan: Scan, aligned: np.ndarray, reference: np.ndarray) -> N
     before = np.abs(spectra(aligned, n))[inside]
     water_before = np.abs(spectra(turned(scan.fids(scan.imaging), shift, dwell), n))[inside]
     rows = []
-    for method in ("auto", "hsvd", "union_of_subspaces"):
-        done = remove_nuisance(scan.imaging, *scan.calibration, model=scan.model, method=method,
-                               water=scan.context.calibration.water)  # fmt: skip
+    water = scan.context.calibration.water
+    for method, known, words in (
+        ("auto", water, "with the reference's size"),
+        ("union_of_subspaces", water, "with the reference's size"),
+        ("auto", None, "without"),
+        ("union_of_subspaces", None, "without"),
+    ):
+        done = remove_nuisance(scan.imaging, *scan.calibration, model=scan.model, method=method, water=known)
         after = turned(scan.fids(done.kt), shift, dwell)
         left_over = np.abs(spectra(after, n))[inside]
         core = np.abs(ppm - 4.65) < 0.2
@@ -565,8 +570,14 @@ def report_nuisance(scan: Scan, aligned: np.ndarray, reference: np.ndarray) -> N
                         / before[:, np.abs(ppm - LINES[name]) < REACH_PPM].max(-1), ".2f")
             for name in ("acetate CH3", "lactate CH3")
         ]  # fmt: skip
-        rows.append([f"{method} ({done.method})", f"{left:.3f}", *kept])
-    print(table(["remove_nuisance", "water left", "acetate after/before", "lactate CH3 after/before"], rows))
+        taken_for = str(done.provenance["water"])
+        rows.append([f"{method} ({done.method}), {words}", taken_for, f"{left:.3f}", *kept])
+    print(
+        table(
+            ["remove_nuisance", "water taken for", "water left", "acetate after/before", "lactate CH3 after/before"],
+            rows,
+        )
+    )
     print("medians, and 5, 50, 95 % over the voxels; before: water taken out by HSVD within 170 Hz")
 
 

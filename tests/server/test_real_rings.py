@@ -11,19 +11,31 @@ from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.io.twix import convert_twix
 from mrsi_gadgets.output.results import gather
 
+WATER_KEPT = """<configuration><chain>
+  <prewhiten/><field_map/><combine_coils/><reconstruct method="fourier"/><quantify/><console_images/>
+</chain></configuration>"""
 LINES_PPM = (3.93, 1.74, 1.15)
 """Acetate and lactate of a phantom at room temperature, as they lie where water is at 4.65 ppm."""
 
 
 @pytest.fixture(scope="module")
-def results(shared_data, tmp_path_factory):
+def scan(shared_data, tmp_path_factory):
     raw = shared_data / "crt_7t_siemens.dat"
     if not raw.exists():
         pytest.skip("the real 7 T ring file is not among the data here")
-    scan = tmp_path_factory.mktemp("rings") / "crt.h5"
-    convert_twix(raw, scan, sequence="crt_7t_siemens")
+    path = tmp_path_factory.mktemp("rings") / "crt.h5"
+    convert_twix(raw, path, sequence="crt_7t_siemens")
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(scan, tmp_path_factory):
+    """What a server makes of it without the removal of water, which is there to be looked at."""
+    recipe = tmp_path_factory.mktemp("recipe") / "water_kept.xml"
+    recipe.write_text(WATER_KEPT)
     with running_server() as port:
-        answer = replay.replay_to(replay.open_scan(str(scan)), f"127.0.0.1:{port}", ScanOptions(recipe="fourier"))
+        options = ScanOptions(recipe=str(recipe))
+        answer = replay.replay_to(replay.open_scan(str(scan)), f"127.0.0.1:{port}", options)
     return gather(answer.images)
 
 
@@ -47,14 +59,41 @@ def test_b0_inside_the_disc_spans_what_was_measured_independently(results):
 
 def test_the_spectra_hold_water_acetate_and_lactate_where_they_should_be(results):
     spectrum = max(results.spectra, key=lambda s: np.abs(s.data[0]))
-    window = np.hanning(2 * len(spectrum.data))[len(spectrum.data) :]
-    size = 4096
-    magnitude = np.abs(np.fft.fftshift(np.fft.fft(spectrum.data * window, size)))
-    hertz = np.fft.fftshift(np.fft.fftfreq(size, spectrum.dwell_s))
-    ppm = spectrum.reference_ppm + hertz / (spectrum.transmit_frequency_hz * 1e-6)
-    peaks = ppm[1:-1][(magnitude[1:-1] > magnitude[:-2]) & (magnitude[1:-1] > magnitude[2:])]
-    assert ppm[np.argmax(magnitude)] == pytest.approx(4.65, abs=0.05)
+    ppm, size = magnitude(spectrum)
+    peaks = ppm[1:-1][(size[1:-1] > size[:-2]) & (size[1:-1] > size[2:])]
+    assert ppm[np.argmax(size)] == pytest.approx(4.65, abs=0.05)
     for line in LINES_PPM:
         assert np.min(np.abs(peaks - line)) < 0.05
-        near = magnitude[np.abs(ppm - line) < 0.05].max()
-        assert near > 0.04 * magnitude.max()
+        near = size[np.abs(ppm - line) < 0.05].max()
+        assert near > 0.04 * size.max()
+
+
+def test_the_maps_of_a_phantom_say_that_they_are_not_to_be_used(results):
+    # neither lactate nor acetate at room temperature is what a brain's fit looks for
+    assert any("does not describe these spectra" in sentence for sentence in results.warnings)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="remove_nuisance takes suppressed water for unsuppressed (the reference was excited by an eighth), models "
+    "it with a phase modulation of radians, and spoils the spectra; take this mark away with that",
+)
+def test_the_shipped_recipe_keeps_the_lines_of_the_phantom(results, scan):
+    shipped = gather(replay.replay_here(replay.open_scan(str(scan)), ScanOptions(recipe="fourier")).images)
+    before = {spectrum.voxel: spectrum for spectrum in results.spectra}
+    shared = [spectrum for spectrum in shipped.spectra if spectrum.voxel in before]
+    assert shared
+    for spectrum in shared:
+        ppm, after = magnitude(spectrum)
+        _, plain = magnitude(before[spectrum.voxel])
+        for line in LINES_PPM[1:]:
+            near = np.abs(ppm - line) < 0.05
+            assert after[near].max() == pytest.approx(plain[near].max(), rel=0.35)
+
+
+def magnitude(spectrum):
+    window = np.hanning(2 * len(spectrum.data))[len(spectrum.data) :]
+    size = 4096
+    hertz = np.fft.fftshift(np.fft.fftfreq(size, spectrum.dwell_s))
+    ppm = spectrum.reference_ppm + hertz / (spectrum.transmit_frequency_hz * 1e-6)
+    return ppm, np.abs(np.fft.fftshift(np.fft.fft(spectrum.data * window, size)))

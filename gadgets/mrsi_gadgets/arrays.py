@@ -69,6 +69,12 @@ def like(values: Any, reference: Array, dtype: Any = None) -> Array:
     return xp.asarray(values, dtype=dtype, device=device(reference))
 
 
+def norm(x: Array) -> float:
+    """Return the root of the sum of |x|^2 over all elements."""
+    xp = namespace(x)
+    return float(xp.sum(xp.real(x) ** 2 + xp.imag(x) ** 2)) ** 0.5
+
+
 def select_device(name: str) -> Any:
     """Return a function-ready device description for ``auto``, ``cpu`` or ``cuda:N``.
 

@@ -165,7 +165,8 @@ def _describe_roles(scan: Scan, protocol: Protocol, report: CheckReport) -> None
     if stamps.size > 1 and stamps.max() > stamps.min():
         seconds = float(stamps.max() - stamps.min()) * protocol.time_tick_ms * 1e-3
         report.facts.append(f"{seconds:.1f} s between the first and the last time stamp")
-    if protocol.repetition_time_s:
+    # elsewhere a readout is a lobe or a chunk of laps, and several of them belong to one excitation
+    if protocol.repetition_time_s and protocol.encoding == "csi":
         data = counts[Role.METABOLITE] + counts[Role.WATER_REFERENCE]
         report.facts.append(f"{data * protocol.repetition_time_s:.1f} s of TR for the data readouts")
 

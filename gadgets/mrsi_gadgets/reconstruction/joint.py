@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
+from mrsi_gadgets.arrays import Array, like, namespace, norm, to_numpy
 from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.operators.encoding import encoding_operator
@@ -83,7 +83,7 @@ def reconstruct_joint(
         v = _updated_rows(on_fids, data, u, v)
         u, v = _orthonormal(u, v)
         rest = data - on_fids(u @ v)
-        residuals.append(round(_norm(rest) / _norm(data), 6))
+        residuals.append(round(norm(rest) / norm(data), 6))
         if progress is not None:
             progress((alternation + 1) / alternations, "joint update of coefficients and basis")
     provenance |= {"alternations": alternations, "relative_residuals": residuals}
@@ -119,8 +119,3 @@ def _orthonormal(u: Array, v: Array) -> tuple[Array, Array]:
     rows = turn.conj().T @ q.conj().T
     coefficients = (mixed @ turn).reshape(u.shape)
     return like(coefficients.astype(np.complex64), u, u.dtype), like(rows.astype(np.complex64), v, v.dtype)
-
-
-def _norm(x: Array) -> float:
-    xp = namespace(x)
-    return float(xp.sum(xp.real(x) ** 2 + xp.imag(x) ** 2)) ** 0.5

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
+from mrsi_gadgets.arrays import Array, like, norm, to_numpy
 from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.operators.algebra import LinearOperator
@@ -107,8 +107,8 @@ def _proximal(
         moved = x + step * (target - gram(x))
         # the threshold shrinks with the step, so that the fixed point is that of the data's own noise
         following, mean_rank = cut_patches(moved, sd * scale, patch, rank)
-        size = _norm(following)
-        changes.append(_norm(following - x) / size if size else 0.0)
+        size = norm(following)
+        changes.append(norm(following - x) / size if size else 0.0)
         x = following
     return x / scale, mean_rank, changes
 
@@ -158,13 +158,8 @@ def _squared_norm(operator: LinearOperator, like_this: Array) -> float:
     x = like((rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64), like_this)
     value = 1.0
     for _ in range(6):
-        x = x / _norm(x)
+        x = x / norm(x)
         x = operator.gram(x)
-        value = _norm(x)
+        value = norm(x)
     # power iteration approaches from below
     return 1.1 * value
-
-
-def _norm(x: Array) -> float:
-    xp = namespace(x)
-    return float(xp.sum(xp.real(x) ** 2 + xp.imag(x) ** 2)) ** 0.5

@@ -112,28 +112,20 @@ def _halves(kt: KtData) -> list[KtData]:
     )
     parts = []
     for place in (slice(0, half), slice(half, None)):
-        k = kt.k[place]
         density = None if kt.density is None else 2 * kt.density[place]
         parts.append(
             replace(
                 kt,
                 samples=kt.samples[:, place, :],
-                k=k,
+                k=kt.k[place],
                 t=kt.t[place],
                 count=kt.count[place],
                 density=density,
                 acquired_s=None,
-                grid=kt.protocol.geometry.matrix if _is_grid(k, kt) else None,
+                grid=None,
             )
         )
     return parts
-
-
-def _is_grid(k: np.ndarray, kt: KtData) -> bool:
-    geometry = kt.protocol.geometry
-    axes = [(np.arange(n) - n // 2) / (f * 1e-3) for n, f in zip(geometry.matrix, geometry.fov_mm, strict=True)]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    return k.shape == points.shape and bool(np.abs(k - points).max() < 1e-3 * 1e3 / max(geometry.fov_mm))
 
 
 def _early_images(kt: KtData) -> np.ndarray:

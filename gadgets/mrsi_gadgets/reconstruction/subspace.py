@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, is_numpy, like, namespace, over_pieces, to_numpy, together
+from mrsi_gadgets.arrays import Array, is_numpy, like, namespace, norm, over_pieces, to_numpy, together
 from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.models.between_samples import rows_between_samples
@@ -314,7 +314,7 @@ def _corrected(
         residual = problem.kt.with_samples(problem.kt.samples - operator(image))
         rho = demodulate(matched_image(on_grid(residual), problem.coil_maps), problem.b0_hz, times, overwrite=True)
         change = _projected(rho, problem.basis, scale) * support
-        size, whole = _norm(change * inside), _norm(image * inside)
+        size, whole = norm(change * inside), norm(image * inside)
         enough = max(_CORRECTION_RTOL, _CORRECTION_NOISE * noise / whole if whole else 0.0)
         if size > (changes[-1] if changes else _LARGEST_CORRECTION) * whole:
             # it does not contract (any more): what is left is noise that no image explains
@@ -323,11 +323,6 @@ def _corrected(
         changes.append(size / whole if whole else 0.0)
     provenance["corrections"] = [round(change, 6) for change in changes]
     return image
-
-
-def _norm(x: Array) -> float:
-    xp = namespace(x)
-    return float(xp.sum(xp.real(x) ** 2 + xp.imag(x) ** 2)) ** 0.5
 
 
 def _projected(rho: Array, rows: np.ndarray, scale: float) -> Array:

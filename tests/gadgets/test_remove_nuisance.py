@@ -23,8 +23,11 @@ from mrsi_gadgets.reconstruction.fourier import reconstruct_fourier
 from mrsi_gadgets.reconstruction.nuisance.removal import nuisance_strength
 
 
-def measured(*, water: float, lipid: float) -> tuple[KtData, Context, np.ndarray]:
-    preset = replace(find_preset("csi16"), residual_water=water, lipid=lipid)
+def measured(*, water: float | None, lipid: float) -> tuple[KtData, Context, np.ndarray]:
+    """Return data, context and brain; water None: it is not suppressed and has sidebands."""
+    unsuppressed = {"water_suppressed": False, "water_sidebands": 0.005}
+    own = unsuppressed if water is None else {"residual_water": water}
+    preset = replace(find_preset("csi16"), lipid=lipid, **own)
     scan = simulate(preset, seed=1, noise_seed=2)
     header = parse_header(scan.header_xml)
     context = Context(protocol=read_protocol(header))
@@ -85,6 +88,37 @@ def test_weak_water_and_lipids_are_left_to_the_fit_and_strong_ones_removed(water
     told = context.report.provenance["nuisance"]
     assert told["method"] == ("none" if weak else "union_of_subspaces")
     assert told["asked"] == "union_of_subspaces"
+
+
+def test_unsuppressed_water_with_sidebands_is_taken_by_the_water_reference(clean):
+    kt, context, brain = measured(water=None, lipid=0.0)
+    gadget = prepared(context, method="union_of_subspaces")
+    (done,) = gadget.process(iter([kt]), context)
+    known = context.calibration.encoding()
+    told = context.report.provenance["nuisance"]
+    assert told["water"] == "not suppressed, taken by the water reference"
+    sd = reconstruct_fourier(clean, *known).noise_sd[brain]
+
+    def error(data):
+        image = reconstruct_fourier(data.with_samples(data.samples - clean.samples), *known)
+        return np.median(np.sqrt(np.mean(np.abs(image.coefficients[brain]) ** 2, axis=-1) / 2) / sd)
+
+    assert error(kt) > 1000
+    assert error(done) < 1.0
+    # suppressed by what the header says: the reference is not kept
+    assert measured(water=5.0, lipid=0.0)[1].calibration.water_image is None
+
+
+def test_a_reference_that_shows_metabolites_too_does_not_take_them(clean):
+    kt, context, _ = measured(water=None, lipid=0.0)
+    known = context.calibration.encoding()
+    image = context.calibration.water_image
+    assert image is not None
+    metabolites = reconstruct_fourier(clean, *known).coefficients
+    context.calibration.water_image = replace(image, coefficients=image.coefficients + metabolites)
+    gadget = prepared(context, method="union_of_subspaces")
+    list(gadget.process(iter([kt]), context))
+    assert context.report.provenance["nuisance"]["water"] == "not suppressed"
 
 
 def test_other_items_and_other_nuclei_pass(clean):

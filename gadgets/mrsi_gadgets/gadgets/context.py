@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mrsi_gadgets.arrays import Array
-from mrsi_gadgets.data import Protocol
+from mrsi_gadgets.data import Protocol, SpectralImage
 from mrsi_gadgets.errors import DataError
 
 
@@ -34,6 +34,9 @@ class Calibration:
     """(x, y, z) bool: where there is enough water (or metabolite) signal."""
     water: np.ndarray | None = None
     """(x, y, z) float32: water amplitude at t = 0 in the unit of SpectralImage, or None without a water reference."""
+    water_image: SpectralImage | None = None
+    """FIDs of the water reference, B0 and eddy currents taken out; kept where the header does not say that water is
+    suppressed in the metabolite data."""
     source: dict[str, str] = field(default_factory=dict)
     """Field name -> where it came from (``water reference``, ``residual water``, ``noise scan``, ...)."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from mrsi_gadgets.data import KtData, Role
+from mrsi_gadgets.data import KtData, Role, SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget, handed_on
@@ -19,6 +19,7 @@ from mrsi_gadgets.reconstruction.field_map import (
     field_map_from_strongest_line,
     field_map_from_water,
 )
+from mrsi_gadgets.reconstruction.fourier import reconstruct_fourier
 from mrsi_gadgets.reconstruction.gridding import on_grid
 from mrsi_gadgets.reconstruction.odd_even import OddEven, correct_odd_even, find_odd_even, is_alternating
 
@@ -58,7 +59,11 @@ class EstimateFieldMap(Gadget):
                 item = correct_odd_even(item, lobes)
             if isinstance(item, KtData) and item.role is Role.WATER_REFERENCE:
                 with context.report.timed("field_map"):
-                    found = field_map_from_water(self._trusted(item, context), eddy_currents=self.eddy_currents)
+                    trusted = self._trusted(item, context)
+                    found = field_map_from_water(trusted, eddy_currents=self.eddy_currents)
+                    if trusted is item and context.protocol.water_suppressed is not True:
+                        context.calibration.water_image = self._water_image(item, found, context)
+                del trusted
                 self._keep(found, context)
             elif isinstance(item, KtData) and item.role is Role.CALIBRATION:
                 # needed only where metabolites come without a water reference
@@ -154,6 +159,12 @@ class EstimateFieldMap(Gadget):
             "of water"
         )
         return replace(found, source=found.source + where)
+
+    @staticmethod
+    def _water_image(item: KtData, found: FieldMap, context: Context) -> SpectralImage:
+        """Return the reference's FIDs: what unsuppressed water in the metabolite data looks like."""
+        still = correct_eddy_currents(item, found, overwrite=context.may_overwrite)
+        return reconstruct_fourier(still, found.coil_maps, found.b0_hz, found.mask)
 
     @staticmethod
     def _keep(found: FieldMap, context: Context) -> None:

@@ -68,6 +68,7 @@ class RemoveNuisance(Gadget):
                     model=model,
                     method=self.method,
                     water=context.calibration.water,
+                    reference=context.calibration.water_image,
                 )
             del item
             context.report.provenance["nuisance"] = done.provenance

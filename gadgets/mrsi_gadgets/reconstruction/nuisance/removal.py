@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mrsi_gadgets.arrays import Array, like, namespace, one_blas_thread, to_numpy
-from mrsi_gadgets.data import KtData
+from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.models.subspace import Subspace
 from mrsi_gadgets.operators.encoding import encoding_operator
@@ -32,6 +32,7 @@ from mrsi_gadgets.reconstruction.nuisance.lipids import (
     lipids_at_their_source,
     lipids_by_penalty,
 )
+from mrsi_gadgets.reconstruction.nuisance.reference import match_of, quadratics, water_by_reference
 from mrsi_gadgets.reconstruction.nuisance.water import (
     MOST_CLASSES,
     decay_classes,
@@ -55,6 +56,12 @@ _UNSUPPRESSED_OVER_NAA = 500.0
 """... and without a reference from this factor over the NAA CH3 signal on."""
 _NAA_SIGNAL = 27.0
 """NAA CH3 signal in the ensemble's unit (9 mM, three protons)."""
+_WATER_OVER_NAA = 3000.0
+"""Unsuppressed water over the NAA CH3 signal, in order of magnitude."""
+_REFERENCE_ROUNDS = 3
+"""How often the strength of metabolites beside the reference's water is found."""
+_LEAST_OF_EXPECTED = 0.2
+"""Metabolites weaker than this part of what water lets expect, in the difference to the reference, are in it too."""
 _WATER_ROUNDS = 3
 """How often the water's covariance is learned, first from HSVD and then from its own result."""
 _SIDEBANDS = 1.6
@@ -125,6 +132,8 @@ class _Scan:
     """(x, y, z)."""
     support: np.ndarray
     """(x, y, z) bool: where lipids come from."""
+    reference: SpectralImage | None = None
+    """FIDs of the water reference, where it was measured as these data were; B0 taken out."""
 
     @property
     def brain(self) -> np.ndarray:
@@ -213,6 +222,7 @@ def remove_nuisance(
     model: Subspace,
     method: str = "auto",
     water: np.ndarray | None = None,
+    reference: SpectralImage | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Removal:
     """Remove water and lipids from metabolite data of any encoding.
@@ -228,6 +238,9 @@ def remove_nuisance(
         subspace, lipids by sources in the scalp. ``l2``: water as before, lipids by the L2 penalty. ``auto``.
     water
         (x, y, z) amplitude of unsuppressed water at t = 0, or None: tells whether water was suppressed.
+    reference
+        Fourier image of the water reference with the same coil maps and field, or None: where water was not suppressed
+        it is subtracted by its own measurement. It has to be of the same points and times as the data.
     progress
         Told a sentence at every stage.
 
@@ -246,7 +259,10 @@ def remove_nuisance(
             "for this protocol"
         )
     with one_blas_thread():
-        return _removed(_scan(kt, coil_maps, b0_hz, mask, noise_sd, model, water), method, progress)
+        scan = _scan(kt, coil_maps, b0_hz, mask, noise_sd, model, water)
+        if reference is not None and tuple(reference.coefficients.shape) == tuple(scan.fids.shape):
+            scan = replace(scan, reference=reference)
+        return _removed(scan, method, progress)
 
 
 def _removed(scan: _Scan, method: str, progress: Callable[[str], None] | None) -> Removal:
@@ -357,6 +373,10 @@ def _pass(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:
     unsuppressed = _unsuppressed(scan, flat, rough)
     notes["water"] = "not suppressed" if unsuppressed else "suppressed"
     if unsuppressed:
+        measured = _by_reference(scan, flat)
+        if measured is not None:
+            notes["water"] = "not suppressed, taken by the water reference"
+            return _pass_by_reference(scan, measured, method, notes)
         modulation = _modulation(scan, flat, place)
     if modulation is not None:
         plain = sidebands.without_modulation(flat, place, modulation)
@@ -388,6 +408,66 @@ def _pass(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:
         if lipids is None:
             break
     return _without(scan, kt, _on_rows(first, scan, shape)), notes
+
+
+def _by_reference(scan: _Scan, flat: Array) -> Array | None:
+    """Return the water of FIDs (voxel, t) by the water reference; None where there is none or it cannot be used.
+
+    A reference that shows metabolites as strong as the data's would take them with the water: the difference of the two
+    then has none.
+    """
+    if scan.reference is None:
+        return None
+    shape = tuple(int(n) for n in flat.shape)
+    reference = like(
+        namespace(scan.reference.coefficients).reshape(scan.reference.coefficients, shape), flat, flat.dtype
+    )
+    times = scan.kt.protocol.times_s[: shape[1]]
+    reference_sd = float(np.median(scan.reference.noise_sd[scan.mask]))
+    brain = scan.brain.ravel()
+    place = quadratics(scan.mask.shape)
+    xp = namespace(flat)
+    chosen = like(np.flatnonzero(brain), flat)
+    both = float(np.hypot(scan.typical_sd, reference_sd))
+    strength = _strength_of_naa(scan, reference)
+    water = flat
+    for number in range(_REFERENCE_ROUNDS):
+        metabolites = strength * metabolite_covariance(scan.model)
+        match = match_of(flat, reference, place, brain, times, metabolites, scan.typical_sd)
+        if number == 0:
+            plain = reference * like(match.factor(times), flat, flat.dtype)
+            found = metabolite_strength(xp.take(flat - plain, chosen, axis=0), scan.model, both)
+            if found < _LEAST_OF_EXPECTED**2 * strength:
+                return None
+            strength = found
+            continue
+        water = water_by_reference(flat, reference, match, brain, times, metabolites, scan.typical_sd, reference_sd)
+        strength = metabolite_strength(xp.take(flat - water, chosen, axis=0), scan.model, scan.typical_sd)
+    return water
+
+
+def _strength_of_naa(scan: _Scan, reference: Array) -> float:
+    """Return the strength of metabolites that the water's amplitude lets expect."""
+    start = np.abs(to_numpy(reference[:, 0])).reshape(scan.mask.shape)[scan.brain]
+    return float((np.median(start) / (_WATER_OVER_NAA * _NAA_SIGNAL)) ** 2)
+
+
+def _pass_by_reference(scan: _Scan, water: Array, method: str, notes: dict[str, Any]) -> tuple[KtData, dict[str, Any]]:
+    shape = tuple(int(n) for n in scan.fids.shape)
+    if method == "hsvd":
+        return _without(scan, scan.kt, _on_rows(water, scan, shape)), notes
+    xp = namespace(scan.fids)
+    scan = _without_false_lipids(scan, xp.reshape(water, shape))
+    original, kt = scan.fids, scan.kt
+    for _ in range(_LIPID_ROUNDS):
+        lipids, lipid_notes = _lipids(scan, original - xp.reshape(water, shape), method)
+        notes |= lipid_notes
+        if lipids is None:
+            break
+        kt = scan.kt.with_samples(scan.kt.samples - lipids)
+        better = _by_reference(scan, xp.reshape(scan.image(kt.samples), (-1, shape[-1])))
+        water = water if better is None else better
+    return _without(scan, kt, _on_rows(water, scan, shape)), notes
 
 
 def _without_false_lipids(scan: _Scan, water: Array) -> _Scan:

@@ -28,7 +28,9 @@ from mrsi_gadgets.reconstruction.nuisance.modulation import places
 MOST_ROWS = 120
 _ITERATIONS = 5
 _OVER_EDGE = 0.8
-"""A row counts from this part of the energy of the strongest row of noise alone on: noise costs less than lost water."""
+"""A row counts from this part of the energy of the strongest row of noise on: noise costs less than lost water."""
+_LEAST_OF_NOISE = 0.5
+"""In voxels of rare shapes a row counts from this part of the noise on."""
 _DEVIATIONS = 4.0
 """A voxel has a rare shape where its power beyond the common ones is so many standard deviations above noise."""
 _LEAST_ENERGY = 1e-2
@@ -212,7 +214,7 @@ def _with_more(reference: Array, factor: np.ndarray, energy: np.ndarray, referen
     power, rows = principal_rows(rows_left, min(MOST_ROWS, len(energy)))
     noise = 2 * reference_sd**2 * float(np.mean(scale**2))
     power = power / len(energy) - noise
-    keep = power > 0.5 * noise
+    keep = power > _LEAST_OF_NOISE * noise
     return np.concatenate([factor, (np.sqrt(np.maximum(power[keep], 0))[:, None] * rows[keep]).T], axis=1)
 
 

@@ -131,6 +131,8 @@ class Protocol:
     flip_angle_deg: float | None = None
     field_strength_t: float | None = None
     time_tick_ms: float = 2.5
+    receiver_noise_bandwidth: float = 1.0
+    """Share of the noise scan's bandwidth that the receiver's filter passes: the rest of it has no noise."""
     measurement_id: str = ""
     protocol_name: str = ""
     patient_position: str = "HFS"

@@ -205,7 +205,7 @@ def test_the_noise_of_the_laps_is_that_of_the_noise_readouts_in_the_receivers_pa
     assert density(streams, laps.sample_time_s, 45e3, 75e3) / passed == pytest.approx(0.96, abs=0.08)
 
 
-def test_the_noise_of_the_real_spectra_is_what_the_noise_scan_predicts_but_for_the_receivers_filter(calibrated):
+def test_the_noise_of_the_real_spectra_is_what_the_noise_scan_and_the_receivers_filter_predict(calibrated):
     fids = np.asarray(calibrated.image.fids())[:, :, 0][calibrated.inside]
     unitary = np.fft.fftshift(np.fft.fft(fids), axes=-1) / 12
     ppm = calibrated.imaging.protocol.ppm_axis()
@@ -213,7 +213,8 @@ def test_the_noise_of_the_real_spectra_is_what_the_noise_scan_predicts_but_for_t
     # the tail of water is smooth; fourth differences leave noise, 70 times its variance
     measured = np.sqrt(np.mean(np.abs(np.diff(unitary[:, empty], n=4)) ** 2) / 2 / 70)
     predicted = np.sqrt(np.mean(calibrated.image.noise_sd[:, :, 0][calibrated.inside] ** 2))
-    assert measured / predicted == pytest.approx(1.13, abs=0.06)
+    # 1.13 where the filter's 0.79 of the noise readouts' bandwidth is not told
+    assert measured / predicted == pytest.approx(1.0, abs=0.06)
 
 
 def test_an_image_of_finer_voxels_explains_the_real_samples_to_within_the_noise(calibrated):
@@ -234,7 +235,8 @@ def test_an_image_of_finer_voxels_explains_the_real_samples_to_within_the_noise(
         return np.mean(np.abs(residual[:, 1:]) ** 2 * kt.count[:, None] / 2) / (1 - used / len(samples))
 
     raw, aligned = (np.asarray(data.samples[0])[:, ::6] for data in (kt, align_times(kt)))
-    assert left(aligned) == pytest.approx(1.2, abs=0.2)
+    # noise in the laps has 0.96 of the density that the noise readouts have in the filter's passband
+    assert left(aligned) == pytest.approx(0.95, abs=0.15)
     # what this would see: samples of a lap taken to be simultaneous, a ring of the wrong sign
     assert left(raw) > 8
     assert left(aligned * np.where(calibrated.ring == 3, -1, 1)[:, None]) > 4

@@ -268,3 +268,15 @@ def test_a_reference_far_from_the_usual_one_is_warned_of():
         read_protocol(make_header(user={"mrsi_reference_ppm": ppm}), warn=warnings.warn)
         said = any(f"mrsi_reference_ppm is {ppm:g} but 0 Hz of 1H is usually near 4.65 ppm" in w for w in warnings.said)
         assert said == warned
+
+
+def test_the_bandwidth_of_the_receivers_noise_is_that_of_the_header_and_plausible():
+    assert read_protocol(make_header()).receiver_noise_bandwidth == 1.0
+    read = read_protocol(make_header(receiver_noise_bandwidth=0.79))
+    assert read.receiver_noise_bandwidth == 0.79
+    assert read.provenance["receiver_noise_bandwidth"] == "header relativeReceiverNoiseBandwidth"
+    text = header_xml(replace(csi_protocol(), receiver_noise_bandwidth=0.79), receiver_channels=2)
+    assert parse_header(text).receiver_noise_bandwidth == 0.79
+    for wrong in (0.0, 7.9, float("nan")):
+        with pytest.raises(DataError, match="relativeReceiverNoiseBandwidth is .* between 0.1 and 1"):
+            read_protocol(make_header(receiver_noise_bandwidth=wrong))

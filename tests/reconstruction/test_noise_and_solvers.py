@@ -43,6 +43,9 @@ def test_noise_of_another_dwell_is_scaled_by_the_ratio_of_the_bandwidths(rng):
     scan = synthetic.measure(zero, maps, zero[..., 0], protocol, noise_sd=2.0, rng=rng, role=Role.NOISE)
     same = covariance_from_noise_scan(scan, scan.sample_time_s)
     fine = covariance_from_noise_scan(replace(scan, sample_time_s=scan.sample_time_s / 4), scan.sample_time_s)
+    # where the filter passes four fifths of the noise scan's bandwidth, the rest holds none of its power
+    filtered = replace(scan, protocol=replace(scan.protocol, receiver_noise_bandwidth=0.8))
+    np.testing.assert_allclose(covariance_from_noise_scan(filtered, scan.sample_time_s), same / 0.8, rtol=1e-6)
     # four times the bandwidth of the data: four times their noise power
     np.testing.assert_allclose(fine * 4, same)
     assert np.real(np.diag(same)).mean() == pytest.approx(8.0, rel=0.05)

@@ -26,7 +26,7 @@ _SECTIONS = {
     "": {"name", "input", "matches", "profile", "geometry", "counters", "water_reference", "noise", "readout", "rings"},
     "geometry": {"matrix", "fov_mm", "origin"},
     "water_reference": {"flag"},
-    "noise": {"sample_time_us"},
+    "noise": {"sample_time_us", "bandwidth"},
     "readout": {"sample_time_us"},
     "rings": {"first_point", "unit", "rotation", "samples_per_lap", "temporal_interleaves"},
 }
@@ -100,6 +100,8 @@ class SequenceDescription:
     counters: Mapping[str, str]
     water_flag: str | None = None
     noise_sample_time_us: Value | FromHeader | None = None
+    noise_bandwidth: Value | FromHeader | None = None
+    """Share of the noise scan's bandwidth that the receiver's filter passes."""
     sample_time_us: Value | FromHeader | None = None
     rings: Rings | None = None
     source: str = field(default="", compare=False)
@@ -239,6 +241,7 @@ class _Reader:
             counters=self._counters(),
             water_flag=self.text.get("water_reference", {}).get("flag"),
             noise_sample_time_us=self._optional("noise", "sample_time_us"),
+            noise_bandwidth=self._optional("noise", "bandwidth"),
             sample_time_us=self._optional("readout", "sample_time_us"),
             rings=rings,
             source=str(self.path),

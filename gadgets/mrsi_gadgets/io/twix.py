@@ -191,6 +191,7 @@ class Conversion:
             te_ms=[float(t) * 1e-3 for t in _numbers(value("MeasYaps.alTE"))[:1]],
             flip_deg=[float(a) for a in _numbers(value("MeasYaps.adFlipAngleDegree"))[:1]],
             sequence_type="ChemicalShiftImaging",
+            noise_bandwidth=self._noise_bandwidth(),
         )
         trajectory = "other" if self.plan is not None else "cartesian"
         spaces = [EncodingSpace(self.matrix, self.fov_mm, self._limits(IMAGING), trajectory)]
@@ -279,6 +280,10 @@ class Conversion:
             if block.is_flag_set(name) and not (role == WATER and name == self.description.water_flag):
                 bits |= flag.mask
         return bits | (Flag.USER1.mask if role == WATER else 0)
+
+    def _noise_bandwidth(self) -> float | None:
+        given = self.description.noise_bandwidth
+        return None if given is None else float(resolve(given, self.measurement.header))
 
     def _sample_time_us(self, block: Any, role: str) -> float:
         header = self.measurement.header

@@ -40,6 +40,7 @@ class ScanFacts:
     te_ms: Sequence[float]
     flip_deg: Sequence[float]
     sequence_type: str
+    noise_bandwidth: float | None = None
 
 
 def header_xml(facts: ScanFacts, spaces: Sequence[EncodingSpace], profile: Mapping[str, int | float | str]) -> str:
@@ -63,6 +64,7 @@ def header_xml(facts: ScanFacts, spaces: Sequence[EncodingSpace], profile: Mappi
     _leaf(system, "systemVendor", facts.vendor)
     _leaf(system, "systemModel", facts.model)
     _leaf(system, "systemFieldStrength_T", facts.field_strength_t)
+    _leaf(system, "relativeReceiverNoiseBandwidth", facts.noise_bandwidth)
     _leaf(system, "receiverChannels", facts.channels)
     conditions = _section(root, "experimentalConditions")
     _leaf(conditions, "H1resonanceFrequency_Hz", round(facts.h1_frequency_hz))

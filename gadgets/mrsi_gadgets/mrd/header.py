@@ -69,6 +69,8 @@ class MrdHeader:
     model: str = ""
     field_strength_t: float | None = None
     receiver_channels: int | None = None
+    receiver_noise_bandwidth: float | None = None
+    """Part of the noise scan's bandwidth that the receiver's filter passes."""
     coil_labels: Mapping[int, str] = field(default_factory=dict)
     h1_frequency_hz: float | None = None
     encodings: tuple[Encoding, ...] = ()
@@ -122,6 +124,7 @@ def parse_header(xml: str) -> MrdHeader:
         model=_text(root, f"{system}/systemModel"),
         field_strength_t=_number(root, f"{system}/systemFieldStrength_T", float),
         receiver_channels=_number(root, f"{system}/receiverChannels", _integer),
+        receiver_noise_bandwidth=_number(root, f"{system}/relativeReceiverNoiseBandwidth", float),
         coil_labels=dict(_coil_labels(root)),
         h1_frequency_hz=_number(root, "experimentalConditions/H1resonanceFrequency_Hz", float),
         encodings=tuple(_encoding(element, i) for i, element in enumerate(root.findall("encoding"))),

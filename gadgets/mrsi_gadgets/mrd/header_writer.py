@@ -75,6 +75,8 @@ def header_xml(
     parameters |= user or {}
     system = _element("systemVendor", vendor) + _element("systemModel", model)
     system += _element("systemFieldStrength_T", protocol.field_strength_t)
+    if protocol.receiver_noise_bandwidth != 1.0:
+        system += _element("relativeReceiverNoiseBandwidth", protocol.receiver_noise_bandwidth)
     return (
         '<?xml version="1.0" encoding="UTF-8"?>\n<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">'
         + _wrap(

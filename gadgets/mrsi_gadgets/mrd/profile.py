@@ -321,7 +321,7 @@ def _sequence(keys: KeyReader, header: MrdHeader) -> dict[str, Any]:
         ("flip_angle_deg", header.flip_angles_deg, "flipAngle_deg"),
     ):
         keys.provenance[target] = f"header sequenceParameters/{name}" if values else "not given"
-    return {
+    return _noise_bandwidth(keys, header) | {
         "echo_times_s": tuple(te * 1e-3 for te in header.echo_times_ms),
         "repetition_time_s": header.repetition_times_ms[0] * 1e-3 if header.repetition_times_ms else None,
         "flip_angle_deg": header.flip_angles_deg[0] if header.flip_angles_deg else None,
@@ -331,6 +331,20 @@ def _sequence(keys: KeyReader, header: MrdHeader) -> dict[str, Any]:
         "protocol_name": header.protocol_name,
         "patient_position": header.patient_position or "HFS",
     }
+
+
+def _noise_bandwidth(keys: KeyReader, header: MrdHeader) -> dict[str, Any]:
+    """Return the share of the noise scan's bandwidth that the receiver's filter passes."""
+    value = header.receiver_noise_bandwidth
+    if value is None:
+        keys.provenance["receiver_noise_bandwidth"] = "default 1 (relativeReceiverNoiseBandwidth not given)"
+        return {}
+    if not 0.1 <= value <= 1.0:
+        raise DataError(
+            f"relativeReceiverNoiseBandwidth is {value:g}; it must lie between 0.1 and 1 (usually 0.79), correct it"
+        )
+    keys.provenance["receiver_noise_bandwidth"] = "header relativeReceiverNoiseBandwidth"
+    return {"receiver_noise_bandwidth": value}
 
 
 def _trajectory(keys: KeyReader, kind: str, encoding: Encoding) -> dict[str, Any]:

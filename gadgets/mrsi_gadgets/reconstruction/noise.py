@@ -44,7 +44,8 @@ def covariance_from_noise_scan(noise: KtData, sample_time_s: float) -> np.ndarra
     """Return the covariance of one metabolite sample from a noise scan that may have had another dwell.
 
     White receiver noise has a power proportional to the bandwidth, so E[n n^H] scales with the noise scan's dwell over
-    that of the data.
+    that of the data. The noise scan's own bandwidth is narrower than its dwell says by what the receiver's filter cuts
+    off (`Protocol.receiver_noise_bandwidth`); the data lie where it passes everything.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ def covariance_from_noise_scan(noise: KtData, sample_time_s: float) -> np.ndarra
     covariance = noise_covariance(noise.samples)
     if sample_time_s > 0 and noise.sample_time_s > 0:
         covariance = covariance * (noise.sample_time_s / sample_time_s)
-    return covariance
+    return covariance / noise.protocol.receiver_noise_bandwidth
 
 
 def noise_covariance_from_data(kt: KtData) -> tuple[np.ndarray, str]:

@@ -28,7 +28,7 @@ from mrsi_gadgets.reconstruction.solvers import conjugate_gradient
 BAND_PPM = (0.7, 1.7)
 FINENESS = 2
 """Fine voxels per voxel and axis."""
-_LEAST_OF_STRONG = 0.1
+_LEAST_OF_STRONG = 0.25
 """A voxel belongs to the support from this part of the amplitude of strong voxels on."""
 _LEAST_OVER_BRAIN = 3.0
 """... and from this factor over the median of the head on: a brain without lipids has no support."""
@@ -38,7 +38,7 @@ _LEAK = 0.05
 """Amplitude of a strong leak from the support to a voxel of the brain."""
 _OVER_EDGE = 1.2
 """A row counts where its energy is above that of the strongest row of noise alone by this factor."""
-_RTOL, _MAX_ITERATIONS = 3e-4, 60
+_RTOL, _MAX_ITERATIONS = 1e-4, 150
 
 
 @dataclass(frozen=True, eq=False)

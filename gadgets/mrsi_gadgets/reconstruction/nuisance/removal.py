@@ -18,9 +18,11 @@ from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.models.subspace import Subspace
 from mrsi_gadgets.operators.encoding import encoding_operator
+from mrsi_gadgets.reconstruction.calibrated_centre import missing_share
 from mrsi_gadgets.reconstruction.fourier import field_phase, reconstruct_fourier
 from mrsi_gadgets.reconstruction.nuisance import modulation as sidebands
 from mrsi_gadgets.reconstruction.nuisance.hsvd import principal_rows
+from mrsi_gadgets.reconstruction.nuisance.joint import parts_of_all_data
 from mrsi_gadgets.reconstruction.nuisance.lipids import (
     BAND_PPM,
     LipidSpace,
@@ -66,6 +68,10 @@ _WATER_ROUNDS = 3
 """How often the water's covariance is learned, first from HSVD and then from its own result."""
 _SIDEBANDS = 1.6
 """There are sidebands from this root mean square downfield of water on, over the noise."""
+_ALIASED = 0.1
+"""Part of k-space, within the ellipse, from which on it is missed."""
+_LIPIDS_INSIDE = 1e-2
+"""Energy of lipids in the mask, which holds a part of the scalp, over that outside of it."""
 _LIPID_ROUNDS = 2
 """How often lipids are looked for, each time beside better water."""
 _STRENGTH_QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -354,11 +360,54 @@ def _scan(
 
 def _cleaned(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:
     """Return the data without what the method finds, and notes for the provenance."""
+    if method == "union_of_subspaces" and _is_aliased(scan):
+        return _cleaned_jointly(scan)
     kt, notes = _pass(scan, method)
     exact = kt.grid is not None and kt.fully_sampled and kt.common_times
     for _ in range(0 if exact else _PASSES - 1):
         kt, _ = _pass(scan.with_samples(kt.samples), method)
     return kt, notes
+
+
+def _is_aliased(scan: _Scan) -> bool:
+    """Tell whether suppressed water and lipids fold onto other voxels of a Cartesian image."""
+    if scan.kt.grid is None or missing_share(scan.kt) < _ALIASED or scan.model.rank == scan.model.metabolite_rank:
+        return False
+    flat = namespace(scan.fids).reshape(scan.fids, (-1, int(scan.fids.shape[-1])))
+    return not _unsuppressed(scan, flat, _hsvd(scan, flat))
+
+
+def _cleaned_jointly(scan: _Scan) -> tuple[KtData, dict[str, Any]]:
+    """Return incomplete Cartesian data without water and lipids, estimated beside metabolites from all samples."""
+    kt, model = scan.kt, scan.model
+    xp = namespace(scan.fids)
+    flat = xp.reshape(scan.fids, (-1, int(scan.fids.shape[-1])))
+    rough = _hsvd(scan, flat)
+    # an image of incomplete data holds so much of each voxel's energy where it belongs
+    share = float(np.mean(kt.count > 0))
+    rank = model.metabolite_rank
+    metabolites = np.zeros_like(model.metabolite_covariance)
+    metabolites[:rank, :rank] = model.metabolite_covariance[:rank, :rank]
+    metabolites = metabolites * _strength(scan, flat - rough) / share
+    inside = scan.mask
+    power = to_numpy(xp.sum(xp.abs(rough) ** 2, axis=1)).astype(float).reshape(inside.shape) / share
+    rest = flat - rough
+    ppm = kt.protocol.ppm_axis(int(flat.shape[1]))
+    water = model.water_covariance * float(np.mean(power[inside]))
+    band = band_amplitude(rest, ppm, BAND_PPM).reshape(inside.shape) ** 2
+    lipid = model.lipid_covariance * float(np.percentile(band, 95)) * _band_points(ppm) / share
+    groups = [
+        (inside, np.stack([metabolites, water, _LIPIDS_INSIDE * lipid])),
+        (~inside, np.stack([metabolites, water, lipid])),
+    ]
+    parts = parts_of_all_data(kt, scan.coil_maps, scan.b0_hz, model.basis, groups, scan.noise_sd)
+    nuisance = scan.samples_of(parts[1] + parts[2], model.basis)
+    notes = {"water": "suppressed", "solved": "all parts at once"}
+    return kt.with_samples(kt.samples - nuisance), notes
+
+
+def _band_points(ppm: np.ndarray) -> int:
+    return int(np.sum((ppm > BAND_PPM[0]) & (ppm < BAND_PPM[1])))
 
 
 def _pass(scan: _Scan, method: str) -> tuple[KtData, dict[str, Any]]:

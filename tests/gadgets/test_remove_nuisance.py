@@ -136,3 +136,12 @@ def test_a_recipe_can_name_it_and_its_method():
     assert RemoveNuisance.from_attributes({"method": "l2"}).method == "l2"
     with pytest.raises(ConfigError, match="<remove_nuisance>: method is 'magic'; it must be one of auto, hsvd"):
         RemoveNuisance.from_attributes({"method": "magic"})
+
+
+def test_the_subspace_is_learned_once_for_all_gadgets(clean):
+    context = Context(protocol=clean.protocol)
+    gadget = prepared(context)
+    (model,) = context.prepared[gadget].result()
+    assert context.subspace() is model
+    assert context.subspace(rank=8).metabolite_rank == 8
+    assert context.subspace() is model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ import numpy as np
 from mrsi_gadgets.arrays import Array
 from mrsi_gadgets.data import Protocol, SpectralImage
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.models.subspace import Subspace, learn_subspace
 
 
 @dataclass
@@ -103,6 +105,18 @@ class Context:
     """Called when the field map is there."""
     on_progress: Callable[[str], None] | None = None
     """Told a sentence when a stage is reached."""
+
+    _learned: dict[tuple[int, int | None], Subspace] = field(default_factory=dict, init=False, repr=False)
+    _learning: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def subspace(self, echo: int = 0, rank: int | None = None) -> Subspace:
+        """Return the subspace of an echo's protocol; gadgets that ask for the same one share it."""
+        with self._learning:
+            if (echo, rank) not in self._learned:
+                with self.report.timed("learn subspace"):
+                    protocol = self.protocol.of_echo(echo)
+                    self._learned[echo, rank] = learn_subspace(protocol, rank=rank, seed=self.seed)
+            return self._learned[echo, rank]
 
     def progress(self, sentence: str) -> None:
         """Log a stage of the work and tell whoever listens (the console)."""

@@ -14,7 +14,7 @@ from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice
 from mrsi_gadgets.models.between_samples import rows_between_samples
-from mrsi_gadgets.models.subspace import Subspace, learn_subspace
+from mrsi_gadgets.models.subspace import Subspace
 from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, offset_nodes
 from mrsi_gadgets.operators.encoding import EvolvedBasis, evolved_basis
 from mrsi_gadgets.reconstruction.fourier import reconstruct_fourier
@@ -73,8 +73,7 @@ class Reconstruct(Gadget):
 
     def _learned(self, context: Context, echo: int) -> LearnedBasis:
         protocol = context.protocol.of_echo(echo)
-        with context.report.timed("learn subspace"):
-            model = learn_subspace(protocol, rank=self.rank, seed=context.seed)
+        model = context.subspace(echo, self.rank)
         told = {
             "rank": model.rank,
             "metabolite_rank": model.metabolite_rank,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice, handed_on
-from mrsi_gadgets.models.subspace import Subspace, learn_subspace
+from mrsi_gadgets.models.subspace import Subspace
 from mrsi_gadgets.reconstruction.nuisance.removal import METHODS, nuisance_strength, remove_nuisance
 
 LEAST_POINTS = 64
@@ -33,12 +33,11 @@ class RemoveNuisance(Gadget):
     def __post_init__(self) -> None:
         choice("method", self.method, METHODS)
 
-    def prepare(self, context: Context) -> Subspace | None:
-        """Learn the subspace of metabolites, which must not be touched, before the data are there."""
+    def prepare(self, context: Context) -> tuple[Subspace, ...]:
+        """Learn the subspace of metabolites (of each echo), which must not be touched, before the data are there."""
         if context.protocol.nucleus != "1H":
-            return None
-        with context.report.timed("learn subspace of nuisance removal"):
-            return learn_subspace(context.protocol, seed=context.seed)
+            return ()
+        return tuple(context.subspace(echo) for echo in range(context.protocol.n_echoes))
 
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
         """Yield metabolite data without nuisance; everything else passes, as do nuclei without water and lipids."""
@@ -60,7 +59,7 @@ class RemoveNuisance(Gadget):
                 del item
                 yield from handed_on(ready)
                 continue
-            model = context.prepared[self].result()
+            model = context.prepared[self].result()[item.echo]
             with context.report.timed("remove nuisance"):
                 done = remove_nuisance(
                     item,

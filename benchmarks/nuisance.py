@@ -4,13 +4,13 @@
 
 HSVD: FIDs of 512 points (three water lines, four metabolite lines, white noise) at once on all cores, and the first of
 them one by one by hlsvdpropy (pure Python and SciPy, order 25), the residual being the root mean square of the spectrum
-within 60 Hz of water over that of the noise; what it is when the true water is taken is told beside it: less than that is
-noise and metabolites taken for water. Maps: residual water and scalp lipids in units of the NAA CH3 signal at
-t = 0; water of 3,000 is the unsuppressed water of the brain itself, with three pairs of sidebands that grow to 0.5 % of
-the line 90 mm from the centre; the water reference has them too. Weak water and lipids are removed here too, which the
-gadget leaves alone unless it is told `always`. Errors are means of NRMSE over tNAA, tCr, tCho, Ins, Glx and medians over
-brains; "x" is the error over that of the same brain and noise without nuisance. "Left" is what differs from that scan
-in the brain after the removal, root mean square in a band of the spectrum over the noise: medians over voxels.
+within 60 Hz of water over that of the noise; beside it what it is when the true water is taken: less than that is noise
+and metabolites taken for water. Maps: residual water and scalp lipids in units of the NAA CH3 signal at t = 0; water of
+3,000 is the unsuppressed water of the brain itself, with three pairs of sidebands that grow to 0.5 % of the line 90 mm
+from the centre; the water reference has them too. Weak water and lipids are removed here too, which the gadget leaves
+alone unless it is told `always`. Errors are means of NRMSE over tNAA, tCr, tCho, Ins, Glx and medians over brains; "x"
+is the error over that of the same brain and noise without nuisance. "Left" is what differs from that scan in the brain
+after the removal, root mean square in a band of the spectrum over the noise: medians over voxels.
 """
 
 from __future__ import annotations

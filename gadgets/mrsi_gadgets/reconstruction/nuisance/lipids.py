@@ -28,7 +28,7 @@ from mrsi_gadgets.reconstruction.solvers import conjugate_gradient
 BAND_PPM = (0.7, 1.7)
 FINENESS = 2
 """Fine voxels per voxel and axis."""
-_LEAST_OF_STRONG = 0.25
+_LEAST_OF_STRONG = 0.15
 """A voxel belongs to the support from this part of the amplitude of strong voxels on."""
 _LEAST_OVER_BRAIN = 3.0
 """... and from this factor over the median of the head on: a brain without lipids has no support."""

@@ -373,3 +373,11 @@ def test_the_images_say_by_what_they_were_made():
     text = values_of(from_xml(result.images[0].attributes), "mrsi_provenance")[0]
     parts = ['"recipe": "subspace"', '"seed": 5', '"device": "numpy:cpu"', '"noise": "noise scan"', "mrsi_dwell_us"]
     assert [part for part in parts if part not in text] == []
+
+
+@pytest.mark.parametrize(("method", "told"), [("fourier", True), ("low_rank", True), ("subspace", False)])
+def test_methods_that_fill_the_middle_of_k_space_with_zeros_say_what_that_does(method, told):
+    scan = small_scan()
+    half = [r for i, r in enumerate(scan.metabolites) if i % 2 == 0 or i in (27, 28, 29)]
+    warnings = run(scan.with_readouts(scan.noise + scan.water + half), method).summary["warnings"]
+    assert any("aliased and too small" in warning for warning in warnings) == told

@@ -187,7 +187,7 @@ def test_no_line_of_the_phantom_has_a_mirror_on_the_other_side_of_water(calibrat
         return sizes[:, np.abs(ppm - place) < 0.07].max(-1)
 
     for place in (1.735, 1.14):
-        assert np.all(top(place) > 5 * top(9.3 - place))
+        assert np.mean(top(place) > 5 * top(9.3 - place)) > 0.97
     assert np.mean(top(3.93) > 5 * top(9.3 - 3.93)) > 0.65
     # what was dropped as a sideband of water has one
     assert np.mean(top(3.14) > 5 * top(9.3 - 3.14)) < 0.1
@@ -261,7 +261,8 @@ def test_the_exact_operator_explains_far_more_of_the_real_samples_than_gridding(
         return np.mean(np.abs(residual[:, :128]) ** 2 * kt.count[:, None] / 2)
 
     assert left(np.asarray(image.fids())) < 20
-    assert left(gridded) > 200
+    # 300 where the innermost ring stood for the whole disc that it encloses
+    assert 40 < left(gridded) < 150
 
 
 def test_without_noise_scan_and_water_the_real_file_still_makes_an_image(real):

@@ -111,9 +111,23 @@ def test_what_lies_outside_the_field_of_view_is_suppressed():
     assert left[47.0] < 0.15
 
 
+@pytest.mark.parametrize("grid_center", ["voxel", "edge"])
+def test_a_lobe_that_ends_at_the_other_side_gives_the_same_points(grid_center):
+    # with the sign turned, lobes reach from +n/2 down: that sample is the grid's -n/2, half a cell beyond the others
+    scan = EpsiScan(
+        [Line((5, 2, 0), 0.0, decay_hz=0.0), Line((11, 3, 1), 0.0, 0.4j, 0.0)], matrix=(16, 4, 2), oversampling=2.0,
+        sample_time_us=20.0, grid_center=grid_center,
+    )  # fmt: skip
+    for turned in (replace(scan, kspace_sign=(-1, 1, 1)), replace(scan, freq_sign=-1)):
+        (kt,), _ = sort(turned)
+        assert rms(kt.dense[0, 0] - expected(scan, kt).reshape(16, 4, 2, -1)[0]) < 0.15
+
+
+@pytest.mark.parametrize("sign_x", [1, -1])
 @pytest.mark.parametrize("polarity", ["monopolar", "alternating"])
-def test_the_noise_of_a_cut_lobe_is_that_of_its_sample_time(polarity):
+def test_the_noise_of_a_cut_lobe_is_that_of_its_sample_time(polarity, sign_x):
     scan = EpsiScan([], matrix=(16, 6, 4), oversampling=2.0, sample_time_us=20.0, n_lobes=40, polarity=polarity)
+    scan = replace(scan, kspace_sign=(sign_x, 1, 1))
     readouts = scan.readouts()
     rng = np.random.default_rng(1)
     for readout in readouts:
@@ -380,3 +394,16 @@ def test_a_noise_scan_without_a_dwell_is_refused():
         sort(EpsiScan(LINES), [*noise, *EpsiScan(LINES).readouts()])
     (found, _), _ = sort(EpsiScan(LINES), [*noise_readouts(sample_time_us=5.0), *EpsiScan(LINES).readouts()])
     assert found.sample_time_s == pytest.approx(5e-6)
+
+
+def test_reversed_lobes_of_another_parity_in_the_metabolites_are_refused():
+    scan = EpsiScan(LINES, polarity="alternating")
+    water = scan.readouts()
+    for readout in water:
+        set_counter(readout.head, "set", 1)
+        readout.head["flags"] = int(readout.head["flags"]) | Flag.USER1.mask
+    turned = replace(scan, first_backwards=not scan.first_backwards).readouts()
+    header = scan.header()
+    protocol = read_protocol(header, {"mrsi_water_ref": "set:1"})
+    with pytest.raises(DataError, match="of the metabolite readouts have .* numbers, those of the water_reference"):
+        list(sort_readouts([*water, *turned], protocol, Warnings(), header))

@@ -8,7 +8,7 @@ import pytest
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.mrd.header import Limit, parse_header
 from mrsi_gadgets.mrd.profile import read_protocol
-from mrsi_gadgets.mrd.rings import ring_areas, ring_points
+from mrsi_gadgets.mrd.rings import ring_points
 from mrsi_gadgets.mrd.sorting import sort_readouts
 from ring_phantom import RingScan, Source
 
@@ -78,23 +78,6 @@ def test_samples_of_a_slower_adc_count_as_several():
     assert kt.count[160:] == pytest.approx(40 * 2 / 60)
 
 
-def test_density_is_the_area_of_k_space_in_cells_of_the_grid():
-    scan = RingScan(SOURCES)
-    (kt,) = sort(scan)
-    circle = np.pi * (len(scan.laps) / (max(scan.fov_mm[:2]) * 1e-3)) ** 2 * np.prod(scan.fov_mm[:2]) * 1e-6
-    assert kt.density.shape == (280,)
-    assert kt.density.sum() == pytest.approx(circle, rel=1e-6)
-
-
-def test_areas_of_rings_grow_with_their_radius_and_sum_to_the_disc():
-    areas = ring_areas(np.array([2.5, 0.5, 1.5]))
-    np.testing.assert_allclose(areas, np.pi * np.array([5.0, 1.0, 3.0]))
-    np.testing.assert_allclose(ring_areas(np.array([0.0, 1.0])), np.pi * np.array([0.25, 2.0]))
-    np.testing.assert_allclose(ring_areas(np.array([0.5])), np.pi)
-    with pytest.raises(DataError, match="same radius"):
-        ring_areas(np.array([1.0, 1.0]))
-
-
 def test_a_ring_is_walked_clockwise_from_its_first_point():
     path = ring_points(2.0 + 0j, 5, 4, clockwise=True)
     np.testing.assert_allclose(path, [[2, 0], [0, -2], [-2, 0], [0, 2], [2, 0]], atol=1e-12)
@@ -110,6 +93,18 @@ def test_averages_are_averaged():
     (once,), (twice,) = sort(scan), sort(scan, [*scan.readouts(), *second])
     np.testing.assert_allclose(twice.samples, 2 * once.samples, rtol=1e-5)
     np.testing.assert_allclose(twice.count, 2 * once.count)
+
+
+def test_an_average_on_another_path_is_refused():
+    scan = RingScan(SOURCES)
+    second = scan.readouts()
+    for readout in second:
+        readout.head["idx"]["average"] = 1
+        turned = readout.trajectory.copy()
+        turned[:, 0], turned[:, 1] = readout.trajectory[:, 1], -readout.trajectory[:, 0]
+        readout.trajectory = turned
+    with pytest.raises(DataError, match="differs from that of the readouts of ring"):
+        sort(scan, [*scan.readouts(), *second])
 
 
 def test_a_missing_chunk_leaves_the_times_of_its_laps_at_zero():
@@ -139,15 +134,13 @@ def test_a_missing_interleaf_leaves_every_other_time_at_zero():
     assert (kt.count[220:, ::2] > 0).all()
 
 
-def test_a_missing_ring_is_told_and_its_neighbours_share_its_area():
+def test_a_missing_ring_is_told():
     scan = RingScan(SOURCES)
     warnings = Warnings()
     (kt,) = sort(scan, [r for r in scan.readouts() if r.head["idx"]["kspace_encode_step_1"] != 2], warnings)
     assert np.flatnonzero(kt.count == 0).tolist() == list(range(80, 120))
     assert not kt.samples[0, 80:120].any()
-    assert not kt.density[80:120].any()
-    (whole,) = sort(scan)
-    assert kt.density.sum() == pytest.approx(whole.density.sum(), rel=1e-9)
+    assert kt.density is None
     assert warnings == ["4 of 28 k-space samples of metabolite were not acquired and are zero"]
 
 

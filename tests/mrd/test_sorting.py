@@ -195,15 +195,16 @@ def test_averages_give_their_mean():
     assert warnings == []
 
 
-def test_acquisition_weighted_averages_give_their_sum_and_count():
+def test_acquisition_weighted_averages_weigh_by_their_number_and_count_by_their_noise():
     protocol = csi_protocol(kspace_weighting="acquisition_weighted")
     scan = CsiScan(protocol)
     centre = [r for r in scan.readouts(start=60, average=1) if int(r.head["idx"]["segment"]) == 1]
     (kt,), _ = run([*scan.readouts(), *centre], protocol, header_of(protocol, averages=2))
     expected = scan.k_space()
-    expected[:, 1] *= 2
+    expected[:, [0, 2]] /= 2
     assert np.allclose(kt.dense, expected, atol=1e-4)
-    assert kt.count.reshape(3, 4, 5)[:, 0, 0].tolist() == [1, 2, 1]
+    # half of one readout has a quarter of its variance; the mean of two has half
+    assert kt.count.reshape(3, 4, 5)[:, 0, 0].tolist() == [4, 2, 4]
 
 
 def test_missing_samples_are_zero_and_counted():

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import j1
 
 from mrsi_gadgets.arrays import centred_ifftn, to_numpy
 from mrsi_gadgets.data import Role
@@ -53,7 +54,7 @@ def test_a_point_source_comes_back_at_its_place_and_chemical_shift(changes):
     assert peak_ppm(fid, scan.dwell_us * 1e-6) == pytest.approx(2.01, abs=0.005)
     # the voxel's share of its own point spread is the part of the k-space box that the circle covers
     kt = ring_data(scan)
-    covered = kt.density.sum() / 120
+    covered = with_density(kt).density.sum() / 120
     assert abs(fid[5]) / np.exp(-np.pi * 8 * gridded.t[0, 5]) == pytest.approx(covered, rel=0.03)
     assert np.angle(fid[5]) == pytest.approx(
         np.angle(np.exp(2j * np.pi * (2.01 - REFERENCE_PPM) * F0_HZ * 1e-6 * gridded.t[0, 5])), abs=0.05
@@ -61,7 +62,7 @@ def test_a_point_source_comes_back_at_its_place_and_chemical_shift(changes):
 
 
 def test_without_the_phase_along_the_lap_the_source_would_be_smeared_away():
-    points = ring_data(RingScan([NAA]))
+    points = with_density(ring_data(RingScan([NAA])))
     straight = np.abs(coil_images(replace(points, t=points.t))[0, 9, 3, 0])
     corrected = np.abs(coil_images(align_times(points))[0, 9, 3, 0])
     assert np.mean(straight) < 0.5 * np.mean(corrected)
@@ -136,7 +137,9 @@ def test_where_the_origin_lies_on_a_voxels_edge_the_image_is_half_a_voxel_on():
     fourier = Fourier(tuple(gridded.dense.shape), first_axis=1, shift=half_voxel_shift(geometry))
     image = np.abs(fourier.H(gridded.dense)[0, :, :, 0, 4]) / np.sqrt(120)
     assert np.unravel_index(image.argmax(), image.shape) == (9, 3)
-    assert image.max() / np.exp(-np.pi * 8 * gridded.t[0, 4]) == pytest.approx(kt.density.sum() / 120, rel=0.03)
+    assert image.max() / np.exp(-np.pi * 8 * gridded.t[0, 4]) == pytest.approx(
+        with_density(kt).density.sum() / 120, rel=0.03
+    )
 
 
 def test_a_missing_ring_is_left_out_and_its_neighbours_stand_for_it():
@@ -156,11 +159,26 @@ def test_a_missing_ring_is_left_out_and_its_neighbours_stand_for_it():
     assert np.unravel_index(energy.argmax(), energy.shape) == NAA.voxel
 
 
-def test_a_computed_density_is_that_of_the_rings():
-    kt = ring_data(RingScan([NAA]))
-    computed = with_density(replace(kt, density=None)).density
-    radius = np.round(np.hypot(kt.k[:, 0], kt.k[:, 1]), 2)
-    # in an oblong field of view the shares vary along a ring; those of whole rings are its areas
-    rings = [(computed[radius == r].sum(), kt.density[radius == r].sum()) for r in np.unique(radius)[:-1]]
-    assert len(rings) == 5
-    np.testing.assert_allclose(*zip(*rings, strict=True), rtol=0.15)
+def test_the_density_of_rings_is_that_of_their_areas_but_for_the_innermost():
+    """Integrals over circles at half-integer radii: 2 pi r d each, and pi - pi / 12 in the middle (Euler-Maclaurin)."""
+    scan = RingScan([NAA], matrix=(24, 24, 1), fov_mm=(240.0, 240.0, 30.0), laps=(80,) * 12, interleaves=(2,) * 12)
+    density = with_density(ring_data(scan)).density.reshape(12, 80).sum(axis=1)
+    np.testing.assert_allclose(density[1:-2], 2 * np.pi * (np.arange(1, 10) + 0.5), rtol=0.02)
+    assert density[0] == pytest.approx(np.pi * 11 / 12, rel=0.06)
+
+
+def test_an_object_that_fills_a_disc_has_no_background_when_gridded():
+    """With pi cells for the innermost ring the whole image would be raised: 1.12 in the middle, 0.12 outside."""
+    scan = RingScan([NAA], matrix=(24, 24, 1), fov_mm=(240.0, 240.0, 30.0), laps=(80,) * 12, interleaves=(2,) * 12)
+    kt = ring_data(scan)
+    # transform of a disc of 70 mm radius and unit signal per voxel
+    x = 2 * np.pi * np.maximum(np.hypot(kt.k[:, 0], kt.k[:, 1]), 1e-9) * 0.07
+    disc = 2 * np.pi * 0.07**2 / 0.01**2 * j1(x) / x
+    flat = kt.with_samples(np.broadcast_to(disc[None, :, None], kt.samples.shape).astype(np.complex64))
+    image = coil_images(with_density(flat))[0, :, :, 0, 5].real
+    place = (np.arange(24) - 12) * 10.0
+    radius = np.hypot(place[:, None], place)
+    assert image[radius < 50].mean() == pytest.approx(1.0, abs=0.02)
+    wrong = np.pi * np.diff(np.arange(13) ** 2) / 80
+    raised = coil_images(replace(flat, density=np.repeat(wrong, 80)))[0, :, :, 0, 5].real
+    assert raised[radius < 50].mean() > 1.06

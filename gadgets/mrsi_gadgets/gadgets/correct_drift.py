@@ -29,8 +29,8 @@ LARGE_DRIFT_HZ = 5.0
 """Movement of the frequency over a frame from which on it is told as a warning."""
 LEAST_CHANGE_HZ = 0.1
 """Smallest change between repetitions that is corrected: less does nothing to a map."""
-LEAST_SHIFT_HZ = 3.0
-"""Smallest shift of residual water that is taken for a drift; suppression alone shifts it by one or two Hz."""
+LEAST_SHIFT_HZ = 5.0
+"""Smallest shift of residual water that is taken for a drift; suppression alone shifts it by up to three Hz."""
 LARGEST_SHIFT_HZ = 30.0
 """Largest shift of residual water that is taken for a drift; more is another line, or another frequency was set."""
 LEAST_SEPARATION = 0.5

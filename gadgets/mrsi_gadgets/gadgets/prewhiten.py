@@ -49,8 +49,10 @@ class Prewhiten(Gadget):
             elif item.role is Role.NOISE:
                 noise, offset = item, offset_of_noise(item)
             else:
-                if whitening is None and noise is None and item.role is not Role.METABOLITE:
-                    # without a noise scan only the metabolite data can tell the noise: the reference waits for them
+                waits = item.role is Role.NAVIGATOR if noise is not None else item.role is not Role.METABOLITE
+                if whitening is None and waits:
+                    # without a noise scan only the metabolite data can tell the noise, and navigators have an ADC dwell
+                    # of their own: these wait
                     waiting.append(item)
                     continue
                 if whitening is None:

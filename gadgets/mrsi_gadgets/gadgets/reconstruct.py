@@ -26,6 +26,8 @@ from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
 METHODS = ("fourier", "low_rank", "locally_low_rank", "joint", "subspace")
 OFFSETS = (-0.75, 1.0)
 """Offsets of samples from the spectral times, in dwells, for which the basis is ready before the data are there."""
+MOST_MISSING = 0.1
+"""Share of the inner half of k-space that may be missing before images filled with zeros mislead."""
 LARGE_RESIDUAL = 0.01
 """Relative residual of an iterative solve from which on it is told."""
 
@@ -109,6 +111,7 @@ class Reconstruct(Gadget):
         """Turn metabolite data into spectral images."""
         for item in items:
             if isinstance(item, KtData) and item.role is Role.METABOLITE:
+                self._tell_aliases(item, context)
                 with context.report.timed("reconstruct"):
                     image = self._image(item, context)
                     if item.protocol.n_echoes > 1:
@@ -125,6 +128,20 @@ class Reconstruct(Gadget):
                 yield image
             elif not isinstance(item, KtData):
                 yield item
+
+    def _tell_aliases(self, kt: KtData, context: Context) -> None:
+        """Say what a method that fills missing k-space with zeros makes of it."""
+        if self.method not in ("fourier", "low_rank") or kt.fully_sampled:
+            return
+        # an ellipse that is left out lies at the edge and costs resolution alone
+        extent = np.abs(kt.k).max(axis=0)
+        inner = np.sum((kt.k / np.where(extent > 0, extent, 1.0)) ** 2, axis=1) < 0.25
+        missing = float(np.mean(kt.counts[inner] == 0)) if inner.any() else 0.0
+        if missing > MOST_MISSING:
+            context.report.warn(
+                f"method {self.method} fills what was not acquired with zeros, {missing:.0%} of the inner half of "
+                "k-space: its maps are aliased and too small, also those in units of water; use method subspace"
+            )
 
     def _image(self, kt: KtData, context: Context) -> SpectralImage:
         known = context.calibration.encoding()

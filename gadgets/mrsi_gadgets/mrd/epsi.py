@@ -143,6 +143,11 @@ class EpsiLayout:
         ]
         self._lowest = lowest_steps(protocol, ("ky", "kz"), self._counters, signs[1:])
 
+    @property
+    def reverse_parity(self) -> int:
+        """0 where even lobes run back, 1 where odd ones do, -1 where none does."""
+        return self._reverse_parity
+
     def _number(self, head: np.void) -> int:
         name = self.protocol.axes["t"]
         index = head["idx"]
@@ -317,10 +322,14 @@ class EpsiLayout:
         k = np.empty(n_x)
         k[index] = reached
         late = direction * k * factor * self.sample_time_us * 1e-6
+        # each point is estimated where the lobe reaches: half a cell beyond it would be a guess
+        way = oversampling_removal(geometry, steps, k)
         if self.grid is not None:
-            # +n/2 and -n/2 are one point of the grid
-            k = np.arange(n_x, dtype=float) - n_x // 2
-        matrix = oversampling_removal(geometry, steps, k).T.astype(np.complex64)
+            # +n/2 and -n/2 are one point of the grid, with the sign of the half voxel between its origin and a voxel
+            on_grid = np.arange(n_x, dtype=float) - n_x // 2
+            way = way * np.exp(2j * np.pi * (on_grid - k) / n_x * geometry.centre_index[0])[:, None]
+            k = on_grid
+        matrix = way.T.astype(np.complex64)
         return _Lobe(readout, centre, k / fov_m, late, np.ascontiguousarray(matrix))
 
     def _ramp(self, readout: Acquisition, head: ReadoutHead, reverse: bool) -> np.ndarray:

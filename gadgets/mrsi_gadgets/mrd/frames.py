@@ -7,6 +7,7 @@ of metabolite cycling, whose two conditions leave together as water reference an
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -301,8 +302,10 @@ class RoleFrames:
         acquired_s = self._acquired(slots, np.array(frame.seconds)) if self.clock.varies else None
         samples = frame.samples
         weighted = self.protocol.kspace_weighting == "acquisition_weighted"
-        if (not weighted or self._condition >= 0) and slots.max(initial=0) > 1:
+        if slots.max(initial=0) > 1:
             samples /= _column(np.maximum(count, 1).astype(np.float32))
+        if weighted and self._condition < 0:
+            count = _weigh(samples, count)
         if self.layout.shares is not None:
             count = count * (self.layout.shares if count.ndim == 1 else self.layout.shares[:, None])
         # a copy: an empty view would keep the memory of the whole frame
@@ -355,10 +358,9 @@ class RoleFrames:
         self.n_pairs += 1
         pair = separate(*((other[1], kt) if key.condition else (kt, other[1])))
         if weighted:
-            # sums, as the profile has it: each sample weighs as much as it was acquired
-            shares = 1.0 if self.layout.shares is None else _column(self.layout.shares)
-            for part in pair:
-                part.samples[...] *= (_column(part.count) / shares).astype(np.float32)
+            shares = np.ones(1) if self.layout.shares is None else self.layout.shares
+            shares = shares if pair[0].count.ndim == 1 else shares[:, None]
+            return [replace(part, count=_weigh(part.samples, part.count / shares) * shares) for part in pair]
         return list(pair)
 
     def _check_enough(self, key: _Key, count: np.ndarray) -> None:
@@ -388,6 +390,20 @@ class RoleFrames:
                 if self.protocol.kspace_weighting != "acquisition_weighted"
                 else f"{frame.repeated} readouts of {name} repeat samples with the same counters; they were added"
             )
+
+
+def _weigh(samples: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Weigh means by how often they came, in place, and return the readouts of one's noise that each is worth then.
+
+    These are the sums that acquisition weighting wants, over the largest number c of readouts of one sample: so the
+    centre keeps its size, and a uniform object that of a water reference without weighting. The mean of n readouts has
+    the variance 1 / n, and n / c times it n / c^2: as much as c^2 / n readouts.
+    """
+    most = float(np.max(count, initial=0))
+    if most <= 0:
+        return np.asarray(count, dtype=float)
+    samples *= _column((count / most).astype(np.float32))
+    return np.where(count > 0, most**2 / np.maximum(count, 1e-12), 0.0)
 
 
 def _column(values: np.ndarray) -> np.ndarray:

@@ -267,6 +267,8 @@ class LapLayout:
         if not self._seen[slot]:
             self._place(slot, head, readout, kept, used)
             self._seen[slot] = True
+        elif self._stored is None:
+            self._compare(slot, head, readout, kept, used)
         samples = readout.data[:, kept.start : kept.start + numbers.size]
         if path.used < path.lap:
             samples = samples[:, used]
@@ -286,10 +288,11 @@ class LapLayout:
                 "mrsi_samples_per_lap, mrsi_temporal_interleaves or mrsi_dwell_us"
             )
 
-    def _place(self, slot: int, head: ReadoutHead, readout: Acquisition, kept: slice, used: np.ndarray) -> None:
-        """Write k (and t, where it is sent) of a slot's samples."""
-        partition, index, interleaf, _ = self._slots[slot]
-        points, times = self._indices(slot)
+    def _k_of(
+        self, slot: int, head: ReadoutHead, readout: Acquisition, kept: slice, used: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return k (sample, 3) [1/m] along the image's axes and, where it is sent, t (sample,) [s] of the walk."""
+        partition, index, _, _ = self._slots[slot]
         if self._stored is not None:
             place = self._range(slot)[used] % self.paths[index].lap
             k, own = self._stored[index, place], None
@@ -301,7 +304,24 @@ class LapLayout:
             centre = self.protocol.k_centre.get("kz", self.n_partitions // 2)
             k[:, 2] = (partition - centre) / (self.protocol.geometry.fov_mm[2] * 1e-3)
         # conjugated samples (freq_sign -1) have the opposite sign in space as well
-        k = k * (np.array(self.protocol.kspace_sign) * self.protocol.freq_sign)
+        return k * (np.array(self.protocol.kspace_sign) * self.protocol.freq_sign), own
+
+    def _compare(self, slot: int, head: ReadoutHead, readout: Acquisition, kept: slice, used: np.ndarray) -> None:
+        """Refuse a readout that walks elsewhere than the one before it in the same place (another average or frame)."""
+        k, _ = self._k_of(slot, head, readout, kept, used)
+        points, _ = self._indices(slot)
+        size = max(float(np.abs(k[:, :2]).max(initial=0.0)), 1e-9)
+        if np.abs(self._k[points] - k).max(initial=0.0) > _SAME_PLACE * size:
+            raise DataError(
+                f"the trajectory of readout {head.scan_counter} differs from that of the readouts of {self.path_name} "
+                f"{self._slots[slot][1]} before it; give each path a counter of its own, or correct it"
+            )
+
+    def _place(self, slot: int, head: ReadoutHead, readout: Acquisition, kept: slice, used: np.ndarray) -> None:
+        """Write k (and t, where it is sent) of a slot's samples."""
+        _, index, interleaf, _ = self._slots[slot]
+        points, times = self._indices(slot)
+        k, own = self._k_of(slot, head, readout, kept, used)
         new = ~self._placed[points]
         self._k[points[new]] = k[new]
         self._placed[points] = True
@@ -344,7 +364,7 @@ class LapLayout:
             k is far from what the matrix needs, so that its units must be wrong.
         """
         self._check_extent()
-        return self._k, self._t, self._density()
+        return self._k, self._t, None
 
     def _check_extent(self) -> None:
         """Compare the largest k in the plane with that of the matrix."""
@@ -359,10 +379,6 @@ class LapLayout:
                 f"need {nominal:.4g}/m; correct the units of the trajectory (mrsi_trajectory_units), or matrixSize and "
                 "fieldOfView_mm"
             )
-
-    def _density(self) -> np.ndarray | None:
-        """Return the share of k-space of each point (point,), None where this encoding does not know it."""
-        return None
 
     def counts(self, slots: np.ndarray) -> np.ndarray:
         """Return how often each sample came, (point, t)."""

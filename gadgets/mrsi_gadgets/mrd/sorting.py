@@ -71,10 +71,10 @@ def sort_readouts(
 
     Noise comes as soon as another readout follows it; the water reference when it is complete; each metabolite frame
     when LAST_IN_REPETITION or all samples have come, else at the end. Metabolites wait for a water reference that can
-    still come before them. Repeated averages give their mean (their sum with ``acquisition_weighted``); a sample that
-    came twice without being an average is averaged too, with a warning. Missing samples are zero with count 0.
-    Calibration readouts (flag 20 without 21) come before the first metabolites, placed as these are; navigators
-    (flag 23) before each water or metabolite frame, all that came since the last one.
+    still come before them. Repeated averages give their mean (with ``acquisition_weighted`` times their number over the
+    largest); a sample that came twice without being an average is averaged too, with a warning. Missing samples are
+    zero with count 0. Calibration readouts (flag 20 without 21) come before the first metabolites, placed as these are;
+    navigators (flag 23) before each water or metabolite frame, all that came since the last one.
 
     Parameters
     ----------
@@ -140,6 +140,7 @@ class _Sorter:
         self.navigators = Navigators(protocol, report)
         self.held: list[KtData] = []
         self.unused: dict[Role, int] = {}
+        self.parities: dict[Role, int] = {}
         self.geometry: bytes = b""
         self.n_coils = 0
         self.water_sent = False
@@ -313,7 +314,20 @@ class _Sorter:
         space = head.encoding_space
         limits = self.header.encodings[space].limits if self.header is not None else {}
         layout = builder(protocol, self.around, readout)
+        self._check_parity(role, getattr(layout, "reverse_parity", -1))
         return RoleFrames(role, protocol, layout, limits, self.n_coils, self.report, self.clock)
+
+    def _check_parity(self, role: Role, parity: int) -> None:
+        """Refuse alternating lobes that run back at odd numbers in one role and at even numbers in another."""
+        names = ("even", "odd")
+        for other, seen in self.parities.items():
+            if seen != parity and min(seen, parity) >= 0:
+                raise DataError(
+                    f"the reversed lobes (flag IS_REVERSE) of the {role.value} readouts have {names[parity]} numbers, "
+                    f"those of the {other.value} readouts {names[seen]} ones; one of them would be mirrored, correct "
+                    "the flags"
+                )
+        self.parities[role] = parity
 
     def _placed(self, geometry: data.Geometry, head: ReadoutHead) -> data.Geometry:
         """Return the geometry with the readouts' position and directions."""

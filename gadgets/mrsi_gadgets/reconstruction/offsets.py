@@ -108,10 +108,13 @@ def _significant(mean: np.ndarray, mean_sd: np.ndarray, sd: np.ndarray, source: 
 
 
 def _readouts_per_sample(kt: KtData) -> np.ndarray:
-    """Return how many readouts are added up in each sample, (point, t or 1)."""
-    count = kt.count if kt.count.ndim == 2 else kt.count[:, None]
+    """Return how many readouts' offset each sample holds, (point, t or 1)."""
+    count = np.asarray(kt.count if kt.count.ndim == 2 else kt.count[:, None], dtype=float)
     if kt.protocol.kspace_weighting == "acquisition_weighted":
-        return np.asarray(count, dtype=float)
+        # c^2 / n readouts of noise where n of at most c came (`mrd.frames`), so that c / (c^2 / n) is its weight n / c
+        came = count > 0
+        most = float(np.min(count, where=came, initial=np.inf))
+        return np.divide(most, count, out=np.zeros(count.shape), where=came)
     return (count > 0).astype(float)
 
 

@@ -46,7 +46,7 @@ from mrsi_gadgets.reconstruction.fourier import (
     image_noise_sd,
     matched_image,
 )
-from mrsi_gadgets.reconstruction.gridding import alias_free, on_grid
+from mrsi_gadgets.reconstruction.gridding import alias_free, on_grid, with_density
 from mrsi_gadgets.reconstruction.regularisation import (
     WeightChoice,
     choose_pooled_weight,
@@ -184,6 +184,9 @@ def reconstruct_subspace(
     NumericalError
         The general solve did not converge.
     """
+    if kt.grid is None and kt.fully_sampled:
+        # once, not for each correction
+        kt = with_density(kt)
     if prior not in PRIORS:
         raise ConfigError(f"prior '{prior}' is not known; use {' or '.join(PRIORS)}")
     check_calibration(kt, coil_maps, b0_hz, mask, noise_sd)
@@ -322,6 +325,7 @@ def _corrected(
         image = image + change
         changes.append(size / whole if whole else 0.0)
     provenance["corrections"] = [round(change, 6) for change in changes]
+    provenance["corrections_settled"] = bool(changes and changes[-1] <= enough)
     return image
 
 

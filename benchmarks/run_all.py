@@ -29,6 +29,7 @@ SCRIPTS: dict[str, tuple[str, list[str]]] = {
     "undersampling": ("Undersampled csi", ["--quick"]),
     "noncartesian": ("Normal operator of rings and spirals", ["--quick"]),
     "nuisance": ("Removal of water and lipids", ["--quick"]),
+    "real_7t_rings": ("The real 7 T rings", []),
     "bart_pics": ("BART on the same data and basis", ["--quick"]),
 }
 """Script -> title, and what makes it quick."""
@@ -74,7 +75,8 @@ def write(path: Path, sections: dict[str, str]) -> None:
     order = [title for title, _ in SCRIPTS.values() if title in sections]
     head = (
         "# Benchmarks\n\nWritten by `python benchmarks/run_all.py`. What the measures mean: "
-        "[docs/explanation/measures.md](../docs/explanation/measures.md). All brains are simulated.\n"
+        "[docs/explanation/measures.md](../docs/explanation/measures.md). All brains are simulated; the rings at 7 T "
+        "are real.\n"
     )
     path.write_text("\n".join([head, *(f"## {title}\n\n{sections[title]}" for title in order)]), encoding="utf-8")
 

@@ -113,7 +113,6 @@ def test_a_reference_that_shows_metabolites_too_does_not_take_them(clean):
     kt, context, _ = measured(water=None, lipid=0.0)
     known = context.calibration.encoding()
     image = context.calibration.water_image
-    assert image is not None
     metabolites = reconstruct_fourier(clean, *known).coefficients
     context.calibration.water_image = replace(image, coefficients=image.coefficients + metabolites)
     gadget = prepared(context, method="union_of_subspaces")

@@ -152,7 +152,6 @@ def test_grids_that_are_shifted_or_lie_a_width_beside_are_recognised_and_exact(x
     shift = np.array([0.2 / fov[0], 0, 0])
     k = np.concatenate([grid + shift, back - shift])
     found = shifted_grids(k, geometry)
-    assert found is not None
     np.testing.assert_allclose(found.shifts[:, 0] * fov[0], [0.2, -0.2], atol=1e-9)
     image = contracts.random_array(xp, (6, 4, 3, 5), rng)
     nufft = nufft_for(k, geometry, 5)

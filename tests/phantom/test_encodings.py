@@ -386,6 +386,5 @@ def test_uneven_sampling_costs_what_its_density_says():
     draws = np.random.default_rng(2).standard_normal((2000, len(share))) / np.sqrt(time)
     even = 1 / np.sqrt(np.sum(time))
     assert np.std(draws @ share / share.sum()) / even == pytest.approx(factor, rel=0.06)
-    assert 1.0 < factor < 1.5
     # the shares of all arms cover the disc
     assert 2 * np.pi * share.sum() / 16 == pytest.approx(np.pi * (24 / 0.22) ** 2 / 1, rel=0.03)

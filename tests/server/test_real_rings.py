@@ -73,11 +73,6 @@ def test_the_maps_of_a_phantom_say_that_they_are_not_to_be_used(results):
     assert any("does not describe these spectra" in sentence for sentence in results.warnings)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="remove_nuisance takes suppressed water for unsuppressed (the reference was excited by an eighth), models "
-    "it with a phase modulation of radians, and spoils the spectra; take this mark away with that",
-)
 def test_the_shipped_recipe_keeps_the_lines_of_the_phantom(results, scan):
     shipped = gather(replay.replay_here(replay.open_scan(str(scan)), ScanOptions(recipe="fourier")).images)
     before = {spectrum.voxel: spectrum for spectrum in results.spectra}

@@ -6,6 +6,7 @@ them (`protocol_fields`, `keys`, `limits`). Everything else (signals, coils, noi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -53,30 +54,30 @@ class Readout:
 
 
 @dataclass(frozen=True)
-class Encoding:
+class Encoding(ABC):
     """What all encodings share."""
 
     kind: ClassVar[str] = ""
 
+    @abstractmethod
     def points(self, preset: Preset) -> Points:
         """Return where the samples really lie, gradient delays included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def readouts(self, preset: Preset, *, water: bool) -> Iterator[Readout]:
         """Yield the readouts of one pass; those of one shot follow each other."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample_times_s(self, preset: Preset) -> np.ndarray:
         """ADC dwell of each row of points, (row,) [s]."""
-        raise NotImplementedError
 
     def row_phase_rad(self, preset: Preset) -> np.ndarray | None:
         """Phase that the receiver adds to each row of points, (row,) [rad], or None."""
         return None
 
+    @abstractmethod
     def scan_facts(self, preset: Preset) -> tuple[int, float]:
         """Return the excitations of one fully sampled pass and the ADC time of its kept samples [s]."""
-        raise NotImplementedError
 
     def shares(self, preset: Preset) -> np.ndarray:
         """Share of k-space of each row of points, in any unit (row,)."""
@@ -99,9 +100,9 @@ class Encoding:
         """Return the profile keys that this encoding adds or changes."""
         return {}
 
+    @abstractmethod
     def limits(self, preset: Preset) -> dict[str, tuple[int, int]]:
         """Return (maximum, centre) of each counter of k-space and time, by the names of encodingLimits."""
-        raise NotImplementedError
 
     trajectory_name: ClassVar[str] = "other"
     edit_counter: ClassVar[str] = "user_0"
@@ -412,9 +413,9 @@ class _Laps(Encoding):
     chunk_laps: int = 0
     """Laps per readout; 0: the whole walk, or as much of it as a readout can hold."""
 
+    @abstractmethod
     def arms(self, preset: Preset) -> tuple[Arm, ...]:
         """Return the paths, in the order of counter kspace_encode_step_1."""
-        raise NotImplementedError
 
     def points(self, preset: Preset) -> PlanePoints:
         """Return the used samples of all arms, one after another."""

@@ -591,11 +591,17 @@ def _strength(scan: _Scan, flat: Array) -> float:
 
 
 def _unsuppressed(scan: _Scan, flat: Array, water: Array) -> bool:
-    """Tell whether water is there at its full strength."""
+    """Tell whether water is there at its full strength.
+
+    Unsuppressed water has the phase of the reference (that of the coil maps, so that it is real and positive here).
+    What suppression left may be inverted, and as large as a reference that was excited less.
+    """
     inside = scan.brain
-    start = np.abs(to_numpy(water[:, 0])).reshape(inside.shape)[inside]
+    first = to_numpy(water[:, 0]).reshape(inside.shape)[inside]
+    start = np.abs(first)
     if scan.water is not None:
-        return bool(np.median(start / np.maximum(scan.water[inside], np.finfo(np.float32).tiny)) > UNSUPPRESSED)
+        in_phase = first.real / np.maximum(scan.water[inside], np.finfo(np.float32).tiny)
+        return bool(np.median(in_phase) > UNSUPPRESSED)
     naa = _NAA_SIGNAL * float(np.sqrt(_strength(scan, flat - water)))
     return bool(np.median(start) > _UNSUPPRESSED_OVER_NAA * naa)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.physics.nucleus import NUCLEI, PROTON, nucleus_of
+from mrsi_gadgets.physics.sequences import PulseSequence, pulse_acquire, spin_echo
 from mrsi_gadgets.physics.simulation import molecule_fid
 
 BRAIN_METABOLITES: tuple[str, ...] = PROTON.usual
@@ -26,6 +27,8 @@ class BasisSet:
     fids: np.ndarray
     """complex128 (molecule, t): the signal of one unit of each; one nucleus of 1 mM has amplitude 1 at t = 0."""
     protocol: Protocol
+    source: str = "simulated"
+    """How the signals were made: the sequence, or the file they came from."""
 
     def __post_init__(self) -> None:
         if self.fids.shape != (len(self.names), self.protocol.n_times):
@@ -44,11 +47,15 @@ class BasisSet:
     def subset(self, names: Sequence[str]) -> BasisSet:
         """Return the rows called `names`, in that order."""
         rows = [self.index(name) for name in names]
-        return BasisSet(tuple(names), self.fids[rows], self.protocol)
+        return replace(self, names=tuple(names), fids=self.fids[rows])
 
 
 def metabolite_basis(
-    protocol: Protocol, names: Sequence[str] | None = None, *, echo_time_s: float | None = None
+    protocol: Protocol,
+    names: Sequence[str] | None = None,
+    *,
+    echo_time_s: float | None = None,
+    sequence: PulseSequence | None = None,
 ) -> BasisSet:
     """Return decay-free signals of 1 mM of each metabolite at `protocol.times_s` (phi_m of eq. 5).
 
@@ -58,6 +65,7 @@ def metabolite_basis(
     names : molecules in the wanted order; None for the usual ones of the nucleus (`BRAIN_METABOLITES` of 1H).
     echo_time_s : TE of an ideal spin echo [s] (times count from its top); None: the protocol's own, which is none for
         pulse-acquire (times count from the pulse).
+    sequence : ideal pulses of any other sequence; `echo_time_s` then says nothing. STEAM keeps half of the signal.
 
     Raises
     ------
@@ -67,6 +75,8 @@ def metabolite_basis(
     nucleus = nucleus_of(protocol)
     names = nucleus.usual if names is None else tuple(names)
     echo_time_s = protocol.spin_echo_time_s if echo_time_s is None else echo_time_s
+    if sequence is None:
+        sequence = pulse_acquire() if echo_time_s is None else spin_echo(echo_time_s)
     fids = np.empty((len(names), protocol.n_times), dtype=np.complex128)
     for row, name in enumerate(names):
         fids[row] = _simulated(
@@ -77,9 +87,9 @@ def metabolite_basis(
             protocol.acquisition_delay_s,
             protocol.dwell_s,
             protocol.n_times,
-            echo_time_s,
+            sequence,
         )
-    return BasisSet(tuple(names), fids, protocol)
+    return BasisSet(tuple(names), fids, protocol, f"simulated: {sequence}")
 
 
 @lru_cache(maxsize=256)
@@ -91,10 +101,9 @@ def _simulated(
     delay_s: float,
     dwell_s: float,
     n: int,
-    echo_time_s: float | None,
+    sequence: PulseSequence,
 ) -> np.ndarray:
-    fid = molecule_fid(
-        NUCLEI[nucleus].molecule(name), delay_s + dwell_s * np.arange(n), mhz, reference_ppm, echo_time_s
-    )
+    times = delay_s + dwell_s * np.arange(n)
+    fid = molecule_fid(NUCLEI[nucleus].molecule(name), times, mhz, reference_ppm, sequence)
     fid.flags.writeable = False
     return fid

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mrsi_gadgets.data import Protocol
-from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.physics import brain_values
-from mrsi_gadgets.physics.basis import BRAIN_METABOLITES, metabolite_basis
+from mrsi_gadgets.physics.basis import BRAIN_METABOLITES, BasisSet, metabolite_basis
 from mrsi_gadgets.physics.lineshapes import decaying_shift, gaussian_decay
 from mrsi_gadgets.physics.macromolecules import LIPID_SHARES, LIPIDS, MACROMOLECULES, WATER_PPM, BroadPeak
 from mrsi_gadgets.physics.nucleus import PROTON, Nucleus, field_strength_t, nucleus_of
@@ -93,9 +93,9 @@ class Ensemble:
         if self.water_components < 1:
             raise ConfigError(f"ensemble water_components is {self.water_components}; it must be at least 1")
 
-    def sample(self, protocol: Protocol, n: int, seed: int) -> EnsembleSample:
+    def sample(self, protocol: Protocol, n: int, seed: int, *, basis: BasisSet | None = None) -> EnsembleSample:
         """Draw `n` voxels; same arguments, same result. See `sample`."""
-        return sample(protocol, n, seed, ensemble=self)
+        return sample(protocol, n, seed, ensemble=self, basis=basis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +146,9 @@ def default_ensemble(protocol: Protocol) -> Ensemble:
     )
 
 
-def sample(protocol: Protocol, n: int, seed: int, *, ensemble: Ensemble | None = None) -> EnsembleSample:
+def sample(
+    protocol: Protocol, n: int, seed: int, *, ensemble: Ensemble | None = None, basis: BasisSet | None = None
+) -> EnsembleSample:
     """Draw `n` FIDs at `protocol.times_s`; a unit of amplitude is one nucleus of 1 mM.
 
     Parameters
@@ -155,13 +157,15 @@ def sample(protocol: Protocol, n: int, seed: int, *, ensemble: Ensemble | None =
     n : number of voxels.
     seed : seed of all randomness.
     ensemble : the distributions; None for `default_ensemble`.
+    basis : decay-free signals of the molecules at `protocol.times_s`, of another sequence or from a file; None for
+        `metabolite_basis`.
 
     Raises
     ------
     ConfigError
         `n` is not positive.
     DataError
-        The protocol's nucleus or field, or a molecule, is not known.
+        The protocol's nucleus or field, or a molecule, is not known; the basis lacks one or has other times.
     """
     if n < 1:
         raise ConfigError(f"an ensemble of {n} voxels was asked for; ask for at least 1")
@@ -173,7 +177,8 @@ def sample(protocol: Protocol, n: int, seed: int, *, ensemble: Ensemble | None =
     concentrations = _concentrations(rng, ensemble, tissue, nucleus)
     t2_star = _t2_star(rng, ensemble, tissue, field_t, nucleus)
     weights = np.array([relaxation_weight(protocol, name) for name in ensemble.names])
-    metabolites = _metabolite_signal(rng, protocol, ensemble, concentrations * weights, t2_star)
+    fids = _basis_signals(protocol, ensemble, basis)
+    metabolites = _metabolite_signal(rng, protocol, ensemble, fids, concentrations * weights, t2_star)
     if not nucleus.water_is_nuisance:
         metabolites *= _common_lineshape(rng, protocol, ensemble, n)
         nothing = np.zeros_like(metabolites)
@@ -250,10 +255,27 @@ def _t2_star(
     return spread / (solid @ rates)
 
 
+def _basis_signals(protocol: Protocol, ensemble: Ensemble, basis: BasisSet | None) -> np.ndarray:
+    """Return complex64 (molecule, t) in the order of the ensemble's names."""
+    if basis is None:
+        return metabolite_basis(protocol, ensemble.names).fids.astype(np.complex64)
+    facts = ("n_times", "dwell_s", "acquisition_delay_s", "transmit_frequency_hz", "reference_ppm")
+    if not all(np.isclose(getattr(protocol, f), getattr(basis.protocol, f), rtol=1e-6, atol=1e-9) for f in facts):
+        raise DataError(
+            f"the basis set was made for {basis.protocol.fingerprint()} and the scan is {protocol.fingerprint()}; make "
+            "the basis set with the scan's protocol"
+        )
+    return basis.subset(ensemble.names).fids.astype(np.complex64)
+
+
 def _metabolite_signal(
-    rng: np.random.Generator, protocol: Protocol, ensemble: Ensemble, concentrations: np.ndarray, t2_star: np.ndarray
+    rng: np.random.Generator,
+    protocol: Protocol,
+    ensemble: Ensemble,
+    basis: np.ndarray,
+    concentrations: np.ndarray,
+    t2_star: np.ndarray,
 ) -> np.ndarray:
-    basis = metabolite_basis(protocol, ensemble.names).fids.astype(np.complex64)
     own_sd = nucleus_of(protocol).shift_ppm_sd
     spread = np.array([max(own_sd.get(name, 0.0), ensemble.molecule_shift_ppm_sd) for name in ensemble.names])
     shifts_hz = rng.standard_normal(concentrations.shape) * (spread * protocol.transmit_frequency_hz * 1e-6)

@@ -1,4 +1,4 @@
-"""Density-matrix simulation of spin systems: free induction decay and spin echo with ideal pulses.
+"""Density-matrix simulation of spin systems through sequences of ideal pulses (`physics.sequences`).
 
 The Hamiltonian of a moiety in angular frequency is
 
@@ -7,7 +7,10 @@ The Hamiltonian of a moiety in angular frequency is
 with the full (strong) coupling between the observed nuclei. A group of n equivalent nuclei is replaced by the
 irreducible spins n/2, n/2 - 1, ... with their multiplicities, which is exact because couplings inside a group do not
 show. Unobserved partners are averaged over their projections m, each shifting group a by m J. H commutes with
-F_z and is diagonalised block by block. Method: Ernst, Bodenhausen, Wokaun, Principles of Nuclear Magnetic Resonance
+F_z and is diagonalised block by block; between pulses rho evolves by phases in that eigenbasis, and pulses are exact
+rotations. Gradients are applied to rho exactly: its elements between states of total projections M and M' have the
+coherence order M - M', and those of unwanted orders are set to 0 (STEAM: +1 before, 0 during and -1 after TM, so that
+zero-quantum coherences evolve through TM). Method: Ernst, Bodenhausen, Wokaun, Principles of Nuclear Magnetic Resonance
 in One and Two Dimensions, Oxford 1987, section 2.1.
 """
 
@@ -19,8 +22,10 @@ from itertools import product
 from math import comb, prod
 
 import numpy as np
+from scipy.linalg import expm
 
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.physics.sequences import PulseSequence, pulse_acquire, spin_echo
 from mrsi_gadgets.physics.spin_systems import Molecule, SpinSystem
 
 _NEGLIGIBLE = 1e-7
@@ -34,7 +39,8 @@ class Lines:
     frequencies_hz: np.ndarray
     """(line,) relative to the reference [Hz]."""
     amplitudes: np.ndarray
-    """(line,) complex; they add up to the number of observed nuclei (spin echo: less, where couplings dephase)."""
+    """(line,) complex; they add up to the number of observed nuclei (echoes: less, where couplings dephase; STEAM:
+    half)."""
 
     def fid(self, times_s: np.ndarray) -> np.ndarray:
         """Return the decay-free signal at `times_s` [s] as complex128 of the same shape."""
@@ -67,7 +73,7 @@ def pulse_acquire_lines(system: SpinSystem, frequency_mhz: float, reference_ppm:
     DataError
         The frequency is not positive.
     """
-    return _collect(system, frequency_mhz, reference_ppm, echo_time_s=None)
+    return sequence_lines(system, frequency_mhz, reference_ppm, pulse_acquire())
 
 
 def spin_echo_lines(system: SpinSystem, frequency_mhz: float, reference_ppm: float, echo_time_s: float) -> Lines:
@@ -82,7 +88,7 @@ def spin_echo_lines(system: SpinSystem, frequency_mhz: float, reference_ppm: flo
     """
     if echo_time_s < 0:
         raise DataError(f"the echo time is {echo_time_s * 1e3:g} ms; it must not be negative")
-    return _collect(system, frequency_mhz, reference_ppm, echo_time_s=echo_time_s)
+    return sequence_lines(system, frequency_mhz, reference_ppm, spin_echo(echo_time_s))
 
 
 def molecule_fid(
@@ -90,31 +96,35 @@ def molecule_fid(
     times_s: np.ndarray,
     frequency_mhz: float,
     reference_ppm: float,
-    echo_time_s: float | None = None,
+    sequence: PulseSequence | None = None,
 ) -> np.ndarray:
     """Return the decay-free signal of 1 mM of a molecule, (time,) complex128; one nucleus has amplitude 1.
 
-    With `echo_time_s` None the signal is a free induction decay, else a spin echo; `times_s` count from the centre of
-    the pulse or from the echo top.
+    With `sequence` None the signal is a free induction decay. `times_s` count from the centre of the pulse or from the
+    echo top.
     """
     fid = np.zeros(np.shape(times_s), dtype=np.complex128)
     for system in molecule.systems:
-        if echo_time_s is None:
-            lines = pulse_acquire_lines(system, frequency_mhz, reference_ppm)
-        else:
-            lines = spin_echo_lines(system, frequency_mhz, reference_ppm, echo_time_s)
+        lines = sequence_lines(system, frequency_mhz, reference_ppm, sequence or pulse_acquire())
         fid += system.fraction * lines.fid(times_s)
     return fid
 
 
-def _collect(system: SpinSystem, frequency_mhz: float, reference_ppm: float, echo_time_s: float | None) -> Lines:
+def sequence_lines(system: SpinSystem, frequency_mhz: float, reference_ppm: float, sequence: PulseSequence) -> Lines:
+    """Return the lines after a sequence of ideal pulses; t = 0 is the centre of the pulse or the echo top.
+
+    Raises
+    ------
+    DataError
+        The frequency is not positive.
+    """
     if not (np.isfinite(frequency_mhz) and frequency_mhz > 0):
         raise DataError(f"the transmit frequency is {frequency_mhz:g} MHz; it must be positive")
     shifts_hz = (np.asarray(system.shifts_ppm) - reference_ppm) * frequency_mhz
     frequencies, amplitudes = [], []
     for offset_hz, weight in _partner_states(system):
         for spins, multiplicity in _irreducible_spins(system.nuclei):
-            nu, a = _subspace_lines(spins, shifts_hz + offset_hz, system, echo_time_s)
+            nu, a = _subspace_lines(spins, shifts_hz + offset_hz, system, sequence)
             frequencies.append(nu)
             amplitudes.append(weight * multiplicity * a)
     nu, a = np.concatenate(frequencies), np.concatenate(amplitudes)
@@ -156,7 +166,7 @@ def _spin_matrices(spins: tuple[float, ...]) -> tuple[list[np.ndarray], list[np.
 
 
 def _subspace_lines(
-    spins: tuple[float, ...], shifts_hz: np.ndarray, system: SpinSystem, echo_time_s: float | None
+    spins: tuple[float, ...], shifts_hz: np.ndarray, system: SpinSystem, sequence: PulseSequence
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return frequencies [Hz] and amplitudes Tr(F_+ rho) of one combination of total spins."""
     z, plus = _spin_matrices(spins)
@@ -165,11 +175,14 @@ def _subspace_lines(
         flip = plus[a] @ plus[b].T
         hamiltonian += coupling * (np.diag(z[a] * z[b]) + 0.5 * (flip + flip.T))
     f_plus = np.sum(plus, axis=0)
-    energies, states = _diagonalise(hamiltonian, np.sum(z, axis=0))
+    f_z = np.sum(z, axis=0)
+    energies, states = _diagonalise(hamiltonian, f_z)
     detected = states.T @ f_plus @ states
     rho = 0.5 * (detected + detected.T)  # F_x: what an ideal 90 degree pulse makes of F_z
-    if echo_time_s is not None:
-        rho = _refocus(rho, energies, states, echo_time_s)
+    if sequence.kind == "steam":
+        rho = _stimulate(rho, energies, states, f_z, spins, sequence)
+    elif sequence.intervals_s:
+        rho = _refocus(rho, energies, states, sequence)
     if system.observed is not None:
         detected = states.T @ np.sum([plus[group] for group in system.observed], axis=0) @ states
     row, column = np.nonzero(np.abs(detected) > 1e-12)
@@ -187,14 +200,48 @@ def _diagonalise(hamiltonian: np.ndarray, f_z: np.ndarray) -> tuple[np.ndarray, 
     return energies, states
 
 
-def _refocus(rho: np.ndarray, energies: np.ndarray, states: np.ndarray, echo_time_s: float) -> np.ndarray:
-    """Return rho (eigenbasis) after TE/2 - 180_x - TE/2.
+def _evolve(rho: np.ndarray, energies: np.ndarray, time_s: float) -> np.ndarray:
+    phases = np.exp(-2j * np.pi * energies * time_s)
+    return phases[:, None] * rho * phases.conj()[None, :]
+
+
+def _refocus(rho: np.ndarray, energies: np.ndarray, states: np.ndarray, sequence: PulseSequence) -> np.ndarray:
+    """Return rho (eigenbasis) after the intervals of a sequence with a pulse 180_x between each two of them.
 
     A rotation by pi about x maps |m> to exp(-i pi I)|-m>: in the product basis it reverses the order of the states up
     to a phase common to all of them, which cancels in P rho P^H.
     """
-    half = np.exp(-2j * np.pi * energies * echo_time_s / 2)
     reverse = states.T @ states[::-1]
-    rho = half[:, None] * rho * half.conj()[None, :]
-    rho = reverse @ rho @ reverse.T
-    return half[:, None] * rho * half.conj()[None, :]
+    rho = _evolve(rho, energies, sequence.intervals_s[0])
+    for interval in sequence.intervals_s[1:]:
+        rho = _evolve(reverse @ rho @ reverse.T, energies, interval)
+    return rho
+
+
+def _stimulate(
+    rho: np.ndarray,
+    energies: np.ndarray,
+    states: np.ndarray,
+    f_z: np.ndarray,
+    spins: tuple[float, ...],
+    sequence: PulseSequence,
+) -> np.ndarray:
+    """Return rho (eigenbasis) after TE/2 - 90_y - TM - 90_-y - TE/2 with the coherence orders +1, 0, -1.
+
+    The sign of the last pulse makes the echo of a single line positive.
+    """
+    order = np.round(f_z[:, None] - f_z[None, :]).astype(int)
+    pulse = states.T @ _quarter_turn(spins) @ states
+    before, after = sequence.intervals_s
+    rho = _evolve(np.where(order == 1, rho, 0), energies, before)
+    rho = _evolve(np.where(order == 0, pulse @ rho @ pulse.T, 0), energies, sequence.mixing_time_s)
+    return _evolve(np.where(order == -1, pulse.T @ rho @ pulse, 0), energies, after)
+
+
+def _quarter_turn(spins: tuple[float, ...]) -> np.ndarray:
+    """Return exp(-i pi/2 F_y) of spins in the product basis, a real matrix."""
+    turn = np.ones((1, 1))
+    for spin in spins:
+        (plus,) = _spin_matrices((spin,))[1]
+        turn = np.kron(turn, expm(-np.pi / 4 * (plus - plus.T)))
+    return turn

@@ -106,7 +106,7 @@ def test_tables_are_read_and_the_trainer_gets_its_own_as_it_stands(tmp_path):
         (HEAD + "[ensemble]\nbroadening_ppm = [0.1, 0.0]", "needs 0 <= low <= high"),
         (HEAD + "[ensemble]\nt2_star_sd = -1", "it must be at least 0"),
         (HEAD + "[ensemble]\nwater_components = 2.5", "whole number"),
-        (HEAD + "[basis]\nsequence = 'laser'", "choose pulse_acquire, spin_echo, press, steam, semi_laser"),
+        (HEAD + "[basis]\nsequence = 'laser'", "choose pulse_acquire, spin_echo, press, steam, semi_laser, or"),
         (HEAD + "[basis]\nsequence = 'press'", "press does not fit a protocol without echo_times_ms"),
         (HEAD + "[basis]\nsequence = 'pulse_acquire'\ntm_ms = 3", r"\[basis\] tm_ms is not known"),
         (HEAD + "echo_times_ms = [30]\n[basis]\nsequence = 'pulse_acquire'", "does not fit echo_times_ms 30"),
@@ -117,6 +117,14 @@ def test_tables_are_read_and_the_trainer_gets_its_own_as_it_stands(tmp_path):
             HEAD + "echo_times_ms = [30]\n[basis]\nsequence = 'semi_laser'\nintervals_ms = [4,8,8,8,4]",
             "add up to 32 ms",
         ),
+        (
+            HEAD + "[basis]\nfile = 'a.basis'\nsequence = 'press'",
+            r"\[basis\] sequence is not known; known are centre_ppm",
+        ),
+        (HEAD + "[basis]\nfile = ['a.basis', 'b.basis']", "one file for each echo time"),
+        (HEAD + "[basis]\nfile = 'a.basis'", "a.basis cannot be read"),
+        (HEAD + "[basis]\nfile = 'a.basis'\nconjugate = 1", "true or false"),
+        (HEAD + "[basis]\nfile = 'a.basis'\nrename = 'Ins'", "must be a table"),
         (HEAD + "[sources]\na = 1", r"\[sources\] a must be text"),
     ],
 )

@@ -16,6 +16,7 @@ from typing import Any
 
 from mrsi_gadgets.data import LEAST_ECHO_TIME_S, Geometry, Protocol
 from mrsi_gadgets.errors import ConfigError, DataError
+from mrsi_gadgets.io.basis_import import import_basis
 from mrsi_gadgets.physics import sequences
 from mrsi_gadgets.physics.basis import BasisSet, metabolite_basis
 from mrsi_gadgets.physics.ensemble import Ensemble, default_ensemble
@@ -31,6 +32,7 @@ _PROTOCOL_UNITS = {
 _SEQUENCE_KEYS: Mapping[str, tuple[str, ...]] = {
     "pulse_acquire": (), "spin_echo": (), "press": ("te1_ms",), "steam": ("tm_ms",), "semi_laser": ("intervals_ms",),
 }  # fmt: skip
+_FILE_KEYS = ("file", "centre_ppm", "conjugate", "linewidth_hz", "first_sample_ms", "rename")
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,14 +228,49 @@ def _names(value: Any, nucleus: str) -> tuple[str, ...]:
 def _bases(
     table: Mapping[str, Any], protocols: tuple[Protocol, ...], ensemble: Ensemble, folder: Path
 ) -> tuple[BasisSet, ...]:
+    if "file" in table:
+        return _imported(table, protocols, ensemble, folder)
     kind = str(table.get("sequence"))
     if kind not in _SEQUENCE_KEYS:
-        raise ConfigError(f"[basis] sequence is '{kind}'; choose {', '.join(_SEQUENCE_KEYS)}")
+        raise ConfigError(f"[basis] sequence is '{kind}'; choose {', '.join(_SEQUENCE_KEYS)}, or give file")
     _refuse_unknown("basis", table, ["sequence", *_SEQUENCE_KEYS[kind]])
     return tuple(
         metabolite_basis(protocol, ensemble.names, sequence=_sequence(table, kind, protocol, echo, len(protocols)))
         for echo, protocol in enumerate(protocols)
     )
+
+
+def _imported(
+    table: Mapping[str, Any], protocols: tuple[Protocol, ...], ensemble: Ensemble, folder: Path
+) -> tuple[BasisSet, ...]:
+    """Return the basis set of each echo time; paths are relative to the learning protocol's folder."""
+    _refuse_unknown("basis", table, _FILE_KEYS)
+    files = table["file"] if isinstance(table["file"], list) else [table["file"]]
+    if len(files) != len(protocols) or not all(isinstance(file, str) for file in files):
+        raise ConfigError(f"[basis] file is {table['file']!r}; give the path of one file for each echo time")
+    rename, conjugate = table.get("rename", {}), table.get("conjugate", False)
+    if not isinstance(rename, dict) or not all(isinstance(name, str) for name in rename.values()):
+        raise ConfigError('[basis] rename must be a table such as { MyName = "Ins" }')
+    if not isinstance(conjugate, bool):
+        raise ConfigError(f"[basis] conjugate is {conjugate!r}; it must be true or false")
+    numbers = {
+        k: _number("basis", k, table[k]) for k in ("centre_ppm", "linewidth_hz", "first_sample_ms") if k in table
+    }
+    bases = []
+    for file, protocol in zip(files, protocols, strict=True):
+        basis = import_basis(
+            folder / file, protocol, rename=rename, conjugate=conjugate, centre_ppm=numbers.get("centre_ppm"),
+            linewidth_hz=numbers.get("linewidth_hz"),
+            first_sample_s=numbers["first_sample_ms"] * 1e-3 if "first_sample_ms" in numbers else None,
+        )  # fmt: skip
+        lacking = [name for name in ensemble.names if name not in basis.names]
+        if lacking:
+            raise ConfigError(
+                f"the basis set {file} lacks {', '.join(lacking)} (it has {', '.join(basis.names)}); list the "
+                "molecules in [ensemble] names, or say with rename which is which"
+            )
+        bases.append(basis)
+    return tuple(bases)
 
 
 def _sequence(table: Mapping[str, Any], kind: str, protocol: Protocol, echo: int, n_echoes: int) -> PulseSequence:

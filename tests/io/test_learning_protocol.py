@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -99,7 +100,7 @@ def test_tables_are_read_and_the_trainer_gets_its_own_as_it_stands(tmp_path):
         (HEAD + "repetition_time_ms = 0", "repetition_time_ms is 0; it must be positive"),
         (HEAD.replace("37", "37.5"), "n_times is 37.5; it must be a whole number"),
         (HEAD.replace("1H", "23Na"), "nucleus is '23Na'; molecules are known for 1H, 31P, 2H"),
-        (HEAD + "[ensemble]\nt2_sd = 1", r"\[ensemble\] t2_sd is not known; known are altered_share, broadening_ppm"),
+        (HEAD + "[ensemble]\nt2_sd = 1", r"\[ensemble\] t2_sd is not known; known are acquisition_delay_sd_s, altered"),
         (HEAD + '[ensemble]\nnames = ["NAA", "Xyz"]', "names has 'Xyz'; for 1H there are NAA"),
         (HEAD + '[ensemble]\nnames = ["NAA", "NAA"]', "twice"),
         (HEAD + "[ensemble]\nbroadening_ppm = [0.1]", "list of 2 numbers"),
@@ -138,3 +139,34 @@ def test_a_missing_file_names_the_shipped_ones(tmp_path):
         find_learning_protocol("mine")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_learning_protocol(tmp_path / "none.toml")
+
+
+def test_maps_and_water_of_earlier_scans_take_the_place_of_the_table(tmp_path):
+    rng = np.random.default_rng(3)
+    shape = (7, 5, 3)
+    for scan, unit in (("one", 1e-6), ("two", 4e-6)):
+        (tmp_path / scan / "maps").mkdir(parents=True)
+        for name, amount in (("tNAA", 12.0), ("tCr", 4.0)):
+            value = unit * amount * np.exp(0.2 * rng.standard_normal(shape))
+            value[0, 0] = np.nan
+            for file, values in ((name, value), (f"{name}_sd", 0.02 * value)):
+                image = nibabel.Nifti1Image(values.astype(np.float32), np.eye(4))
+                nibabel.save(image, tmp_path / scan / "maps" / f"{file}.nii.gz")
+    np.save(tmp_path / "water.npy", np.exp(-np.arange(37) * 0.01) * np.ones((6, 1), np.complex64))
+    text = HEAD + '[measured]\nmaps = ["one", "two"]\nwater = "water.npy"\n'
+    read = read_learning_protocol(written(tmp_path, text))
+    assert read.ensemble.amounts.names == ("tNAA", "tCr")
+    assert read.ensemble.amounts.describe()["log_sd"] == pytest.approx([0.2, 0.2], abs=0.03)
+    ratio = np.divide(*read.ensemble.amounts.describe()["median_mm"])
+    assert ratio == pytest.approx(3.0, rel=0.06)
+    assert read.ensemble.sample(read.protocol, 3, 1).metabolites.shape == (3, 37)
+    for bad, message in (
+        ('[measured]\nmaps = "three"', "has no maps of reported amounts"),
+        ('[measured]\nmaps = "one"\nnames = ["Ins"]', "cannot be read"),
+        ('[measured]\nwater = "none.npy"', "water FIDs .* cannot be read"),
+        ("[measured]\nlines = 1", r"\[measured\] lines is not known; known are maps, names, resample, water"),
+        ('[measured]\nmaps = "one"\nresample = 1', "true or false"),
+        ("[ensemble]\namounts = 1", r"\[ensemble\] amounts is not known"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_learning_protocol(written(tmp_path, HEAD + bad))

@@ -1,8 +1,9 @@
 """Learning protocols: a small TOML file says what a signal model is learned for and from (`mrsi learn PROTOCOL.toml`).
 
-Tables: ``[protocol]`` the scan, ``[ensemble]`` what differs from the nucleus' distributions, ``[basis]`` pulse sequence
-or basis file, ``[training]`` passed on to the trainer as it is, ``[sources]`` citations. Every key is explained in
-docs/reference/learning-protocol.md. Unknown keys are refused: a misspelt one would change nothing, silently.
+Tables: ``[protocol]`` the scan, ``[ensemble]`` what differs from the nucleus' distributions, ``[measured]`` maps and
+water that take their place, ``[basis]`` pulse sequence or basis file, ``[training]`` passed on to the trainer as it is,
+``[sources]`` citations. Every key is explained in docs/reference/learning-protocol.md. Unknown keys are refused: a
+misspelt one would change nothing, silently.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from typing import Any
 from mrsi_gadgets.data import LEAST_ECHO_TIME_S, Geometry, Protocol
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.io.basis_import import import_basis
+from mrsi_gadgets.io.measured import read_amounts, read_lineshapes
 from mrsi_gadgets.physics import sequences
 from mrsi_gadgets.physics.basis import BasisSet, metabolite_basis
 from mrsi_gadgets.physics.ensemble import Ensemble, default_ensemble
 from mrsi_gadgets.physics.nucleus import NUCLEI
 from mrsi_gadgets.physics.sequences import PulseSequence
 
-_TABLES = ("protocol", "ensemble", "basis", "training", "sources")
+_TABLES = ("protocol", "ensemble", "measured", "basis", "training", "sources")
+_MEASURED_KEYS = ("maps", "names", "resample", "water", "water_noise_sd")
 _PROTOCOL_UNITS = {
     "transmit_frequency_hz": 1.0, "field_strength_t": 1.0, "reference_ppm": 1.0, "spectral_width_hz": 1.0,
     "dwell_us": 1e-6, "n_times": 1.0, "acquisition_delay_us": 1e-6, "echo_times_ms": 1e-3, "repetition_time_ms": 1e-3,
@@ -98,6 +101,8 @@ def read_learning_protocol(path: Path | str) -> LearningProtocol:
         protocol = _protocol(text.get("protocol", {}))
         protocols = tuple(protocol.of_echo(echo) for echo in range(protocol.n_echoes))
         ensemble = _ensemble(text.get("ensemble", {}), protocol)
+        if "measured" in text:
+            ensemble = _with_measured(text["measured"], ensemble, protocol, path.parent)
         bases = _bases(text["basis"], protocols, ensemble, path.parent) if "basis" in text else (None,) * len(protocols)
         for key, value in text.get("sources", {}).items():
             if not isinstance(value, str):
@@ -195,7 +200,7 @@ def _protocol(table: Mapping[str, Any]) -> Protocol:
 
 def _ensemble(table: Mapping[str, Any], protocol: Protocol) -> Ensemble:
     base = default_ensemble(protocol)
-    fields = [field.name for field in dataclasses.fields(base)]
+    fields = [field.name for field in dataclasses.fields(base) if field.name not in ("amounts", "lineshapes")]
     _refuse_unknown("ensemble", table, fields)
     values: dict[str, Any] = {}
     for key, value in table.items():
@@ -211,6 +216,24 @@ def _ensemble(table: Mapping[str, Any], protocol: Protocol) -> Ensemble:
                 raise ConfigError(f"[ensemble] {key} is {value}; it must be {what}")
             values[key] = int(number) if isinstance(default, int) else number
     return dataclasses.replace(base, **values)
+
+
+def _with_measured(table: Mapping[str, Any], ensemble: Ensemble, protocol: Protocol, folder: Path) -> Ensemble:
+    _refuse_unknown("measured", table, _MEASURED_KEYS)
+    if "maps" in table:
+        folders = table["maps"] if isinstance(table["maps"], list) else [table["maps"]]
+        names, again = table.get("names", []), table.get("resample", False)
+        if not all(isinstance(entry, str) for entry in folders) or not isinstance(names, list):
+            raise ConfigError("[measured] maps must be one or more result folders, and names a list")
+        if not isinstance(again, bool):
+            raise ConfigError(f"[measured] resample is {again!r}; it must be true or false")
+        amounts = read_amounts([folder / entry for entry in folders], protocol, names=names, resample=again)
+        ensemble = dataclasses.replace(ensemble, amounts=amounts)
+    if "water" in table:
+        noise_sd = _number("measured", "water_noise_sd", table.get("water_noise_sd", 0.0))
+        lineshapes = read_lineshapes(folder / str(table["water"]), protocol, noise_sd=noise_sd)
+        ensemble = dataclasses.replace(ensemble, lineshapes=lineshapes)
+    return ensemble
 
 
 def _names(value: Any, nucleus: str) -> tuple[str, ...]:

@@ -13,7 +13,9 @@ doi:10.1002/mrm.27980.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +25,9 @@ from mrsi_gadgets.physics import brain_values
 from mrsi_gadgets.physics.basis import BRAIN_METABOLITES, BasisSet, metabolite_basis
 from mrsi_gadgets.physics.lineshapes import decaying_shift, gaussian_decay
 from mrsi_gadgets.physics.macromolecules import LIPID_SHARES, LIPIDS, MACROMOLECULES, WATER_PPM, BroadPeak
+from mrsi_gadgets.physics.measured import MeasuredAmounts, MeasuredLineshapes, measured_amounts, members_of
 from mrsi_gadgets.physics.nucleus import PROTON, Nucleus, field_strength_t, nucleus_of
+from mrsi_gadgets.physics.resampling import delayed
 from mrsi_gadgets.physics.saturation import macromolecule_weight, relaxation_weight
 
 NAA_CH3_SIGNAL = PROTON.strongest_signal
@@ -78,6 +82,15 @@ class Ensemble:
     lipid_offset_hz_sd: float = 15.0
     """Field of the scalp relative to that of the voxel [Hz]."""
     lipid_width_sd: float = 0.3
+    acquisition_delay_sd_s: float = 0.0
+    """Error of the acquisition delay [s]: a first-order phase of the wanted signal."""
+    amounts: MeasuredAmounts | None = None
+    """Amounts (and T2*) as an earlier fit found them, in place of the table's for its names (`with_measured`).
+    `altered_share` applies to them as to the others."""
+    lineshapes: MeasuredLineshapes | None = None
+    """Those of a water reference (`measured.water_lineshapes`), in place of `broadening_ppm` and `lorentzian_hz`."""
+    lineshape_share: float = 1.0
+    """Share of voxels that have a measured lineshape; the others have a Gaussian and Lorentzian one."""
 
     def __post_init__(self) -> None:
         for name in ("broadening_ppm", "lorentzian_hz"):
@@ -92,10 +105,32 @@ class Ensemble:
             raise ConfigError("an ensemble needs at least one molecule; give names")
         if self.water_components < 1:
             raise ConfigError(f"ensemble water_components is {self.water_components}; it must be at least 1")
+        if not (0 <= self.lineshape_share <= 1 and self.acquisition_delay_sd_s >= 0):
+            raise ConfigError("ensemble lineshape_share must be from 0 to 1 and acquisition_delay_sd_s at least 0")
 
     def sample(self, protocol: Protocol, n: int, seed: int, *, basis: BasisSet | None = None) -> EnsembleSample:
         """Draw `n` voxels; same arguments, same result. See `sample`."""
         return sample(protocol, n, seed, ensemble=self, basis=basis)
+
+    def with_measured(
+        self,
+        protocol: Protocol,
+        names: Sequence[str],
+        concentrations: np.ndarray,
+        t2_star_s: np.ndarray | None = None,
+        *,
+        sd: np.ndarray | None = None,
+        to_mm: float | None = None,
+        resample: bool = False,
+    ) -> Ensemble:
+        """Return this ensemble with amounts as fitted in earlier scans; see `measured.measured_amounts`."""
+        more = {"sd": sd, "to_mm": to_mm, "resample": resample}
+        return replace(self, amounts=measured_amounts(protocol, names, concentrations, t2_star_s, **more))  # type: ignore[arg-type]
+
+    def describe(self) -> dict[str, Any]:
+        """Return all fields as a model's card can hold them (JSON); of what was measured, names, means and sizes."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value.describe() if hasattr(value, "describe") else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,20 +207,27 @@ def sample(
     nucleus = nucleus_of(protocol)
     ensemble = ensemble or default_ensemble(protocol)
     rng = np.random.default_rng(seed)
+    more = np.random.default_rng([seed, 1])  # what is measured; without it all other draws are the same
     field_t = field_strength_t(protocol)
     tissue = _tissue_fractions(rng, n, ensemble.csf_share)
-    concentrations = _concentrations(rng, ensemble, tissue, nucleus)
+    measured = None if ensemble.amounts is None else ensemble.amounts.draw(more, n)
+    concentrations = _concentrations(rng, ensemble, tissue, nucleus, None if measured is None else measured[0])
     t2_star = _t2_star(rng, ensemble, tissue, field_t, nucleus)
+    if ensemble.amounts is not None and measured is not None and measured[1] is not None:
+        for column, name in enumerate(ensemble.amounts.names):
+            t2_star[:, _places(ensemble, nucleus, name)] = measured[1][:, column, None]
     weights = np.array([relaxation_weight(protocol, name) for name in ensemble.names])
     fids = _basis_signals(protocol, ensemble, basis)
     metabolites = _metabolite_signal(rng, protocol, ensemble, fids, concentrations * weights, t2_star)
     if not nucleus.water_is_nuisance:
-        metabolites *= _common_lineshape(rng, protocol, ensemble, n)
+        metabolites = _delayed(more, protocol, ensemble, metabolites)[0]
+        metabolites *= _common_lineshape(rng, more, protocol, ensemble, n)
         nothing = np.zeros_like(metabolites)
         return EnsembleSample(metabolites, nothing, nothing, nothing, ensemble.names, concentrations, t2_star)
     macromolecules = _macromolecule_signal(rng, protocol, ensemble, tissue)
-    common = _common_lineshape(rng, protocol, ensemble, n)
+    common = _common_lineshape(rng, more, protocol, ensemble, n)
     metabolites += macromolecules
+    metabolites, macromolecules = _delayed(more, protocol, ensemble, metabolites, macromolecules)
     metabolites *= common
     macromolecules *= common
     return EnsembleSample(
@@ -232,17 +274,33 @@ def _tissue_fractions(rng: np.random.Generator, n: int, csf_share: float) -> np.
     return np.stack([(1 - csf) * grey, (1 - csf) * (1 - grey), csf], axis=1)
 
 
-def _concentrations(rng: np.random.Generator, ensemble: Ensemble, tissue: np.ndarray, nucleus: Nucleus) -> np.ndarray:
+def _places(ensemble: Ensemble, nucleus: Nucleus, name: str) -> list[int]:
+    """Return the columns of a molecule, or of the members of a reported sum, in the ensemble."""
+    return [ensemble.names.index(member) for member in members_of(nucleus, name) if member in ensemble.names]
+
+
+def _concentrations(
+    rng: np.random.Generator, ensemble: Ensemble, tissue: np.ndarray, nucleus: Nucleus, measured: np.ndarray | None
+) -> np.ndarray:
     n, m = len(tissue), len(ensemble.names)
     typical = np.array([[nucleus.concentration_mm(name, t) for name in ensemble.names] for t in brain_values.TISSUES])
     healthy = (tissue @ typical) * np.exp(ensemble.concentration_sd * rng.standard_normal((n, m)))
+    fixed: set[int] = set()
+    if ensemble.amounts is not None and measured is not None:
+        for name, amount in zip(ensemble.amounts.names, measured.T, strict=True):
+            places = _places(ensemble, nucleus, name)
+            weights = np.array([members_of(nucleus, name)[ensemble.names[m]] for m in places])
+            if places:
+                healthy[:, places] *= (amount / (healthy[:, places] @ weights))[:, None]
+            fixed.update(places)
     low, high = np.array([nucleus.range_mm(name) for name in ensemble.names]).T
     anything = low + (high - low) * rng.random((n, m))
     amounts = np.where(rng.random((n, m)) < ensemble.altered_share, anything, healthy)
     for pool in nucleus.pools:
         first, *others = [ensemble.names.index(name) for name in pool if name in ensemble.names] or [0]
         for other in others:
-            amounts[:, other] = amounts[:, first] * np.exp(_POOL_SD * rng.standard_normal(n))
+            same = amounts[:, first] * np.exp(_POOL_SD * rng.standard_normal(n))
+            amounts[:, other] = amounts[:, other] if other in fixed else same
     return amounts
 
 
@@ -315,14 +373,32 @@ def _broad_signal(protocol: Protocol, peak: BroadPeak, width_factor: np.ndarray)
     return signal
 
 
-def _common_lineshape(rng: np.random.Generator, protocol: Protocol, ensemble: Ensemble, n: int) -> np.ndarray:
+def _delayed(
+    rng: np.random.Generator, protocol: Protocol, ensemble: Ensemble, *signals: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Return the signals (n, t) with each voxel's own error of the delay, within three deviations."""
+    if not ensemble.acquisition_delay_sd_s:
+        return signals
+    late = ensemble.acquisition_delay_sd_s * np.clip(rng.standard_normal(len(signals[0])), -3, 3)
+    return tuple(delayed(signal, protocol.dwell_s, late) for signal in signals)
+
+
+def _common_lineshape(
+    rng: np.random.Generator, more: np.random.Generator, protocol: Protocol, ensemble: Ensemble, n: int
+) -> np.ndarray:
     times = protocol.times_s.astype(np.float32)
     gauss = (rng.uniform(*ensemble.broadening_ppm, n) * protocol.transmit_frequency_hz * 1e-6).astype(np.float32)
     lorentz = np.maximum(rng.uniform(*ensemble.lorentzian_hz, n), 1e-6)
     shift = ensemble.common_shift_hz_sd * rng.standard_normal(n)
     phase = np.exp(1j * ensemble.phase_rad_sd * rng.standard_normal(n)).astype(np.complex64)
-    shape = _evolution(protocol, 1 / (np.pi * lorentz), shift)
-    shape *= gaussian_decay(times, gauss)
+    if ensemble.lineshapes is None:
+        shape = _evolution(protocol, 1 / (np.pi * lorentz), shift)
+        shape *= gaussian_decay(times, gauss)
+    else:
+        taken = more.random(n) < ensemble.lineshape_share
+        shape = _evolution(protocol, np.where(taken, 1e3, 1 / (np.pi * lorentz)), shift)
+        own = gaussian_decay(times, gauss)
+        shape *= np.where(taken[:, None], ensemble.lineshapes.draw(more, protocol, n), own)
     shape *= phase[:, None]
     return shape
 

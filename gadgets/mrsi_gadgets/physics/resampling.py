@@ -39,4 +39,22 @@ def resample(
     on_sample = np.abs(places - np.round(places)) < 1e-9
     exact = np.equal(index[:, None], np.round(places - first)[None, :]).astype(float)
     weights = np.where(on_sample[None, :] & (exact.sum(axis=0) == 1)[None, :], exact, weights)
-    return np.einsum("...tk,kt->...t", signals[..., first[:, None] + index[None, :]], weights)
+    matrix = np.zeros((n, len(places)))
+    np.put_along_axis(matrix, first[None, :] + index[:, None], weights, axis=0)
+    return np.asarray(signals @ matrix.astype(signals.real.dtype))
+
+
+def delayed(signals: np.ndarray, step_s: float, delays_s: np.ndarray, *, band: float = 0.42) -> np.ndarray:
+    """Return each signal (n, t) a little later, at t + delay, with a delay [s] of its own: a first-order phase.
+
+    A parabola in the delay through three shifted copies. At 400 Hz it errs by 1e-3 for delays within 75 us.
+    """
+    reach = float(np.abs(delays_s).max())
+    if reach == 0:
+        return signals
+    n = signals.shape[-1]
+    early, late = (
+        resample(signals, 0.0, step_s, step_s * np.arange(n) + shift, band=band) for shift in (-reach, reach)
+    )
+    x = np.asarray(delays_s / reach, dtype=signals.real.dtype)[:, None]
+    return np.asarray(x * (x - 1) / 2 * early + (1 - x**2) * signals + x * (x + 1) / 2 * late)

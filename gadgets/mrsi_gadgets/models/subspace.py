@@ -14,6 +14,7 @@ from scipy.linalg import eigh
 from mrsi_gadgets.arrays import Array, like, namespace
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import ConfigError, DataError
+from mrsi_gadgets.physics.basis import BasisSet
 from mrsi_gadgets.physics.ensemble import Ensemble, EnsembleSample, noise_sd_at_snr, sample
 from mrsi_gadgets.physics.nucleus import nucleus_of
 
@@ -162,6 +163,7 @@ def learn_subspace(
     nuisance_error: float = 0.01,
     n_samples: int = 2000,
     seed: int = 0,
+    basis: BasisSet | None = None,
 ) -> Subspace:
     """Learn the temporal basis of a protocol from an ensemble of synthetic FIDs (eq. 5, 6).
 
@@ -178,6 +180,7 @@ def learn_subspace(
     nuisance_error : root mean square of what is left of nuisance signals of unit energy.
     n_samples : drawn FIDs.
     seed : of the draw. The reported errors are those of another draw.
+    basis : signals of the molecules; None for those that are simulated for the protocol.
 
     Raises
     ------
@@ -192,14 +195,15 @@ def learn_subspace(
     if not 0 < nuisance_error < 1:
         raise ConfigError(f"nuisance_error is {nuisance_error:g}; it must lie between 0 and 1")
     nuisance = nuisance and nucleus_of(protocol).water_is_nuisance
-    drawn = sample(protocol, n_samples, seed, ensemble=ensemble)
+    drawn = sample(protocol, n_samples, seed, ensemble=ensemble, basis=basis)
     energies, rows = _principal_rows(drawn.metabolites, max(_MOST_ROWS, rank or 0))
     if rank is None:
         rank = max(1, int(np.count_nonzero(energies > 2 * noise_sd_at_snr(protocol, snr) ** 2)))
-    basis = rows[:rank]
+    rows = rows[:rank]
     if nuisance and rank < protocol.n_times:
-        basis = np.concatenate([basis, _nuisance_rows(basis, drawn, nuisance_rank, nuisance_error)])
-    return _with_statistics(basis.astype(np.complex64), rank, nuisance, protocol, ensemble, drawn, seed)
+        rows = np.concatenate([rows, _nuisance_rows(rows, drawn, nuisance_rank, nuisance_error)])
+    fresh = sample(protocol, max(64, n_samples // 10), seed + 1, ensemble=ensemble, basis=basis)
+    return _with_statistics(rows.astype(np.complex64), rank, nuisance, protocol, drawn, fresh, seed)
 
 
 def representation_error(basis: np.ndarray, fids: np.ndarray) -> float:
@@ -213,11 +217,10 @@ def _with_statistics(
     metabolite_rank: int,
     nuisance: bool,
     protocol: Protocol,
-    ensemble: Ensemble | None,
     drawn: EnsembleSample,
+    fresh: EnsembleSample,
     seed: int,
 ) -> Subspace:
-    fresh = sample(protocol, max(64, len(drawn.metabolites) // 10), seed + 1, ensemble=ensemble)
     without = np.zeros((len(basis), len(basis)), dtype=np.complex128)
     return Subspace(
         basis,

@@ -130,6 +130,8 @@ def test_fid_error_forgives_another_b0_correction_but_not_wrong_phases(truth):
     turned = truth.fids * np.exp(-2j * np.pi * 1.5 * times)
     assert scoring.fid_error(turned, truth, b0_hz=other_b0) < 1e-5
     assert scoring.fid_error(turned, truth) > 0.1
+    slight = truth.fids * np.exp(2j * np.pi * 0.2 * times)  # eddy-current phase and field, divided differently
+    assert scoring.fid_error(slight, truth) < 1e-4
     assert scoring.fid_error(truth.fids * np.exp(0.3j), truth) > 0.2
     assert scoring.fid_error(0.2 * truth.fids, truth) < 1e-5
 

@@ -17,6 +17,8 @@ from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.phantom.lesions import LESION_KINDS, UNKNOWN_PPM
 from mrsi_gadgets.phantom.truth import Truth
 
+_SHARED_HZ = 0.3
+"""A frequency that FIDs and truth differ by in all voxels alike may be as large."""
 _LESION_CORE, _LESION_FREE = 0.7, 0.02
 _CONTRAST_THAT_COUNTS = 0.1
 """A lesion's contrast is scored where it is at least this part of the map's mean in the brain."""
@@ -162,7 +164,8 @@ def common_resolution(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def fid_error(fids: np.ndarray, truth: Truth, *, b0_hz: np.ndarray | None = None) -> float:
     """Relative l2 error of FIDs over brain voxels and times, after one cubic receive shading.
 
-    `b0_hz` is the B0 that was taken out of `fids` where it is not the true one; the truth is brought to the same.
+    `b0_hz` is the B0 that was taken out of `fids` where it is not the true one; the truth is brought to the same, up to
+    one frequency that all voxels share (a slope of the eddy-current phase is as well called a field).
     """
     estimate, wanted = _comparable_fids(fids, truth, b0_hz)
     return float(np.linalg.norm(estimate - wanted) / np.linalg.norm(wanted))
@@ -204,9 +207,20 @@ def _comparable_fids(fids: np.ndarray, truth: Truth, b0_hz: np.ndarray | None) -
     terms = _polynomial(mask.shape)[mask]
     # The polynomial is real: phase errors count. Each voxel's products are summed over time first.
     energy = np.sum(np.abs(wanted) ** 2, axis=1)
+    wanted = wanted * np.exp(
+        2j * np.pi * _shared_shift(estimate, wanted, truth.protocol.times_s) * truth.protocol.times_s
+    )
     match = np.sum((estimate * np.conj(wanted)).real, axis=1)
     solution = np.linalg.solve(terms.T @ (terms * energy[:, None]), terms.T @ match)
     return estimate / (terms @ solution)[:, None], wanted
+
+
+def _shared_shift(estimate: np.ndarray, wanted: np.ndarray, times_s: np.ndarray) -> float:
+    """Return the frequency [Hz] that lies between FIDs (voxel, t) and the truth in all voxels alike."""
+    product = np.sum(estimate * np.conj(wanted), axis=0)
+    shifts = np.linspace(-_SHARED_HZ, _SHARED_HZ, 61)
+    real = (np.exp(-2j * np.pi * np.outer(shifts, times_s)) @ product).real
+    return float(shifts[np.argmax(real)])
 
 
 def _score_map(even: np.ndarray, truth: Truth, name: str) -> MapScore:

@@ -43,7 +43,7 @@ OTHERS = [
     CorrectDrift(source="none"), EstimateFieldMap(eddy_currents=False), CombineCoils(lost_energy=0.0),
     CombineCoils(lost_energy=0.2),
     Reconstruct(method="fourier"), Reconstruct(method="low_rank"), Reconstruct(method="subspace", prior="none"),
-    Reconstruct(method="subspace", rank=12), Quantify(),
+    Reconstruct(method="subspace", rank=12), Reconstruct(prior="tv"), Reconstruct(prior="wavelet"), Quantify(),
     ConsoleImages(maps=("Ins",), uncertainty=False, quantitative="none", spectra=False),
 ]  # fmt: skip
 """Gadgets with parameters other than their defaults."""

@@ -21,6 +21,7 @@ from mrsi_gadgets.reconstruction.fourier import reconstruct_fourier
 from mrsi_gadgets.reconstruction.joint import reconstruct_joint
 from mrsi_gadgets.reconstruction.locally_low_rank import reconstruct_locally_low_rank
 from mrsi_gadgets.reconstruction.low_rank import reconstruct_low_rank
+from mrsi_gadgets.reconstruction.prior_step import PRIORS
 from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
 
 METHODS = ("fourier", "low_rank", "locally_low_rank", "joint", "subspace")
@@ -55,7 +56,8 @@ class Reconstruct(Gadget):
     rank: int | None = None
     """Rank of the temporal basis (all but fourier); auto: from the noise level, or the model's own error."""
     prior: str = "edges"
-    """Spatial prior of method subspace: edges (differences of neighbours, weighed by the water image) or none."""
+    """Spatial prior of method subspace: edges (differences of neighbours, weighed by the water image), tv (total
+    variation weighed likewise), wavelet, or none; tv and wavelet need complete data."""
 
     def __post_init__(self) -> None:
         choice("method", self.method, METHODS)
@@ -63,7 +65,7 @@ class Reconstruct(Gadget):
             raise ConfigError(f"rank is {self.rank}; it must be at least 1, or auto")
         if self.method == "fourier" and self.rank is not None:
             raise ConfigError("method fourier has no rank; leave the attribute out")
-        choice("prior", self.prior, ("edges", "none"))
+        choice("prior", self.prior, PRIORS)
         if self.method != "subspace" and self.prior != "edges":
             raise ConfigError(f"method {self.method} has no spatial prior; leave the attribute out")
 

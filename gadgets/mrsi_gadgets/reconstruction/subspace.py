@@ -31,13 +31,12 @@ from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, continued
 from mrsi_gadgets.operators.encoding import EvolvedBasis, encoding_operator, offset_range, spectral_times
 from mrsi_gadgets.reconstruction.basis_adaptation import (
     captured_energy,
-    principal_rotation,
     shared_shift,
     time_gram,
     unexplained_rows,
     wiener_gain,
 )
-from mrsi_gadgets.reconstruction.edge_prior import EdgePrior, edge_distances, edge_prior
+from mrsi_gadgets.reconstruction.edge_prior import EdgePrior
 from mrsi_gadgets.reconstruction.fourier import (
     Progress,
     check_calibration,
@@ -47,16 +46,10 @@ from mrsi_gadgets.reconstruction.fourier import (
     matched_image,
 )
 from mrsi_gadgets.reconstruction.gridding import alias_free, on_grid, with_density
-from mrsi_gadgets.reconstruction.regularisation import (
-    WeightChoice,
-    choose_pooled_weight,
-    choose_weights,
-    smooth,
-    smoothed_noise,
-)
+from mrsi_gadgets.reconstruction.prior_step import PRIORS, components_of, fit_prior, in_full, voxels_in
+from mrsi_gadgets.reconstruction.regularisation import WeightChoice, smooth
 from mrsi_gadgets.reconstruction.solvers import Solution, conjugate_gradient
 
-PRIORS = ("edges", "none")
 _FLOOR = 0.01
 _INCOMPLETE_STEPS = 3
 """The risk estimate takes noise for white. That of incomplete data is not, nor are their aliases, so that it smooths
@@ -156,7 +149,8 @@ def reconstruct_subspace(
         (x, y, z) water image, whose edges are trusted where that lowers the risk estimate; None for the scan's own
         edges alone.
     prior
-        ``edges`` or ``none`` (least squares on the basis).
+        ``edges`` (quadratic), ``tv`` (total variation weighed by the same edges) or ``wavelet`` (Haar details), or
+        ``none`` (least squares on the basis). ``tv`` and ``wavelet`` need complete data.
     adapt
         Whether the scan may shift the frequency and add rows to the basis (complete data only).
     use_operator
@@ -180,7 +174,7 @@ def reconstruct_subspace(
     DataError
         Data, calibration and model do not fit each other.
     ConfigError
-        The prior is unknown.
+        The prior is unknown, or needs complete data and gets others.
     NumericalError
         The general solve did not converge.
     """
@@ -189,6 +183,8 @@ def reconstruct_subspace(
         kt = with_density(kt)
     if prior not in PRIORS:
         raise ConfigError(f"prior '{prior}' is not known; use {' or '.join(PRIORS)}")
+    if prior in ("tv", "wavelet") and (use_operator or not kt.fully_sampled):
+        raise ConfigError(f"prior '{prior}' is one step from complete data; use edges for data with missing readouts")
     check_calibration(kt, coil_maps, b0_hz, mask, noise_sd)
     times = spectral_times(kt)
     if model.basis.shape[1] != len(times):
@@ -209,10 +205,9 @@ def reconstruct_subspace(
         "prior": prior,
     } | how_sampled(kt)
     problem, image, noise = _least_squares(problem, times, model, adapt and bool(inside.any()), provenance, progress)
-    regularised = prior == "edges" and inside.any()
     errors: np.ndarray | None = None
-    if regularised:
-        problem, image, errors = _regularise(problem, image, noise, water, provenance)
+    if prior != "none" and inside.any():
+        problem, image, errors = _regularise(problem, prior, image, noise, water, provenance)
     scale = float(1 / np.sqrt(inside.size))
     sd = (
         image_noise_sd(problem.gridded, coil_maps, noise_sd)
@@ -257,7 +252,7 @@ def _least_squares(
     if not adapt:
         image = _projected(rho, problem.basis, scale) if problem.direct else None
     else:
-        inside = _voxels(rho, problem.mask)
+        inside = voxels_in(rho, problem.mask)
         gram = time_gram(inside)
         gain = wiener_gain(model, captured_energy(gram, problem.basis) / int(inside.shape[0]), sample_sd)
         shift = shared_shift(inside, times, problem.basis, sample_sd, gain, gram)
@@ -338,57 +333,25 @@ def _projected(rho: Array, rows: np.ndarray, scale: float) -> Array:
 
 
 def _regularise(
-    problem: _Problem, image: Array, noise: np.ndarray, water: np.ndarray | None, provenance: dict[str, Any]
+    problem: _Problem, prior: str, image: Array, noise: np.ndarray, water: np.ndarray | None, provenance: dict[str, Any]
 ) -> tuple[_Problem, Array, np.ndarray]:
     """Return the problem in rotated coefficients, the regularised image and its errors relative to the noise."""
-    # noise of equal power in all coefficients first: the rotation then keeps it white
-    flat = like((1 / noise).astype(np.float32), image, image.dtype)
-    rotation, leading = principal_rotation(_voxels(image, problem.mask) * flat)
-    z = (image * flat) @ like(rotation, image, image.dtype)
-    # all voxels of the prior lie in the mask's bounding box
-    box = _bounding_box(problem.mask)
-    mask, place = problem.mask[box], (*box, slice(None))
-    inside = z[place] * like(mask[..., None].astype(np.float32), z, z.dtype)
-    water = None if water is None else water[box]
-    edges, choice, used_water = _choose_edges(inside[..., :leading], water, mask, problem.rng)
-    if leading < len(rotation):
-        choice = choice.with_more(choose_pooled_weight(inside[..., leading:], 2.0, edges, mask, problem.rng))
-    # what is left of the noise, and what the risk estimate says of lost signal beside it
-    left = smoothed_noise(edges, choice, mask, inside, problem.rng)
-    smoothed = smooth(inside, edges, choice) if problem.direct else None
+    components = components_of(image, noise, problem.mask)
+    z = components.of(image)
+    inside = components.inside(z)
+    fitted = fit_prior(prior, components, inside, water, problem.rng)
+    provenance |= fitted.provenance
     errors = np.ones((*problem.mask.shape, len(noise)), dtype=np.float32)
-    errors[box] = np.where(mask[..., None], np.sqrt(left**2 + choice.bias_power / 2), 1.0)
-    provenance |= {
-        "weights_from": "Stein's unbiased risk estimate",
-        "weights": [float(w) for w in choice.weights[:leading]],
-        "weight_of_noise_components": float(choice.weights[-1]) if leading < len(rotation) else None,
-        "edges_from": "scan and water image" if used_water else "scan",
-    }
-    # u = z R^H times the noise, so the rows of the basis turn the other way; equal noise keeps them orthonormal
-    if smoothed is not None:
-        turned = replace(problem, basis=(rotation.conj().T @ problem.basis).astype(np.complex64), between=None)
-        keep = like(mask[..., None], z)
-        z[place] = namespace(z).where(keep, smoothed, z[place])
-        return turned, z * float(noise[0]), errors
-    full = _in_full(edges, box, problem.mask.shape)
-    return _regularise_in_general(problem, rotation, noise, full, choice, errors, image, provenance)
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
-    found = [np.flatnonzero(mask.any(axis=tuple(b for b in range(3) if b != a))) for a in range(3)]
-    return tuple(slice(int(f[0]), int(f[-1]) + 1) for f in found)  # type: ignore[return-value]
-
-
-def _in_full(edges: EdgePrior, box: tuple[slice, slice, slice], shape: tuple[int, ...]) -> EdgePrior:
-    """Return the weights of a box on the whole grid, zero outside."""
-    full = []
-    for axis, w in enumerate(edges.weights):
-        size = [n - (a == axis) for a, n in enumerate(shape)]
-        weights = np.zeros((*size, 1), dtype=np.float32)
-        place = tuple(slice(b.start, b.start + w.shape[a]) for a, b in enumerate(box))
-        weights[place] = to_numpy(w)
-        full.append(like(weights, w))
-    return EdgePrior((full[0], full[1], full[2]))
+    errors[components.box] = fitted.errors
+    if problem.direct:
+        # u = z R^H times the noise, so the rows of the basis turn the other way; equal noise keeps them orthonormal
+        rows = (components.rotation.conj().T @ problem.basis).astype(np.complex64)
+        turned = replace(problem, basis=rows, between=None)
+        return turned, components.replaced(z, fitted.step(inside)) * float(noise[0]), errors
+    assert fitted.edges is not None
+    assert fitted.choice is not None
+    full = in_full(fitted.edges, components)
+    return _regularise_in_general(problem, components.rotation, noise, full, fitted.choice, errors, image, provenance)
 
 
 def _regularise_in_general(
@@ -438,34 +401,6 @@ def _outside(problem: _Problem, image: Array, noise: np.ndarray) -> np.ndarray:
     power = to_numpy(xp.mean(xp.real(flat) ** 2 + xp.imag(flat) ** 2, axis=-1)) / 2
     held = 1 / np.maximum(power - 1, _LEAST_OUTSIDE)
     return np.where(problem.mask, 0.0, held)
-
-
-def _choose_edges(
-    z: Array, water: np.ndarray | None, mask: np.ndarray, rng: np.random.Generator
-) -> tuple[EdgePrior, WeightChoice, bool]:
-    """Return the edge weights, from the scan's smoothed leading components and with the water's where the risk falls.
-
-    The weights SURE chose with them come along, and whether the water's edges were taken.
-    """
-    reference = namespace(z).real(z)
-    edges = edge_prior(mask, reference)
-    # one smoothed image shows the edges; a second round found no better ones
-    pilot = smooth(z, edges, choose_weights(z, 2.0, edges, mask, rng))
-    own = edge_distances(pilot, 4.0)
-    edges = edge_prior(mask, reference, (own,))
-    # the same random signs for both, so that only the edges differ
-    seed = int(rng.integers(2**32))
-    found = [edges]
-    if water is not None:
-        image = like(np.where(mask, water, 0)[..., None].astype(np.float32), reference)
-        found.append(edge_prior(mask, reference, (own, edge_distances(image))))
-
-    def chosen(prior: EdgePrior) -> WeightChoice:
-        return choose_weights(z, 2.0, prior, mask, np.random.default_rng(seed))
-
-    choices = [chosen(prior) for prior in found]
-    best = int(np.argmin([choice.risk.sum() for choice in choices]))
-    return found[best], choices[best], best == 1
 
 
 def _solve(
@@ -527,13 +462,6 @@ def _solve_without_prior(problem: _Problem) -> tuple[Array, np.ndarray]:
     empty = _solve(problem, None, None, samples=like(noise, samples, samples.dtype), max_iterations=count).value
     inside = problem.mask if problem.mask.any() else np.ones_like(problem.mask)
     return image, np.sqrt(np.mean(np.abs(to_numpy(empty)[inside]) ** 2, axis=0) / 2)
-
-
-def _voxels(image: Array, mask: np.ndarray) -> Array:
-    """Return the voxels inside the mask, (voxel, any)."""
-    xp = namespace(image)
-    flat = xp.reshape(image, (-1, image.shape[-1]))
-    return xp.take(flat, like(np.flatnonzero(mask.ravel()), image), axis=0)
 
 
 def _first_half(progress: Progress | None) -> Progress | None:

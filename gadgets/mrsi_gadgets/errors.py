@@ -8,6 +8,7 @@
     ├── ProtocolError        a peer broke the rules of the wire
     │   └── PeerLost         the stream ended without CLOSE
     ├── DataError            headers or readouts are missing, contradictory or damaged
+    ├── ModelError           a stored signal model is damaged, foreign, or cannot be written
     └── NumericalError       a solver did not reach a usable result
 
 Every message is one sentence: what is wrong, where, and what to do about it. It is shown as it stands at the
@@ -39,6 +40,10 @@ class PeerLost(ProtocolError):
 
 class DataError(MrsiError):
     """Headers or readouts are missing, contradictory or damaged."""
+
+
+class ModelError(MrsiError):
+    """A stored signal model is damaged, of another format, or cannot be written."""
 
 
 class NumericalError(MrsiError):

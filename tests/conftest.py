@@ -26,6 +26,14 @@ def same_logging():
     log.handlers[:], log.level, log.propagate = before
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_models_of_the_user(tmp_path_factory):
+    """What somebody has learned on this machine changes no test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MRSI_MODELS", str(tmp_path_factory.mktemp("models")))
+        yield
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20261122)

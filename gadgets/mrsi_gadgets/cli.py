@@ -80,6 +80,10 @@ def _add_scan_options(parser: argparse.ArgumentParser, *, recipe_help: str) -> N
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     parser.add_argument("--threads", type=_positive, help="threads for numeric libraries (also MRSI_THREADS)")
     _add_header_options(parser)
+    parser.add_argument(
+        "--models", type=Path, metavar="DIR",
+        help="folder of learned signal models (also MRSI_MODELS; default: the user's own and models in the site's)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=_whole, default=0)
 
 
@@ -95,13 +99,21 @@ def _add_header_options(parser: argparse.ArgumentParser) -> None:
 def _scan_options(given: argparse.Namespace) -> ScanOptions:
     return ScanOptions(
         recipe=given.config, site=given.config_dir, device=given.device, settings=_settings(given.set), seed=given.seed,
-        sequence=given.sequence, trajectories=_folder(given.trajectories),
+        sequence=given.sequence, trajectories=_trajectories(given), models=_models(given),
     )  # fmt: skip
 
 
-def _folder(path: Path | None) -> Path | None:
+def _trajectories(given: argparse.Namespace) -> Path | None:
+    path: Path | None = given.trajectories
     if path is not None and not path.is_dir():
         raise ConfigError(f"--trajectories {path} is no folder; name the folder of the ID.npz files")
+    return path
+
+
+def _models(given: argparse.Namespace) -> Path | None:
+    path: Path | None = given.models
+    if path is not None and not path.is_dir():
+        raise ConfigError(f"--models {path} is no folder; name the one that `mrsi learn --output` has written to")
     return path
 
 
@@ -192,10 +204,10 @@ def _replay(given: argparse.Namespace) -> int:
     options = _scan_options(given)
     if given.to and (given.device != "auto" or given.seed):
         raise ConfigError("--device and --seed are decisions of the server; leave them out with --to")
-    if given.to and (given.threads or given.trajectories or (given.sequence and not given.realtime)):
+    if given.to and (given.threads or given.trajectories or given.models or (given.sequence and not given.realtime)):
         raise ConfigError(
-            "--threads, --sequence and --trajectories are decisions of the server; start it with them and leave them "
-            "out with --to"
+            "--threads, --sequence, --models and --trajectories are decisions of the server; start it with them and "
+            "leave them out with --to"
         )
     scan = replay.open_scan(given.file)
     bar = sys.stderr.isatty()
@@ -287,9 +299,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 def _check(given: argparse.Namespace) -> int:
     from mrsi_gadgets.mrd.check import check_file
 
-    report = check_file(
-        given.file, _settings(given.set), sequence=given.sequence, trajectories=_folder(given.trajectories)
-    )
+    report = check_file(given.file, _settings(given.set), sequence=given.sequence, trajectories=_trajectories(given))
     _say(report.text())
     return EXIT_OK if report.ok else EXIT_FAILED
 

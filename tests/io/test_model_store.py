@@ -7,44 +7,26 @@ import json
 import pickle
 import re
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from mrsi_gadgets.data import Geometry, Protocol
+from mrsi_gadgets.data import Geometry
 from mrsi_gadgets.errors import ModelError
 from mrsi_gadgets.io import model_store
 from mrsi_gadgets.io.model_arrays import ModelSizes
-from mrsi_gadgets.io.model_store import Origin, find_model, load_model, model_stores, save_model
+from mrsi_gadgets.io.model_store import find_model, load_model, model_stores, save_model
 from mrsi_gadgets.models.networks import ManifoldNetworks, weights_of
-from mrsi_gadgets.models.training import Trained, TrainingSettings, train
-from mrsi_gadgets.physics.ensemble import default_ensemble, sample
-
-SETTINGS = TrainingSettings(
-    rank=10, latent=7, hidden=12, samples=400, autoencoder_steps=20, projector_steps=20, batch=64, snr=(4.0, 90.0),
-    latent_sizes=(3,), latent_steps=10,
-)  # fmt: skip
-PROTOCOL = Protocol(
-    "1H", 123.25e6, 4.65, 1 / 1500, 97, 1.3e-3, Geometry((5, 4, 3), (50.0, 40.0, 30.0)), "csi",
-    echo_times_s=(1.3e-3,), repetition_time_s=0.3, flip_angle_deg=35.0, field_strength_t=2.8948,
-    measurement_id="12", protocol_name="somebody's brain", provenance={"dwell_s": "header"},
-)  # fmt: skip
+from mrsi_gadgets.models.training import Trained
+from mrsi_gadgets.physics.ensemble import sample
+from small_model import PROTOCOL, origin, small_model
 
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
-    return train(PROTOCOL, settings=SETTINGS, seed=3)
-
-
-def origin(**fields) -> Origin:
-    ensemble = default_ensemble(PROTOCOL).describe()
-    defaults = {
-        "title": "FID", "ensemble": ensemble, "basis": "simulated: pulse_acquire", "training": asdict(SETTINGS),
-        "seed": 3, "seconds": {"whole": 1.5}, "sources": {"1": "somebody 1999"},
-    }  # fmt: skip
-    return Origin(**{**defaults, **fields})
+    return small_model()
 
 
 @pytest.fixture(scope="module")

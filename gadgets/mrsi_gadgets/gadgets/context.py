@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from mrsi_gadgets.arrays import Array
 from mrsi_gadgets.data import Protocol, SpectralImage
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.io.model_store import StoredModel, find_model
 from mrsi_gadgets.models.subspace import Subspace, learn_subspace
 
 
@@ -89,6 +91,8 @@ class Context:
     device: tuple[str, Any] = ("numpy", "cpu")
     """As `arrays.select_device` returns it."""
     seed: int = 0
+    models: tuple[Path, ...] = ()
+    """Folders that learned signal models are looked for in."""
     reference_heads: dict[int, np.void] = field(default_factory=dict)
     """Frame -> ACQUISITION_HEADER of its first metabolite readout: geometry, stamps and uid for the images."""
     frame: int = 0
@@ -108,6 +112,8 @@ class Context:
 
     _learned: dict[tuple[int, int | None], Subspace] = field(default_factory=dict, init=False, repr=False)
     _learning: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _stored: dict[int, StoredModel | None] = field(default_factory=dict, init=False, repr=False)
+    _finding: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def subspace(self, echo: int = 0, rank: int | None = None) -> Subspace:
         """Return the subspace of an echo's protocol; gadgets that ask for the same one share it."""
@@ -117,6 +123,24 @@ class Context:
                     protocol = self.protocol.of_echo(echo)
                     self._learned[echo, rank] = learn_subspace(protocol, rank=rank, seed=self.seed)
             return self._learned[echo, rank]
+
+    def model(self, echo: int = 0) -> StoredModel | None:
+        """Return the stored signal model that fits an echo's protocol, or None; it is looked for once.
+
+        Provenance says which one it is, or why there is none. A model that is damaged is left out with a warning.
+        """
+        with self._finding:
+            if echo not in self._stored:
+                reasons: list[str] = []
+                with self.report.timed("find signal model"):
+                    found = find_model(
+                        self.models, self.protocol.of_echo(echo), warn=self.report.warn, tell=reasons.append
+                    )
+                told = {"none": reasons[0]} if found is None else found.provenance()
+                self.report.provenance["signal_model" if not echo else f"signal_model of echo {echo}"] = told
+                self.progress(reasons[0] if found is None else f"learned signal model '{found.name}' fits this scan")
+                self._stored[echo] = found
+            return self._stored[echo]
 
     def progress(self, sentence: str) -> None:
         """Log a stage of the work and tell whoever listens (the console)."""

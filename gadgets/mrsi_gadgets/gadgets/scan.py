@@ -19,6 +19,7 @@ from mrsi_gadgets.data import Role
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, Chain, find_recipe, recipe_from_text
 from mrsi_gadgets.gadgets.context import Context, Report
+from mrsi_gadgets.io.model_store import model_stores
 from mrsi_gadgets.io.trajectories import TrajectoryLookup, site_trajectories, trajectory_store
 from mrsi_gadgets.mrd.adapters import adapted
 from mrsi_gadgets.mrd.header import MrdHeader, parse_header
@@ -50,6 +51,14 @@ class ScanOptions:
     """Name or path of a sequence description; None: the one that knows the header, where there is one."""
     trajectories: Path | None = None
     """Folder of the trajectory store; None: ``trajectories`` in the site's folder, where there is one."""
+
+    models: Path | None = None
+    """Folder of learned signal models; None: the user's own and ``models`` in the site's folder."""
+
+    @property
+    def model_folders(self) -> tuple[Path, ...]:
+        """Where learned signal models are looked for."""
+        return model_stores(self.models, self.site)
 
     @property
     def trajectory_folder(self) -> Path | None:
@@ -109,6 +118,7 @@ def run_scan(
         report=report,
         device=select_device(options.device),
         seed=options.seed,
+        models=options.model_folders,
         may_overwrite=observe is None,
         on_progress=tell,
     )

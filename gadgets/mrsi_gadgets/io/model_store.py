@@ -1,8 +1,9 @@
 """The model store: folders of trained signal models, each ``NAME.safetensors`` (arrays) and ``NAME.json`` (its card).
 
 The card says what the model is for, from what and how it was trained, and how good it is
-(docs/reference/model-card.md); its hash ties it to the arrays. What is loaded is verified first, and never unpickled. `find_model` looks for the
-model of a scan by tolerances, not by text: the frequency of a magnet differs from day to day.
+(docs/reference/model-card.md); its hash ties it to the arrays. What is loaded is verified first, and never unpickled.
+`find_model` looks for the model of a scan by tolerances, not by text: the frequency of a magnet differs from day to
+day.
 """
 
 from __future__ import annotations

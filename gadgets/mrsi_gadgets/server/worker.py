@@ -43,6 +43,8 @@ def options_to_text(options: ScanOptions) -> str:
             "settings": dict(options.settings),
             "seed": options.seed,
             "sequence": options.sequence,
+            "trajectories": str(options.trajectories) if options.trajectories else None,
+            "models": str(options.models) if options.models else None,
         }
     )
 
@@ -50,7 +52,8 @@ def options_to_text(options: ScanOptions) -> str:
 def options_from_text(text: str) -> ScanOptions:
     """Read what `options_to_text` wrote."""
     values = json.loads(text)
-    values["site"] = Path(values["site"]) if values["site"] else None
+    for name in ("site", "trajectories", "models"):
+        values[name] = Path(values[name]) if values[name] else None
     return ScanOptions(**values)
 
 

@@ -30,7 +30,7 @@ def small_model() -> Trained:
 def origin(**fields) -> Origin:
     """What `save_model` is told beside it."""
     defaults = {
-        "title": "FID", "ensemble": default_ensemble(PROTOCOL).describe(), "basis": "simulated: pulse_acquire",
+        "title": "FID", "ensemble": default_ensemble(PROTOCOL).describe(), "basis": "simulated: pulse-acquire",
         "training": asdict(SETTINGS), "seed": 3, "seconds": {"whole": 1.5}, "sources": {"1": "somebody 1999"},
     }  # fmt: skip
     return Origin(**{**defaults, **fields})

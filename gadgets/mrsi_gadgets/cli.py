@@ -1,4 +1,4 @@
-"""The command ``mrsi``: serve, replay, simulate, check, convert, recipe, demo."""
+"""The command ``mrsi``: serve, replay, learn, simulate, check, convert, recipe, demo."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", parents=[common], help="wait for scanners, Gadgetrons and replays"))
     _add_replay(commands.add_parser("replay", parents=[common], help="reconstruct a raw file, here or on a server"))
+    _add_learn(commands.add_parser("learn", parents=[common], help="train the signal models of a protocol"))
     _add_simulate(commands.add_parser("simulate", parents=[common], help="write a numerical brain's scan and truth"))
     _add_check(commands.add_parser("check", parents=[common], help="say what a raw file holds, lacks and contradicts"))
     _add_convert(commands.add_parser("convert", parents=[common], help="turn a Siemens twix file into MRD"))
@@ -221,6 +222,40 @@ def _replay(given: argparse.Namespace) -> int:
     for warning in result.summary.get("warnings", []):
         _say(f"warning: {warning}", sys.stderr)
     _say(f"{len(result.images)} images -> {given.output}/ (maps/, contact.png, images.h5, summary.json)")
+    return EXIT_OK
+
+
+def _add_learn(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "protocol", help="shipped learning protocol ('list' shows them), .toml file, or raw .h5 file of such a scan"
+    )
+    parser.add_argument("--output", "-o", type=Path, metavar="DIR", help="model store (default: where scans look)")
+    parser.add_argument("--seed", type=_whole, default=0)
+    parser.add_argument("--threads", type=_positive, help="threads for numeric libraries (also MRSI_THREADS)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="profile key over the header's")
+    parser.add_argument("--sequence", help="sequence description of the header: a shipped name or a .toml path")
+    parser.set_defaults(run=_learn)
+
+
+def _learn(given: argparse.Namespace) -> int:
+    from mrsi_gadgets import learn
+    from mrsi_gadgets.io.learning import shipped_learning_protocols
+    from mrsi_gadgets.io.model_store import model_stores, read_card
+
+    if given.protocol == "list":
+        _say("\n".join(shipped_learning_protocols()))
+        return EXIT_OK
+    target = learn.read_target(
+        given.protocol, _settings(given.set), sequence=given.sequence,
+        warn=lambda sentence: _say(f"warning: {sentence}", sys.stderr),
+    )  # fmt: skip
+    folder = given.output or model_stores()[0]
+    cards = learn.learn(
+        target, folder, seed=given.seed, bar=sys.stderr.isatty(), tell=lambda line: _say(line, sys.stderr)
+    )
+    for card in cards:
+        _say(learn.describe_model(read_card(card)))
+        _say(f"-> {card.with_suffix('.safetensors')} ({card.name}, {card.with_suffix('.png').name})")
     return EXIT_OK
 
 

@@ -204,6 +204,12 @@ def spectrum_of(fid: np.ndarray, spectrum: Spectrum, *, zero_filling: int = 2) -
     return ppm[::-1], values[::-1]
 
 
+def shown_ppm(ppm: np.ndarray, nucleus: str) -> np.ndarray:
+    """Return which points of a spectrum are drawn, (n,) bool: where the metabolites of protons lie, else all."""
+    first, last = _PPM_RANGE_1H if nucleus == "1H" else (float(ppm.min()), float(ppm.max()))
+    return np.asarray((ppm >= first) & (ppm <= last))
+
+
 @dataclass(frozen=True, eq=False)
 class Curves:
     """What is drawn of a spectrum: real parts over falling ppm, in units of the metabolites' range."""
@@ -228,8 +234,7 @@ def curves_of(spectrum: Spectrum) -> Curves | None:
     ppm, measured = spectrum_of(spectrum.data, spectrum)
     parts = [measured, *(spectrum_of(fid, spectrum)[1] for fid in (spectrum.fit, spectrum.nuisance))]
     proton = spectrum.nucleus == "1H"
-    first, last = _PPM_RANGE_1H if proton else (float(ppm[-1]), float(ppm[0]))
-    inside = (ppm >= first) & (ppm <= last)
+    inside = shown_ppm(ppm, spectrum.nucleus)
     if not inside.any():
         return None
     data, fit, nuisance = (values.real[inside] for values in parts)

@@ -16,8 +16,8 @@ and lipids (the subspace's nuisance rows) taken out first:
 * the energy outside of all rows against that of the noise (whiteness).
 
 Each is turned into a p-value by its distribution over ensemble FIDs with noise, learned at several noise levels; the
-smallest, each weighed by its share of the false alarms, is calibrated in turn. The score is -log10 p: one voxel in ten of the ensemble
-has a score above 1. An FID whose SNR is below that of training is outside too: nothing was learned for it.
+smallest, each weighed by its share of the false alarms, is calibrated in turn. The score is -log10 p: one FID in ten of
+the ensemble has a score above 1. An FID whose SNR is below that of training is outside too: nothing was learned for it.
 """
 
 from __future__ import annotations

@@ -249,7 +249,9 @@ def _learn(given: argparse.Namespace) -> int:
         given.protocol, _settings(given.set), sequence=given.sequence,
         warn=lambda sentence: _say(f"warning: {sentence}", sys.stderr),
     )  # fmt: skip
-    folder = given.output or model_stores()[0]
+    folder = given.output or next(iter(model_stores()), None)
+    if folder is None:
+        raise ConfigError("there is no home folder to keep models in; name a folder with --output")
     cards = learn.learn(
         target, folder, seed=given.seed, bar=sys.stderr.isatty(), tell=lambda line: _say(line, sys.stderr)
     )

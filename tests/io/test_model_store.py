@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from mrsi_gadgets.cli import main
 from mrsi_gadgets.data import Geometry
 from mrsi_gadgets.errors import ModelError
 from mrsi_gadgets.io import model_store
@@ -342,6 +343,10 @@ def test_an_empty_store_is_told_by_its_place(tmp_path):
     assert told == [f"there is no learned signal model in {tmp_path / 'models'}"]
 
 
+def no_home(self):
+    raise RuntimeError("Could not determine home directory.")
+
+
 def test_the_stores_are_the_named_one_or_the_users_and_the_sites(tmp_path, monkeypatch):
     for name in ("MRSI_MODELS", "MRSI_CONFIG_DIR", "XDG_DATA_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -355,6 +360,12 @@ def test_the_stores_are_the_named_one_or_the_users_and_the_sites(tmp_path, monke
     own = tmp_path / "data" / "mrsi-gadgets" / "models"
     assert model_stores() == (own, tmp_path / "site" / "models")
     assert model_stores(site=tmp_path / "other") == (own, tmp_path / "other" / "models")
+    monkeypatch.setenv("XDG_DATA_HOME", "")
+    monkeypatch.setattr(model_store.Path, "expanduser", no_home)
+    assert model_stores() == (tmp_path / "site" / "models",)
+    monkeypatch.delenv("MRSI_CONFIG_DIR")
+    assert model_stores() == ()
+    assert main(["learn", "2h_fid_7t"]) == 1
     monkeypatch.setenv("MRSI_MODELS", str(tmp_path / "here"))
     assert model_stores() == (tmp_path / "here",)
     assert model_stores(tmp_path / "given") == (tmp_path / "given",)

@@ -112,10 +112,12 @@ def model_stores(explicit: Path | None = None, site: Path | None = None) -> tupl
         return (explicit,)
     if site is None and os.environ.get("MRSI_CONFIG_DIR"):
         site = Path(os.environ["MRSI_CONFIG_DIR"])
-    data = os.environ.get("XDG_DATA_HOME", "")
-    # the XDG base directory specification: a relative path is to be ignored
-    home = Path(data) if Path(data).is_absolute() else Path("~/.local/share").expanduser()
-    return (home / "mrsi-gadgets" / "models", *(() if site is None else (site / "models",)))
+    data = Path(os.environ.get("XDG_DATA_HOME", ""))
+    own: tuple[Path, ...] = ()
+    with contextlib.suppress(RuntimeError):  # a service may run as somebody without a home
+        # the XDG base directory specification: a relative path is to be ignored
+        own = ((data if data.is_absolute() else Path("~/.local/share").expanduser()) / "mrsi-gadgets" / "models",)
+    return own if site is None else (*own, site / "models")
 
 
 def save_model(trained: Trained, folder: Path, name: str, origin: Origin) -> Path:

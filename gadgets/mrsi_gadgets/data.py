@@ -352,6 +352,11 @@ class SpectralImage:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     echo: int | None = None
     """Index of its echo time where the scan has several (`protocol` is then that of this echo), else None."""
+    outside_model: np.ndarray | None = None
+    """(x, y, z) bool: voxels whose FIDs a learned model does not know, left to the linear result; None: no such model.
+    """
+    model_score: np.ndarray | None = None
+    """(x, y, z) float32: -log10 of the share of FIDs the model was learned from that look as strange, or None."""
 
     def __post_init__(self) -> None:
         grid = tuple(self.coefficients.shape[:3])
@@ -359,9 +364,10 @@ class SpectralImage:
             raise DataError(f"coefficients {tuple(self.coefficients.shape)} do not fit the matrix of the protocol")
         if self.basis is not None and self.basis.shape[0] != self.coefficients.shape[-1]:
             raise DataError(f"basis {tuple(self.basis.shape)} does not fit {self.coefficients.shape[-1]} coefficients")
-        for name in ("mask", "b0_hz", "noise_sd"):
-            if getattr(self, name).shape != grid:
-                raise DataError(f"{name} {getattr(self, name).shape} does not fit the image {grid}")
+        for name in ("mask", "b0_hz", "noise_sd", "outside_model", "model_score"):
+            values = getattr(self, name)
+            if values is not None and values.shape != grid:
+                raise DataError(f"{name} {values.shape} does not fit the image {grid}")
 
     def fids(self) -> Array:
         """Return rho, (x, y, z, t), on the device of the coefficients."""

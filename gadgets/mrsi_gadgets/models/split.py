@@ -69,10 +69,10 @@ def split_nuisance(subspace: Subspace, fids: Array, noise_sd: float, *, scale: f
     a = subspace.coefficients(fids)
     flat = xp.reshape(a, (-1, subspace.rank))
     if scale is None:
-        scale = _likely_scale(subspace, to_numpy(flat), noise_sd)
-    models = _covariances(subspace)
-    whiteners = [_whitener(c * scale**2, noise_sd) for c in models]
-    costs = xp.stack([_cost(flat, whitener) for whitener in whiteners])
+        scale = likely_scale(subspace, to_numpy(flat), noise_sd)
+    models = covariances(subspace)
+    whiteners = [whitener(c * scale**2, noise_sd) for c in models]
+    costs = xp.stack([likelihood_cost(flat, whitener) for whitener in whiteners])
     best = to_numpy(xp.argmin(costs, axis=0))
     wanted = xp.zeros_like(flat)
     for state in np.unique(best):
@@ -85,7 +85,7 @@ def split_nuisance(subspace: Subspace, fids: Array, noise_sd: float, *, scale: f
     return Split(subspace.synthesise(wanted), subspace.synthesise(a - wanted), scale, grid[water], grid[lipids])
 
 
-def _covariances(subspace: Subspace, step: int = 1) -> list[np.ndarray]:
+def covariances(subspace: Subspace, step: int = 1) -> list[np.ndarray]:
     """Return C_m + w E_m C_w + l E_m C_l for every pair of every `step`-th strength, lipids fastest."""
     energy = float(np.sum(subspace.metabolite_energy))
     return [
@@ -95,13 +95,13 @@ def _covariances(subspace: Subspace, step: int = 1) -> list[np.ndarray]:
     ]
 
 
-def _whitener(covariance: np.ndarray, noise_sd: float) -> np.ndarray:
+def whitener(covariance: np.ndarray, noise_sd: float) -> np.ndarray:
     """Return W with W T W^H = I for T = covariance + 2 sd^2 I."""
     total = covariance + 2 * noise_sd**2 * np.eye(len(covariance))
     return np.asarray(np.linalg.inv(np.linalg.cholesky(total)))
 
 
-def _cost(a: Array, whitener: np.ndarray) -> Array:
+def likelihood_cost(a: Array, whitener: np.ndarray) -> Array:
     """Return -log likelihood of coefficients (n, rank) up to a constant: a^H T^-1 a + log det T."""
     xp = namespace(a)
     white = a @ like(whitener.T, a, dtype=a.dtype)
@@ -109,20 +109,20 @@ def _cost(a: Array, whitener: np.ndarray) -> Array:
     return xp.sum(xp.real(white) ** 2 + xp.imag(white) ** 2, axis=-1) + log_det
 
 
-def _likely_scale(subspace: Subspace, a: np.ndarray, noise_sd: float) -> float:
+def likely_scale(subspace: Subspace, a: np.ndarray, noise_sd: float) -> float:
     """Return the scale of maximum likelihood by multiplicative updates over strided voxels.
 
     s^2 <- s^2 sqrt( sum z^H C_m z / sum tr(T^-1 C_m) ), z = T^-1 a: the minorise-maximise step for the variance of the
     metabolites at given nuisance, which stays positive; the nuisance strengths are then chosen anew.
     """
     a = a[:: -(-len(a) // _SCALE_VOXELS)].astype(np.complex128)
-    models = _covariances(subspace, step=2)
+    models = covariances(subspace, step=2)
     signal = subspace.metabolite_covariance
     rows = subspace.metabolite_rank
     variance = float(np.mean(np.abs(a[:, :rows]) ** 2)) * rows / float(np.sum(subspace.metabolite_energy))
     for _ in range(_SCALE_ITERATIONS):
-        whiteners = [_whitener(c * variance, noise_sd) for c in models]
-        best = np.argmin(np.stack([_cost(a, whitener) for whitener in whiteners]), axis=0)
+        whiteners = [whitener(c * variance, noise_sd) for c in models]
+        best = np.argmin(np.stack([likelihood_cost(a, whitener) for whitener in whiteners]), axis=0)
         explained = expected = 0.0
         for state in np.unique(best):
             inverse = whiteners[state].conj().T @ whiteners[state]

@@ -67,6 +67,19 @@ class Components:
         z[place] = namespace(z).where(like(self.mask_in_box[..., None], z), inside, z[place])
         return z
 
+    def with_more(self, z: Array, more: Array) -> tuple[Array, np.ndarray]:
+        """Return components of the whole grid followed by more of them, given in the box, and the SD of their errors.
+
+        Where the new ones are zero nothing was looked for, and there is no error.
+        """
+        xp = namespace(z)
+        count = int(more.shape[-1])
+        full = xp.concat([z, xp.zeros_like(z[..., :count])], axis=-1)
+        full[(*self.box, slice(-count, None))] = more
+        errors = np.zeros((*self.mask.shape, count), dtype=np.float32)
+        errors[self.box] = to_numpy(more) != 0
+        return full, errors
+
 
 @dataclass(frozen=True, eq=False)
 class FittedPrior:
@@ -78,6 +91,8 @@ class FittedPrior:
     """(component,)."""
     errors: np.ndarray
     """(x, y, z, component) in the box: SD of the error in units of the noise, noise that is left and lost signal."""
+    noise_left: np.ndarray
+    """(x, y, z, component) in the box: its noise alone, in the same units (`errors` where it is not known apart)."""
     edges: EdgePrior | None
     """Weights between neighbours in the box, where the prior has them."""
     choice: WeightChoice | None
@@ -90,7 +105,7 @@ def components_of(image: Array, noise: np.ndarray, mask: np.ndarray) -> Componen
     # noise of equal power in all coefficients first: the rotation then keeps it white
     flat = like((1 / noise).astype(np.float32), image, image.dtype)
     rotation, leading = principal_rotation(voxels_in(image, mask) * flat)
-    return Components(rotation, noise, leading, mask, _bounding_box(mask))
+    return Components(rotation, noise, leading, mask, bounding_box(mask))
 
 
 def fit_prior(
@@ -130,12 +145,14 @@ def fit_prior(
         errors = np.where(mask[..., None], np.sqrt(left**2 + choice.bias_power / NOISE_POWER), 1.0)
         known_edges, known_choice = edges, choice
         fitted = FittedPrior(
-            lambda u: smooth(u, known_edges, known_choice), choice.weights, errors, edges, choice, facts
+            lambda u: smooth(u, known_edges, known_choice), choice.weights, errors, left, edges, choice, facts
         )
     else:
         step = wavelet_prior(mask, namespace(z).real(z)) if edges is None else TotalVariation(edges)
         done = regularise(z, leading, NOISE_POWER, step, mask, rng)
-        fitted = FittedPrior(lambda u: step.prox(u, done.weights), done.weights, done.errors, edges, None, facts)
+        fitted = FittedPrior(
+            lambda u: step.prox(u, done.weights), done.weights, done.errors, done.errors, edges, None, facts
+        )
     facts["weights"] = [float(w) for w in fitted.weights[:leading]]
     facts["weight_of_noise_components"] = float(fitted.weights[-1]) if leading < n_components else None
     return fitted
@@ -189,6 +206,7 @@ def _choose_edges(
     return found[best], choices[best], best == 1
 
 
-def _bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
+def bounding_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
+    """Return the smallest box that holds the mask."""
     found = [np.flatnonzero(mask.any(axis=tuple(b for b in range(3) if b != a))) for a in range(3)]
     return tuple(slice(int(f[0]), int(f[-1]) + 1) for f in found)  # type: ignore[return-value]

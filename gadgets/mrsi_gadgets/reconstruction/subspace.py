@@ -17,6 +17,7 @@ longer changes. Incomplete data go through the general operator and conjugate gr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -46,7 +47,16 @@ from mrsi_gadgets.reconstruction.fourier import (
     matched_image,
 )
 from mrsi_gadgets.reconstruction.gridding import alias_free, on_grid, with_density
-from mrsi_gadgets.reconstruction.prior_step import PRIORS, components_of, fit_prior, in_full, voxels_in
+from mrsi_gadgets.reconstruction.prior_step import (
+    PRIORS,
+    Components,
+    FittedPrior,
+    bounding_box,
+    components_of,
+    fit_prior,
+    in_full,
+    voxels_in,
+)
 from mrsi_gadgets.reconstruction.regularisation import WeightChoice, smooth
 from mrsi_gadgets.reconstruction.solvers import Solution, conjugate_gradient
 
@@ -62,6 +72,62 @@ _LARGEST_CORRECTION = 0.5
 """Part of the image; a larger first correction means that model and data do not belong together."""
 _INCOMPLETE_RTOL, _INCOMPLETE_ITERATIONS = 1e-3, 60
 """Incomplete data are solved to this relative residual, or for so many iterations."""
+
+
+@dataclass(frozen=True, eq=False)
+class LeastSquares:
+    """The least-squares image of complete data and the prior for it, as a refinement takes them."""
+
+    components: Components
+    fitted: FittedPrior
+    z: Array
+    """(x, y, z, component) in the box, zero outside of the mask."""
+    fids: Array
+    """(voxel, t) of the mask, in units of the noise of their real parts."""
+    basis: np.ndarray
+    """(coefficient, t) orthonormal rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """What a refinement makes of complete data."""
+
+    value: Array
+    """(x, y, z, component) in the box of the components."""
+    errors: np.ndarray
+    """The same shape: SD of the errors in units of the noise."""
+    rows: np.ndarray
+    """(more, t) orthonormal rows for signal that no component holds."""
+    more: Array
+    """(x, y, z, more) in the box: its coefficients, in units of the noise."""
+    outside: np.ndarray | None = None
+    """(x, y, z) bool in the box: voxels that the refinement did not touch."""
+    score: np.ndarray | None = None
+    """(x, y, z) in the box: -log10 of the probability of FIDs as strange as this one."""
+
+
+class Refinement(Protocol):
+    """What a method does with the image of the spatial prior before it becomes the result."""
+
+    @property
+    def method(self) -> str:
+        """Its name in the provenance."""
+        ...
+
+    def complete(self, image: LeastSquares, rng: np.random.Generator, provenance: dict[str, Any]) -> Refined:
+        """Return the refined components of complete data."""
+        ...
+
+    def incomplete(
+        self, components: Components, solve: Callable[[Array, np.ndarray], Array], image: Array, errors: np.ndarray,
+        provenance: dict[str, Any],
+    ) -> tuple[Array, np.ndarray]:  # fmt: skip
+        """Return coefficients and the SD of their errors.
+
+        `solve` returns the image of data and prior that is pulled to another one with a strength for each coefficient;
+        `image` is the one without a pull, `errors` (x, y, z, coefficient) its own in units of the noise.
+        """
+        ...
 
 
 class TemporalBasis(Protocol):
@@ -95,6 +161,8 @@ class _Problem:
     """Whether the gridded image stands for the data (complete ones); else the general operator."""
     rng: np.random.Generator
     rtol: float
+    fids: Array | None = None
+    """(voxel, t) FIDs of the least-squares image in units of their noise, where a refinement wants them."""
 
     @property
     def weights(self) -> np.ndarray:
@@ -126,6 +194,7 @@ def reconstruct_subspace(
     evolved: EvolvedBasis | None = None,
     water: np.ndarray | None = None,
     prior: str = "edges",
+    refinement: Refinement | None = None,
     adapt: bool = True,
     use_operator: bool = False,
     rtol: float = 1e-4,
@@ -151,6 +220,8 @@ def reconstruct_subspace(
     prior
         ``edges`` (quadratic), ``tv`` (total variation weighed by the same edges) or ``wavelet`` (Haar details), or
         ``none`` (least squares on the basis). ``tv`` and ``wavelet`` need complete data.
+    refinement
+        What is done after the prior (`raiise.ManifoldProjection`); needs a prior.
     adapt
         Whether the scan may shift the frequency and add rows to the basis (complete data only).
     use_operator
@@ -200,14 +271,17 @@ def reconstruct_subspace(
         np.random.default_rng(seed), rtol,
     )  # fmt: skip
     provenance: dict[str, Any] = {
-        "method": "subspace",
+        "method": "subspace" if refinement is None else refinement.method,
         "solver": "per voxel" if direct else "conjugate gradients",
         "prior": prior,
     } | how_sampled(kt)
-    problem, image, noise = _least_squares(problem, times, model, adapt and bool(inside.any()), provenance, progress)
+    problem, image, noise = _least_squares(
+        problem, times, model, adapt and bool(inside.any()), refinement is not None, provenance, progress
+    )
     errors: np.ndarray | None = None
+    refined: Refined | None = None
     if prior != "none" and inside.any():
-        problem, image, errors = _regularise(problem, prior, image, noise, water, provenance)
+        problem, image, errors, refined = _regularise(problem, prior, refinement, image, noise, water, provenance)
     scale = float(1 / np.sqrt(inside.size))
     sd = (
         image_noise_sd(problem.gridded, coil_maps, noise_sd)
@@ -229,7 +303,18 @@ def reconstruct_subspace(
         coefficient_sd=coefficient_sd.astype(np.float32),
         frame=kt.frame,
         provenance=provenance,
+        outside_model=None if refined is None else _in_grid(refined.outside, inside),
+        model_score=None if refined is None else _in_grid(refined.score, inside),
     )
+
+
+def _in_grid(values: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
+    """Return values of the mask's box on the whole grid, zero outside."""
+    if values is None:
+        return None
+    full = np.zeros(mask.shape, dtype=values.dtype)
+    full[bounding_box(mask)] = values
+    return full
 
 
 def _least_squares(
@@ -237,6 +322,7 @@ def _least_squares(
     times: np.ndarray,
     model: TemporalBasis,
     adapt: bool,
+    keep_fids: bool,
     provenance: dict[str, Any],
     progress: Progress | None,
 ) -> tuple[_Problem, Array, np.ndarray]:
@@ -249,8 +335,10 @@ def _least_squares(
     sample_sd = float(np.median(image_noise_sd(problem.gridded, problem.coil_maps, problem.noise_sd)))
     # rho is in the image's unit; the operators are unitary
     scale = float(np.sqrt(problem.mask.size))
+    fids: Array | None = None
     if not adapt:
         image = _projected(rho, problem.basis, scale) if problem.direct else None
+        fids = voxels_in(rho, problem.mask) / sample_sd if keep_fids else None
     else:
         inside = voxels_in(rho, problem.mask)
         gram = time_gram(inside)
@@ -273,11 +361,12 @@ def _least_squares(
         evolved = None if problem.evolved is None or len(rows) else problem.evolved.shifted(shift)
         problem = replace(problem, b0_hz=problem.b0_hz + shift, basis=basis, between=between, evolved=evolved)
         provenance |= {"shared_shift_hz": shift, "rows_added": len(rows)}
+        fids = inside * like((turn / sample_sd).astype(np.complex64), inside, inside.dtype) if keep_fids else None
     if image is None:
         image = _solve(problem, None, None).checked()
     elif problem.off_grid:
         image = _corrected(problem, image, times, sample_sd * scale, provenance)
-    return problem, image, np.full(len(problem.basis), sample_sd * scale)
+    return replace(problem, fids=fids), image, np.full(len(problem.basis), sample_sd * scale)
 
 
 def _between(kt: KtData, model: TemporalBasis, known: RowsBetweenSamples | None) -> RowsBetweenSamples:
@@ -333,9 +422,15 @@ def _projected(rho: Array, rows: np.ndarray, scale: float) -> Array:
 
 
 def _regularise(
-    problem: _Problem, prior: str, image: Array, noise: np.ndarray, water: np.ndarray | None, provenance: dict[str, Any]
-) -> tuple[_Problem, Array, np.ndarray]:
-    """Return the problem in rotated coefficients, the regularised image and its errors relative to the noise."""
+    problem: _Problem,
+    prior: str,
+    refinement: Refinement | None,
+    image: Array,
+    noise: np.ndarray,
+    water: np.ndarray | None,
+    provenance: dict[str, Any],
+) -> tuple[_Problem, Array, np.ndarray, Refined | None]:
+    """Return the problem in rotated coefficients, the regularised image, its errors relative to the noise, and more."""
     components = components_of(image, noise, problem.mask)
     z = components.of(image)
     inside = components.inside(z)
@@ -346,22 +441,34 @@ def _regularise(
     if problem.direct:
         # u = z R^H times the noise, so the rows of the basis turn the other way; equal noise keeps them orthonormal
         rows = (components.rotation.conj().T @ problem.basis).astype(np.complex64)
-        turned = replace(problem, basis=rows, between=None)
-        return turned, components.replaced(z, fitted.step(inside)) * float(noise[0]), errors
+        if refinement is None:
+            turned = replace(problem, basis=rows, between=None)
+            return turned, components.replaced(z, fitted.step(inside)) * float(noise[0]), errors, None
+        assert problem.fids is not None
+        found = LeastSquares(components, fitted, inside, problem.fids, problem.basis)
+        refined = refinement.complete(found, problem.rng, provenance)
+        errors[components.box] = refined.errors
+        image = components.replaced(z, refined.value)
+        if len(refined.rows):
+            image, more_errors = components.with_more(image, refined.more)
+            errors = np.concatenate([errors, more_errors], axis=-1)
+        turned = replace(problem, basis=np.concatenate([rows, refined.rows]).astype(np.complex64), between=None)
+        return turned, image * float(noise[0]), errors, refined
     assert fitted.edges is not None
     assert fitted.choice is not None
     full = in_full(fitted.edges, components)
-    return _regularise_in_general(problem, components.rotation, noise, full, fitted.choice, errors, image, provenance)
+    general = _regularise_in_general(problem, components, full, fitted.choice, errors, image, refinement, provenance)
+    return *general, None
 
 
 def _regularise_in_general(
     problem: _Problem,
-    rotation: np.ndarray,
-    noise: np.ndarray,
+    components: Components,
     edges: EdgePrior,
     choice: WeightChoice,
     errors: np.ndarray,
     unregularised: Array,
+    refinement: Refinement | None,
     provenance: dict[str, Any],
 ) -> tuple[_Problem, Array, np.ndarray]:
     """Solve with the general operator: the prior is diagonal only in the whitened, rotated coefficients.
@@ -370,23 +477,32 @@ def _regularise_in_general(
     """
     # with D = sd_data / sd_coefficient and z = u D rotation the penalty ||L z||^2 has the gradient
     # L^2 u (D rotation) diag(lambda) (D rotation)^H
-    if not problem.kt.fully_sampled:
+    rotation, noise = components.rotation, components.noise
+    incomplete = not problem.kt.fully_sampled
+    if incomplete:
         choice = choice.weaker(_INCOMPLETE_STEPS)
     mixing = (problem.noise_sd / noise)[:, None] * rotation
     penalty = (mixing * choice.weights) @ mixing.conj().T
-    if problem.kt.fully_sampled:
-        solution = _solve(problem, edges, choice, penalty=penalty, rotation=rotation)
-        solution.checked()
-    else:
-        # where neither samples nor the prior say anything, going on would only raise noise
-        rough = replace(problem, rtol=max(problem.rtol, _INCOMPLETE_RTOL))
-        solution = _solve(
-            rough, edges, choice, penalty=penalty, rotation=rotation, max_iterations=_INCOMPLETE_ITERATIONS,
-            outside=_outside(problem, unregularised, noise),
+    # where neither samples nor the prior say anything, going on would only raise noise
+    rough = replace(problem, rtol=max(problem.rtol, _INCOMPLETE_RTOL)) if incomplete else problem
+    outside = _outside(problem, unregularised, noise) if incomplete else None
+
+    def solve(pull: np.ndarray | None = None, towards: Array | None = None) -> Solution:
+        return _solve(
+            rough, edges, choice, penalty=penalty, rotation=rotation, outside=outside, pull=pull, towards=towards,
+            max_iterations=_INCOMPLETE_ITERATIONS if incomplete else 600,
         )  # fmt: skip
+
+    solution = solve()
+    if not incomplete:
+        solution.checked()
     provenance |= {"iterations": len(solution.residuals) - 1, "relative_residual": solution.residuals[-1]}
     image = solution.value
     carried = np.sqrt(errors**2 @ np.abs(rotation.T) ** 2)
+    if refinement is not None:
+        image, carried = refinement.incomplete(
+            components, lambda towards, pull: solve(pull, towards).value, image, carried, provenance
+        )
     return problem, image, carried
 
 
@@ -406,9 +522,9 @@ def _outside(problem: _Problem, image: Array, noise: np.ndarray) -> np.ndarray:
 def _solve(
     problem: _Problem, edges: EdgePrior | None, choice: WeightChoice | None, *, penalty: np.ndarray | None = None,
     rotation: np.ndarray | None = None, samples: Array | None = None, max_iterations: int = 600,
-    outside: np.ndarray | None = None,
+    outside: np.ndarray | None = None, pull: np.ndarray | None = None, towards: Array | None = None,
 ) -> Solution:  # fmt: skip
-    """Return (A^H A + R)^-1 A^H d by conjugate gradients in the general operator.
+    """Return (A^H A + R + pull)^-1 (A^H d + pull towards) by conjugate gradients in the general operator.
 
     (1 + R)^-1 preconditions: it is the inverse itself where k-space is complete, and costs no transform.
     """
@@ -417,6 +533,9 @@ def _solve(
     spread = problem.weights[None, :, None] if problem.weights.ndim == 1 else problem.weights[None]
     weights = like(spread.astype(np.float32), kt.samples)
     rhs = operator.H(kt.samples * weights)
+    pulled = None if pull is None else like(pull.astype(np.float32), rhs, rhs.dtype)
+    if pulled is not None and towards is not None:
+        rhs = rhs + pulled * towards
     gram = operator.gram
     lambdas = None if choice is None else like(choice.weights.astype(np.float32), rhs, rhs.dtype)
     matrix = None if penalty is None else like(penalty.astype(np.complex64), rhs, rhs.dtype)
@@ -427,6 +546,8 @@ def _solve(
         image = gram(u)
         if held is not None:
             image = image + held * u
+        if pulled is not None:
+            image = image + pulled * u
         if edges is None or lambdas is None:
             return image
         curved = edges.laplacian(edges.laplacian(u))

@@ -12,7 +12,7 @@ from mrsi_gadgets.physics.ensemble import default_ensemble
 
 SETTINGS = TrainingSettings(
     rank=10, latent=7, hidden=12, samples=400, autoencoder_steps=20, projector_steps=20, batch=64, snr=(4.0, 90.0),
-    latent_sizes=(3,), latent_steps=10,
+    latent_sizes=(3,), latent_steps=10, gate_samples=600,
 )  # fmt: skip
 PROTOCOL = Protocol(
     "1H", 123.25e6, 4.65, 1 / 1500, 97, 1.3e-3, Geometry((5, 4, 3), (50.0, 40.0, 30.0)), "csi",

@@ -40,6 +40,7 @@ projector_steps = 20
 latent_sizes = [2]
 latent_steps = 10
 batch = 64
+gate_samples = 500
 [sources]
 1 = "somebody, 1999"
 """
@@ -70,7 +71,7 @@ def test_a_protocol_becomes_three_files_that_repeat_bit_for_bit(run, toml, tmp_p
     assert float(rows["peak SNR"][0]) == 3.0
     assert float(rows["error of projector"][0]) < 0.6 * float(rows["error of data"][0])
     assert [line.split(":")[0] for line in err.splitlines()] == [
-        "ensemble", "ensemble", "autoencoder", "projector", "latent 2",
+        "ensemble", "ensemble", "autoencoder", "projector", "latent 2", "gate",
     ]  # fmt: skip
     assert "autoencoder: 20 of 20 steps, loss 0." in err
     for folder, seed in (("b", 7), ("c", 8)):
@@ -86,6 +87,7 @@ def test_a_protocol_becomes_three_files_that_repeat_bit_for_bit(run, toml, tmp_p
     assert cards["a"]["title"] == "deuterium, small"
     assert cards["a"]["sources"] == {"1": "somebody, 1999"}
     assert cards["a"]["training"]["batch"] == 64
+    assert cards["a"]["gate"] == {"false_alarms": 0.05, "fids": 500}
     assert cards["a"]["basis"] == "simulated: pulse-acquire"
 
 
@@ -143,7 +145,7 @@ def test_names_of_files_become_names_of_models(toml):
         assert learn.model_names(replace(target, path=Path(f"{stem}.toml"))) == [name]
 
 
-@pytest.mark.parametrize("moment", ["_train_projector", "_representation", "_errors"])
+@pytest.mark.parametrize("moment", ["_train_projector", "_representation", "calibrate_gate", "_errors"])
 def test_an_interrupted_training_leaves_nothing(run, toml, tmp_path, monkeypatch, moment):
     def interrupted(*arguments, **more):
         raise KeyboardInterrupt

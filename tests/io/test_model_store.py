@@ -19,6 +19,7 @@ from mrsi_gadgets.errors import ModelError
 from mrsi_gadgets.io import model_store
 from mrsi_gadgets.io.model_arrays import ModelSizes
 from mrsi_gadgets.io.model_store import find_model, load_model, model_stores, save_model
+from mrsi_gadgets.models.gate import judge
 from mrsi_gadgets.models.networks import ManifoldNetworks, weights_of
 from mrsi_gadgets.models.training import Trained
 from mrsi_gadgets.physics.ensemble import sample
@@ -62,6 +63,7 @@ def test_a_model_comes_back_bit_for_bit_with_its_card(trained, saved):
         assert getattr(model.manifold, name) == getattr(trained.manifold, name), name
     fids = sample(PROTOCOL, 5, 9).metabolites
     assert same(model.manifold.project(fids, 3.0), trained.manifold.project(fids, 3.0))
+    assert model.card["gate"] == {"false_alarms": 0.05, "fids": 600}
     card = model.card
     assert card["protocol"]["flip_angle_deg"] == 35.0
     assert model.fingerprint == PROTOCOL.fingerprint() == card["fingerprint"]
@@ -71,6 +73,33 @@ def test_a_model_comes_back_bit_for_bit_with_its_card(trained, saved):
     assert set(card["curves"]) == {"autoencoder", "projector"}
     assert card["ensemble"]["broadening_ppm"] == [0.0, 0.06]
     assert {"torch", "numpy", "mrsi-gadgets"} == set(card["versions"])
+
+
+def test_a_gate_comes_back_bit_for_bit_and_judges_alike(trained, saved, rng):
+    model = load_model(saved)
+    found, wanted = model.gate.arrays(), trained.gate.arrays()
+    assert set(found) == set(wanted)
+    for name, values in wanted.items():
+        assert same(found[name], values), name
+    assert len(model.gate.nuisance) == trained.subspace.rank - 10 > 0
+    assert model.gate.held.any()
+    noise = rng.standard_normal((40, 97)) + 1j * rng.standard_normal((40, 97))
+    fids = (sample(PROTOCOL, 40, 9).metabolites + np.geomspace(0.1, 100.0, 40)[:, None] * noise).astype(np.complex64)
+    scores, _ = judge(model.gate, model.manifold, fids, np.geomspace(0.1, 100.0, 40))
+    assert same(scores, judge(trained.gate, trained.manifold, fids, np.geomspace(0.1, 100.0, 40))[0])
+    assert np.ptp(scores) > 0.5
+
+
+def test_a_gate_of_another_model_is_not_written(trained, tmp_path):
+    for name in ("rows", "nuisance"):
+        gate = replace(trained.gate, **{name: getattr(trained.gate, name)[::-1].copy()})
+        with pytest.raises(ModelError, match=f"has other {name} than the model; calibrate it again"):
+            save_model(replace(trained, gate=gate), tmp_path, "x", origin())
+    power = trained.gate.power.copy()
+    power[2, 1, 3] = np.nan
+    with pytest.raises(ModelError, match=r"gate\.power of the trained model .* not finite; training has diverged"):
+        save_model(replace(trained, gate=replace(trained.gate, power=power)), tmp_path, "x", origin())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_card_knows_neither_patient_nor_scan_nor_machine(saved):
@@ -91,7 +120,7 @@ def test_equal_models_give_equal_bytes_and_nothing_else_is_left_in_the_folder(tr
 
 def test_the_layout_of_the_file_is_that_of_the_networks():
     weights = weights_of(ManifoldNetworks(5, 4, 9))
-    layout = ModelSizes(11, 5, 4, 9, 8, 6, 0).layout()
+    layout = ModelSizes(11, 5, 4, 9, 8, 6, 0, 3, 7).layout()
     stored = {name.removeprefix("manifold.weights."): shape for name, (_, shape) in layout.items() if "weights" in name}
     assert stored == {name: values.shape for name, values in weights.items()}
 
@@ -156,6 +185,19 @@ BAD_ARRAYS = {
     r"weights\.variance of small\.safetensors holds values that are not positive": (
         with_arrays(manifold__weights__variance=lambda a: -a), True,
     ),
+    r"gate\.levels of small\.safetensors holds values that are not positive": (
+        with_arrays(gate__levels=lambda a: a - a[0]), True,
+    ),
+    r"gate\.held of small\.safetensors is F32 \[3, \d+\] but has to be U8": (
+        with_arrays(gate__held=lambda a: a.astype(np.float32)), True,
+    ),
+    r"the gate of small\.safetensors has frequencies, levels or flags that cannot be; learn": (
+        with_arrays(gate__frequencies=lambda a: a - 1000), True,
+    ),
+    r"frequencies, levels or flags": (with_arrays(gate__transform=lambda a: a * 1000), True),
+    r"frequencies, levels or flags that": (with_arrays(gate__levels=lambda a: a[::-1].copy()), True),
+    r"frequencies, levels or flags that cannot": (with_arrays(gate__held=lambda a: a + np.uint8(2)), True),
+    r"lacks the array gate\.match": (with_arrays(gate__match=lambda a: None), True),
 }  # fmt: skip
 
 
@@ -188,7 +230,7 @@ BAD_CARDS = {
         fingerprint=c["fingerprint"].replace("97x", "192x")
     ),
     r"somebody has altered it": lambda c: c["protocol"].update(n_times=98),
-    r"small\.json has format version 2, this version of mrsi-gadgets reads 1": lambda c: c.update(format_version=2),
+    r"small\.json has format version 1, this version of mrsi-gadgets reads 2": lambda c: c.update(format_version=1),
     r"small\.json is no card of a signal model": lambda c: c.update(format="other"),
     r"small\.json lacks 'arrays'": lambda c: c.pop("arrays"),
     r"protocol\.dwell_s of small\.json is 'short' and no number": lambda c: c["protocol"].update(dwell_s="short"),
@@ -200,6 +242,9 @@ BAD_CARDS = {
     r"manifold\.basis of small\.safetensors is F32 \[10, 97, 2\] but has to be F32 \[1000000000, 97, 2\]": lambda c: c[
         "sizes"
     ].update(rank=10**9),
+    r"gate\.levels of small\.safetensors is F64 \[13\] but has to be F64 \[12\]": lambda c: c["sizes"].update(
+        gate_levels=12
+    ),
     r"contradicts its card .*metabolite rows": lambda c: c["sizes"].update(metabolite_rank=500),
     r"the protocol of small\.json is impossible .*dwell": lambda c: c["protocol"].update(dwell_s=-1.0),
     r"protocol\.echo_times_s of small\.json is no list": lambda c: c["protocol"].update(echo_times_s=[None]),

@@ -13,7 +13,7 @@ from mrsi_gadgets.physics.ensemble import Ensemble, noise_sd_at_snr, sample
 
 SETTINGS = TrainingSettings(
     rank=32, latent=24, hidden=64, samples=4000, autoencoder_steps=300, projector_steps=500, batch=512,
-    latent_sizes=(24,), latent_steps=1,
+    latent_sizes=(24,), latent_steps=1, gate_samples=500,
 )  # fmt: skip
 
 

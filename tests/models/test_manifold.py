@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from mrsi_gadgets.arrays import to_numpy
 from mrsi_gadgets.errors import ConfigError, DataError
+from mrsi_gadgets.models.gate import calibrate_gate, judge
 from mrsi_gadgets.models.signal_model import SignalModel
 from mrsi_gadgets.models.training import Trained, TrainingSettings, train
 from mrsi_gadgets.physics.ensemble import noise_sd_at_snr, sample
 
 SETTINGS = TrainingSettings(
     rank=24, latent=16, hidden=64, samples=4000, autoencoder_steps=500, projector_steps=700, batch=512,
-    latent_sizes=(8,), latent_steps=150,
+    latent_sizes=(8,), latent_steps=150, gate_samples=600,
 )  # fmt: skip
 
 
@@ -106,8 +109,9 @@ def test_what_lies_on_the_manifold_stays(trained, protocol):
 
 def test_the_same_seed_trains_the_same_networks_and_leaves_torchs_randomness_alone(protocol):
     few = TrainingSettings(
-        rank=12, latent=8, hidden=16, samples=300, autoencoder_steps=20, projector_steps=20, latent_sizes=(8,), batch=64
-    )
+        rank=12, latent=8, hidden=16, samples=300, autoencoder_steps=20, projector_steps=20, latent_sizes=(8,),
+        batch=64, gate_samples=500,
+    )  # fmt: skip
     torch.manual_seed(11)
     first = train(protocol, settings=few, seed=1)
     drawn = torch.rand(1)
@@ -116,16 +120,35 @@ def test_the_same_seed_trains_the_same_networks_and_leaves_torchs_randomness_alo
     for name, values in first.manifold.weights.items():
         np.testing.assert_array_equal(values, second.manifold.weights[name])
     assert any((values != third.manifold.weights[name]).any() for name, values in first.manifold.weights.items())
+    np.testing.assert_array_equal(first.gate.quantiles, second.gate.quantiles)
     torch.manual_seed(11)
     assert torch.rand(1) == drawn
+
+
+def test_training_ends_with_the_gate_of_its_manifold(trained, protocol):
+    told: list[tuple[str, int, int]] = []
+    few = replace(SETTINGS, samples=300, autoencoder_steps=2, projector_steps=2, latent_steps=1, gate_samples=520)
+    found = train(protocol, settings=few, seed=1, progress=lambda *step: told.append(step[:3]))
+    assert told[-1] == ("gate", 13 * 520, 13 * 520)
+    assert told[-13][1] == 520
+    wanted = calibrate_gate(found.manifold, found.subspace, samples=520, seed=1)
+    for name, values in wanted.arrays().items():
+        np.testing.assert_array_equal(found.gate.arrays()[name], values)
+    sd = noise_sd_at_snr(protocol, 20.0)
+    rng = np.random.default_rng(6)
+    fids = sample(protocol, 500, 41).metabolites
+    noisy = fids + sd * (rng.standard_normal(fids.shape) + 1j * rng.standard_normal(fids.shape))
+    scores, _ = judge(trained.gate, trained.manifold, noisy.astype(np.complex64), sd)
+    assert 0.005 < np.mean(trained.gate.outside(scores)) < 0.15
 
 
 def test_other_nuclei_train_alike():
     from mrsi_gadgets.phantom.presets import PRESETS
 
     few = TrainingSettings(
-        rank=16, latent=12, hidden=48, samples=2000, autoencoder_steps=200, projector_steps=300, latent_sizes=(12,)
-    )
+        rank=16, latent=12, hidden=48, samples=2000, autoencoder_steps=200, projector_steps=300, latent_sizes=(12,),
+        gate_samples=500,
+    )  # fmt: skip
     trained = train(PRESETS["csi16_31p"].protocol, settings=few, seed=0)
     assert trained.subspace.rank == 16
     middle = trained.errors[3]
@@ -141,6 +164,7 @@ def test_other_nuclei_train_alike():
         ({"snr": [30]}, "two numbers"),
         ({"hidden": "wide"}, "hidden must be a number"),
         ({"latent_sizes": 8}, "must be a list"),
+        ({"gate_samples": 499}, "gate_samples is 499.* at least 500"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(table, told):

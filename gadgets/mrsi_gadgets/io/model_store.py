@@ -24,13 +24,15 @@ from mrsi_gadgets import __version__
 from mrsi_gadgets.data import Geometry, Protocol
 from mrsi_gadgets.errors import DataError, ModelError
 from mrsi_gadgets.io.model_arrays import ModelSizes, model_of, packed, unpacked
+from mrsi_gadgets.models.gate import FALSE_ALARMS, Gate
 from mrsi_gadgets.models.manifold import Manifold
 from mrsi_gadgets.models.subspace import Subspace
 
 if TYPE_CHECKING:
     from mrsi_gadgets.models.training import Trained
 
-FORMAT, FORMAT_VERSION = "mrsi-gadgets signal model", 1
+FORMAT, FORMAT_VERSION = "mrsi-gadgets signal model", 2
+"""The version goes up with every array and with the constants that a gate is calibrated with."""
 
 _SAME_DWELL = 1e-6
 """Relative."""
@@ -74,6 +76,7 @@ class StoredModel:
     name: str
     manifold: Manifold
     subspace: Subspace
+    gate: Gate
     card: Mapping[str, Any]
     """docs/reference/model-card.md says what it holds."""
 
@@ -132,7 +135,7 @@ def save_model(trained: Trained, folder: Path, name: str, origin: Origin) -> Pat
     """
     if not _NAME.fullmatch(name):
         raise ModelError(f"'{name}' is no name for a model; use letters, digits, _, - and .")
-    data = packed(trained.manifold, trained.subspace)
+    data = packed(trained.manifold, trained.subspace, trained.gate)
     card = _card(trained, name, origin, data)
     try:
         text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -181,8 +184,8 @@ def load_model(path: Path) -> StoredModel:
         )
     arrays_path = card_path.with_suffix(".safetensors")
     data = _verified_bytes(arrays_path, card, card_path.name)
-    manifold, subspace = model_of(unpacked(data, sizes, arrays_path.name), sizes, protocol, arrays_path.name)
-    return StoredModel(card_path.stem, manifold, subspace, card)
+    parts = model_of(unpacked(data, sizes, arrays_path.name), sizes, protocol, arrays_path.name)
+    return StoredModel(card_path.stem, *parts, card)
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -289,7 +292,7 @@ def _say(listener: Callable[[str], None] | None, sentence: str) -> None:
 def _card(trained: Trained, name: str, origin: Origin, data: bytes) -> dict[str, Any]:
     manifold, subspace = trained.manifold, trained.subspace
     protocol = signal_protocol(manifold.protocol)
-    sizes = asdict(ModelSizes.of(manifold, subspace))
+    sizes = asdict(ModelSizes.of(manifold, subspace, trained.gate))
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -323,6 +326,7 @@ def _card(trained: Trained, name: str, origin: Origin, data: bytes) -> dict[str,
             "metabolite_error": subspace.metabolite_error, "nuisance_error": subspace.nuisance_error,
             "nuisance_energy": list(subspace.nuisance_energy),
         },
+        "gate": {"false_alarms": FALSE_ALARMS, "fids": origin.training["gate_samples"]},
         "curves": {stage: [list(point) for point in curve] for stage, curve in trained.curves.items()},
         "seconds": {stage: round(value, 2) for stage, value in origin.seconds.items()},
         "threads": origin.threads,

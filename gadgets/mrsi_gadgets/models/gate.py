@@ -23,7 +23,7 @@ the ensemble has a score above 1. An FID whose SNR is below that of training is 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from itertools import product
 
@@ -43,7 +43,7 @@ FALSE_ALARMS = 0.05
 STATISTICS = ("line", "line in phase", "distance", "whiteness")
 _WEIGHTS = (0.2, 0.4, 0.35, 0.05)
 """Shares of the false alarms that the statistics may have."""
-_RATES = (12.0, 36.0, 108.0)
+RATES = (12.0, 36.0, 108.0)
 """Decay of the lines that are looked for [1/s]: 4, 11 and 34 Hz wide, lines between them lose little."""
 _PER_CELL = 2.5
 """Frequencies per element of resolution."""
@@ -58,7 +58,7 @@ _BELOW, _ABOVE = 2.0, 1.5
 """Calibrated from SNRs so much below the training's to so much above."""
 _TOO_NOISY = 0.8
 """SNR, in units of the lowest of training, below which an FID is outside whatever it looks like."""
-_TAILS = (0.9, 0.5, 0.2, 0.1, 0.05, 0.02, 0.008)
+TAILS = (0.9, 0.5, 0.2, 0.1, 0.05, 0.02, 0.008)
 """Probabilities whose quantiles are kept; beyond the last -log p goes on along a straight line."""
 _LEAST_TAIL = 0.05
 """From where on that line is drawn."""
@@ -196,7 +196,7 @@ class Gate:
         turn = np.exp(-2j * np.pi * self.hz * self.protocol.acquisition_delay_s)
         places = like(self.frequencies, residual)
         found = []
-        for rate in _RATES:
+        for rate in RATES:
             decay = np.exp(-rate * times)
             decayed = residual * like(decay / np.linalg.norm(decay), residual, residual.dtype)
             spectrum = xp.fft.fft(xp.concat([decayed, filled], axis=1), axis=1)
@@ -273,6 +273,7 @@ def calibrate_gate(
     basis: BasisSet | None = None,
     samples: int = 4000,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Gate:
     """Learn the gate of a manifold from FIDs of its ensemble with noise of known level.
 
@@ -282,6 +283,7 @@ def calibrate_gate(
     ensemble, basis : those of the training.
     samples : FIDs drawn; half of them tell the usual residual, the others how the statistics are distributed.
     seed : of FIDs and noise; not that of the training, whose FIDs the networks know.
+    progress : told noisy FIDs done and in all, after each noise level.
     """
     protocol = manifold.protocol
     fids = sample(protocol, samples, seed + 7919, ensemble=ensemble, basis=basis).metabolites
@@ -294,11 +296,11 @@ def calibrate_gate(
     levels = manifold.noise_at_snr_1 / np.geomspace(_ABOVE * high, low / _BELOW, _LEVELS)
     match = (manifold.mean.conj() / np.sum(np.abs(manifold.mean) ** 2)) @ manifold.basis.conj()
     frequencies = _band(fids, protocol, transform)
-    shape = (len(_RATES), len(frequencies))
+    shape = (len(RATES), len(frequencies))
     gate = Gate(
         protocol, manifold.basis, nuisance, match.astype(np.complex64), frequencies, transform, np.zeros(shape, bool),
         levels, np.ones((_LEVELS, *shape), np.float32), np.zeros((_LEVELS, rank, rank), np.complex64),
-        np.zeros((_LEVELS, len(STATISTICS) + 1, len(_TAILS)), np.float32),
+        np.zeros((_LEVELS, len(STATISTICS) + 1, len(TAILS)), np.float32),
         float(manifold.noise_at_snr_1 / (_TOO_NOISY * low)),
     )  # fmt: skip
     gate.held[:] = _held(gate)
@@ -319,10 +321,12 @@ def calibrate_gate(
         _, weights, phase = gate._level(model[half:], sd)
         at = np.broadcast_to(np.eye(_LEVELS, dtype=np.float32)[k], weights.shape)
         found = gate._statistics(data[half:], model[half:], sd, at, phase)
-        upper = 1 - np.array(_TAILS)
+        upper = 1 - np.array(TAILS)
         gate.quantiles[k, :-1] = np.quantile(found, upper, axis=0).T
         unlikely = _minus_log(found, at, gate.quantiles[:, :-1])
         gate.quantiles[k, -1] = np.quantile(np.max(unlikely + np.log(_WEIGHTS), axis=1), upper)
+        if progress is not None:
+            progress((k + 1) * samples, len(levels) * samples)
     return gate
 
 
@@ -331,14 +335,14 @@ def _minus_log(statistics: Array, weights: Array, quantiles: np.ndarray) -> Arra
     xp = namespace(statistics)
     own = weights @ like(np.ascontiguousarray(quantiles.reshape(len(quantiles), -1)), weights)
     own = xp.reshape(own, (statistics.shape[0], *quantiles.shape[1:]))
-    heights = [-math.log(tail) for tail in _TAILS]
+    heights = [-math.log(tail) for tail in TAILS]
     found = heights[0] * xp.ones_like(statistics)
     tiny = 1e-6
-    for j in range(len(_TAILS)):
+    for j in range(len(TAILS)):
         start = own[..., j]
-        last = j == len(_TAILS) - 1
+        last = j == len(TAILS) - 1
         # the slope of the tail is that of several segments: the last quantiles are uncertain
-        first = _TAILS.index(_LEAST_TAIL) if last else j
+        first = TAILS.index(_LEAST_TAIL) if last else j
         end = j if last else j + 1
         slope = (heights[end] - heights[first]) / (xp.abs(own[..., end] - own[..., first]) + tiny)
         reached = statistics - start

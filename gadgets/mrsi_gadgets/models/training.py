@@ -1,4 +1,4 @@
-"""Training a manifold from an ensemble: subspace, autoencoder, projector (eq. 5, 6 and 10), before any scan.
+"""Training a manifold from an ensemble: subspace, autoencoder, projector (eq. 5, 6 and 10), gate, before any scan.
 
 Projector: clean FIDs x of the ensemble get noise at a peak SNR drawn log-uniformly from the range the model is for, of
 equal power in all coordinates as in a least-squares image, or falling as a spatial prior leaves it. The loss is
@@ -22,6 +22,7 @@ import torch
 
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.models.gate import Gate, calibrate_gate
 from mrsi_gadgets.models.manifold import Manifold
 from mrsi_gadgets.models.networks import ManifoldNetworks, weights_of
 from mrsi_gadgets.models.subspace import Subspace, learn_subspace
@@ -38,6 +39,8 @@ _LATENT_WEIGHT = 0.01
 """Weight of the first term of the projector's loss."""
 _PIECE = 4000
 """FIDs that are synthesised at once."""
+_LEAST_GATE_SAMPLES = 500
+"""Half of them tell how often one FID in 125 is reached."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,19 @@ class TrainingSettings:
     """Latents whose representation error the card compares with that of linear models of as many numbers."""
     latent_steps: int = 400
     """Training steps of each of them."""
+    gate_samples: int = 4000
+    """FIDs of the ensemble that calibrate the gate."""
 
     def __post_init__(self) -> None:
         for name in ("rank", "latent", "hidden", "samples", "autoencoder_steps", "projector_steps", "batch",
                      "patience", "latent_steps"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"[training] {name} is {getattr(self, name)}; it must be at least 1")
+        if self.gate_samples < _LEAST_GATE_SAMPLES:
+            raise ConfigError(
+                f"[training] gate_samples is {self.gate_samples}; rare FIDs are counted, so it must be at least "
+                f"{_LEAST_GATE_SAMPLES}"
+            )
         if not 0 < self.snr[0] < self.snr[1]:
             raise ConfigError(f"[training] snr = {list(self.snr)} needs 0 < low < high")
         if not self.learning_rate > 0:
@@ -105,6 +115,8 @@ class Trained:
     manifold: Manifold
     subspace: Subspace
     """Rows whose metabolite part spans the manifold's coordinates, and nuisance rows beside them (1H)."""
+    gate: Gate
+    """Tells FIDs that the manifold was trained for from others."""
     curves: Mapping[str, tuple[tuple[int, float, float], ...]]
     """Stage -> (step, training loss, validation loss)."""
     representation: tuple[Mapping[str, float], ...]
@@ -122,7 +134,7 @@ def train(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Trained:
-    """Train subspace, autoencoder and projector for a protocol.
+    """Train subspace, autoencoder and projector for a protocol, and calibrate the gate.
 
     Parameters
     ----------
@@ -131,7 +143,7 @@ def train(
     basis : signals of the molecules; None for those that are simulated for the protocol.
     settings : None for the defaults.
     seed : of all randomness.
-    progress : told every few steps.
+    progress : told every few steps; of FIDs instead of steps where the loss is NaN.
 
     Raises
     ------
@@ -163,7 +175,17 @@ def train(
         space.basis, space.mean, latent, settings.hidden, weights_of(networks), protocol, settings.snr,
         space.noise_at_snr_1,
     )  # fmt: skip
-    return Trained(manifold, subspace, curves, representation, _errors(manifold, space, fresh, settings, seed + 4))
+
+    def calibrated(done: int, total: int) -> None:
+        if progress is not None:
+            progress("gate", done, total, math.nan)
+
+    gate = calibrate_gate(
+        manifold, subspace, ensemble=ensemble, basis=basis, samples=settings.gate_samples, seed=seed,
+        progress=calibrated,
+    )  # fmt: skip
+    errors = _errors(manifold, space, fresh, settings, seed + 4)
+    return Trained(manifold, subspace, gate, curves, representation, errors)
 
 
 @dataclass(frozen=True, eq=False)

@@ -93,6 +93,28 @@ def test_a_wrong_field_and_wide_lines_are_outside_but_amounts_that_the_ensemble_
     assert np.mean(gate.outside(scores(gate, trained, much, sd))) < 0.25
 
 
+def test_other_nuclei_have_no_nuisance_rows_and_a_band_of_their_own():
+    from mrsi_gadgets.phantom.presets import PRESETS
+
+    protocol = PRESETS["csi16_2h"].protocol
+    few = TrainingSettings(
+        rank=16, latent=16, hidden=32, samples=2000, autoencoder_steps=100, projector_steps=150, batch=256,
+        latent_sizes=(16,), latent_steps=1,
+    )  # fmt: skip
+    trained = train(protocol, settings=few, seed=1)
+    gate = calibrate_gate(trained.manifold, trained.subspace, samples=2000)
+    assert gate.nuisance.shape == (0, 256)
+    ppm = protocol.reference_ppm + gate.hz / (protocol.transmit_frequency_hz * 1e-6)
+    assert -0.5 < ppm.min() < 1.0  # lactate at 1.4 ppm, water at 4.8, and somewhat beyond
+    assert 5.2 < ppm.max() < 7.5
+    sd = noise_sd_at_snr(protocol, 20.0)
+    fids = sample(protocol, 1000, 911).metabolites
+    assert 0.02 < np.mean(gate.outside(scores(gate, trained, fids, sd))) < 0.1
+    line = np.exp((2j * np.pi * protocol.hz(3.1) - 1 / 0.03) * protocol.times_s)
+    found = scores(gate, trained, fids + 9 * sd / np.linalg.norm(line) * line, sd, seed=1)
+    assert np.mean(gate.outside(found)) > 0.85
+
+
 def test_an_fid_with_less_snr_than_any_of_training_is_outside(gate, trained, protocol):
     fids = sample(protocol, 200, 906).metabolites
     low = trained.manifold.snr_range[0]

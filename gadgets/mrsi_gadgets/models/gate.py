@@ -41,7 +41,7 @@ FALSE_ALARMS = 0.05
 """Share of the ensemble's FIDs that the working point calls outside. Scans differ from the ensemble, and a share of
 0.1 is wanted there."""
 STATISTICS = ("line", "line in phase", "distance", "whiteness")
-_WEIGHTS = (0.2, 0.4, 0.35, 0.05)
+_WEIGHTS = (0.08, 0.66, 0.24, 0.02)
 """Shares of the false alarms that the statistics may have."""
 RATES = (12.0, 36.0, 108.0)
 """Decay of the lines that are looked for [1/s]: 4, 11 and 34 Hz wide, lines between them lose little."""
@@ -62,8 +62,8 @@ TAILS = (0.9, 0.5, 0.2, 0.1, 0.05, 0.02, 0.008)
 """Probabilities whose quantiles are kept; beyond the last -log p goes on along a straight line."""
 _LEAST_TAIL = 0.05
 """From where on that line is drawn."""
-_PIECE = 4096
-"""Voxels that are looked at once."""
+_AT_ONCE = 1 << 22
+"""Matched filters (voxels times lines) that are kept at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,8 @@ class Gate:
             raise DataError("the noise level must be positive in every voxel that is looked at")
         data, model = (xp.reshape(x, (-1, fids.shape[-1])) for x in (fids, projected))
         n = data.shape[0]
-        pieces = [slice(start, min(start + _PIECE, n)) for start in range(0, n, _PIECE)]
+        step = max(1, _AT_ONCE // int(self.power[0].size))
+        pieces = [slice(start, min(start + step, n)) for start in range(0, n, step)]
         parts = [self._score(data[piece, :], model[piece, :], sd[piece]) for piece in pieces]
         if not parts:
             return xp.zeros(lead, dtype=xp.float32, device=device(fids))

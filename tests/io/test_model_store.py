@@ -197,6 +197,9 @@ BAD_ARRAYS = {
     r"frequencies, levels or flags": (with_arrays(gate__transform=lambda a: a * 1000), True),
     r"frequencies, levels or flags that": (with_arrays(gate__levels=lambda a: a[::-1].copy()), True),
     r"frequencies, levels or flags that cannot": (with_arrays(gate__held=lambda a: a + np.uint8(2)), True),
+    r"the gate of small\.safetensors was calibrated by another version of mrsi-gadgets; learn": (
+        with_arrays(gate__constants=lambda a: a * (1 + 1e-9)), True,
+    ),
     r"lacks the array gate\.match": (with_arrays(gate__match=lambda a: None), True),
 }  # fmt: skip
 

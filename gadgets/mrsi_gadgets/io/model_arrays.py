@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import DataError, ModelError
-from mrsi_gadgets.models.gate import RATES, STATISTICS, TAILS, Gate
+from mrsi_gadgets.models.gate import CONSTANTS, RATES, STATISTICS, TAILS, Gate
 from mrsi_gadgets.models.manifold import Manifold
 from mrsi_gadgets.models.subspace import Subspace
 
@@ -87,6 +87,7 @@ class ModelSizes:
             "gate.quantiles": ("F32", (levels, len(STATISTICS) + 1, len(TAILS))),
             "gate.transform": ("I64", (1,)),
             "gate.too_noisy": ("F64", (1,)),
+            "gate.constants": ("F64", (len(CONSTANTS),)),
         }
 
 
@@ -113,6 +114,7 @@ def packed(manifold: Manifold, subspace: Subspace, gate: Gate) -> bytes:
             arrays[_GATE + name] = _plain(values)
         elif not np.array_equal(values, shared[name]):
             raise ModelError(f"the gate of the trained model has other {name} than the model; calibrate it again")
+    arrays[_GATE + "constants"] = np.array(CONSTANTS)
     found = {name: (_type_of(values), values.shape) for name, values in arrays.items()}
     check_layout(found, ModelSizes.of(manifold, subspace, gate), "the trained model")
     _check_numbers(arrays, "the trained model", "training has diverged; lower learning_rate")
@@ -131,7 +133,8 @@ def unpacked(data: bytes, sizes: ModelSizes, name: str) -> dict[str, np.ndarray]
     Raises
     ------
     ModelError
-        The bytes are no safetensors file, hold other arrays than the card says, or numbers that are not finite.
+        The bytes are no safetensors file, hold other arrays than the card says, numbers that are not finite, or a gate
+        of another version.
     """
     check_layout(_stored_layout(data, name), sizes, name)
     try:
@@ -139,6 +142,8 @@ def unpacked(data: bytes, sizes: ModelSizes, name: str) -> dict[str, np.ndarray]
     except (SafetensorError, ValueError) as problem:
         raise ModelError(f"{name} is no valid safetensors file ({problem}); learn the model again") from problem
     _check_numbers(arrays, name, "learn the model again")
+    if arrays[_GATE + "constants"].tolist() != list(CONSTANTS):
+        raise ModelError(f"the gate of {name} was calibrated by another version of mrsi-gadgets; learn the model again")
     return arrays
 
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from mrsi_gadgets.models.training import Trained
 
 FORMAT, FORMAT_VERSION = "mrsi-gadgets signal model", 2
-"""The version goes up with every array and with the constants that a gate is calibrated with."""
 
 _SAME_DWELL = 1e-6
 """Relative."""

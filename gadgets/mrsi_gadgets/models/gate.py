@@ -62,6 +62,8 @@ TAILS = (0.9, 0.5, 0.2, 0.1, 0.05, 0.02, 0.008)
 """Probabilities whose quantiles are kept; beyond the last -log p goes on along a straight line."""
 _LEAST_TAIL = 0.05
 """From where on that line is drawn."""
+CONSTANTS = (*_WEIGHTS, *RATES, *TAILS, _LEAST_TAIL)
+"""What scores are made with besides a gate's arrays: a gate that was calibrated with others is worth nothing."""
 _AT_ONCE = 1 << 22
 """Matched filters (voxels times lines) that are kept at once."""
 

@@ -318,7 +318,7 @@ def test_an_interrupted_write_leaves_the_older_model_or_none(trained, card_path,
 FITS = {
     "the same": {},
     "another day's frequency": {"transmit_frequency_hz": 123.25e6 * 1.0019},
-    "a rounded dwell": {"dwell_s": 1 / 1500 * (1 + 9e-7)},
+    "a rounded dwell": {"dwell_s": 666.7e-6},
     "a delay 4 us longer": {"acquisition_delay_s": 1.304e-3, "echo_times_s": (1.304e-3,)},
     "no TE in the header": {"echo_times_s": ()},
     "water at 4.66 ppm": {"reference_ppm": 4.66},
@@ -328,7 +328,7 @@ FITS = {
 DIFFERS = {
     r"'small' is for 1H, the scan is of 31P": {"nucleus": "31P"},
     r"'small' has 97 points, the scan has 96$": {"n_times": 96},
-    r"'small' has a dwell of 666\.6667 us, the scan has 666\.668$": {"dwell_s": 1 / 1500 * (1 + 2e-6)},
+    r"'small' has a dwell of 666\.6667 us, the scan has 666\.8$": {"dwell_s": 666.8e-6},
     r"'small' has a delay of 1300 us, the scan has 1306$": {"acquisition_delay_s": 1.306e-3},
     r"'small' is for FIDs, the scan has echoes of TE 30 ms": {"echo_times_s": (0.03,)},
     r"'small' is for 123\.250 MHz, the scan has 123\.521": {"transmit_frequency_hz": 123.25e6 * 1.0022},

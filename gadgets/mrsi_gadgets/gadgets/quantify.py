@@ -85,6 +85,8 @@ class Quantify(Gadget):
                 water = context.calibration.water if nucleus_of(item.protocol).water_is_nuisance else None
                 maps = fit_varpro(item, model, water=water, lineshape=lineshape)
                 maps = replace(self._with_field(maps, context.calibration, water), echo=item.echo)
+                if item.outside_model is not None and item.model_score is not None:
+                    maps = replace(maps, maps={**maps.maps, **_judged(item)})
             misfit = float(np.nanmedian(maps.maps["residual"].value[maps.mask]))
             context.report.provenance["median_misfit"] = round(misfit, 2)
             if misfit > LARGE_MISFIT:
@@ -124,3 +126,16 @@ def _model(protocol: Protocol) -> VarproModel:
     if nucleus_of(protocol).water_is_nuisance:
         macromolecules = relaxed(macromolecule_basis(protocol), macromolecule_weight(protocol))
     return prepare_varpro(protocol, relaxed(metabolite_basis(protocol)), macromolecules)
+
+
+def _judged(image: SpectralImage) -> dict[str, Map]:
+    """Return what a learned model says of the voxels, as maps."""
+    assert image.outside_model is not None
+    assert image.model_score is not None
+    inside = image.mask
+    return {
+        "outside_model": Map(
+            np.where(inside, image.outside_model, np.nan).astype(np.float32), "1 (outside of the model)"
+        ),
+        "model_score": Map(np.where(inside, image.model_score, np.nan).astype(np.float32), "1 (-log10 of the p-value)"),
+    }

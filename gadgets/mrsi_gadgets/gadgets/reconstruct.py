@@ -22,9 +22,11 @@ from mrsi_gadgets.reconstruction.joint import reconstruct_joint
 from mrsi_gadgets.reconstruction.locally_low_rank import reconstruct_locally_low_rank
 from mrsi_gadgets.reconstruction.low_rank import reconstruct_low_rank
 from mrsi_gadgets.reconstruction.prior_step import PRIORS
+from mrsi_gadgets.reconstruction.raiise import ManifoldProjection
 from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
 
-METHODS = ("fourier", "low_rank", "locally_low_rank", "joint", "subspace")
+METHODS = ("fourier", "low_rank", "locally_low_rank", "joint", "subspace", "raiise")
+_LEARNED = ("subspace", "raiise")
 OFFSETS = (-0.75, 1.0)
 """Offsets of samples from the spectral times, in dwells, for which the basis is ready before the data are there."""
 MOST_MISSING = 0.1
@@ -33,13 +35,19 @@ LARGE_RESIDUAL = 0.01
 """Relative residual of an iterative solve from which on it is told."""
 
 
+MANY_OUTSIDE = 0.5
+"""Share of the voxels outside of the learned model from which on it is told."""
+
+
 @dataclass(frozen=True)
 class LearnedBasis:
-    """What method subspace learns before the scan."""
+    """What is known of the signal before the scan."""
 
     model: Subspace
     between: RowsBetweenSamples | None
     """Its rows between the spectral times, for encodings that sample there."""
+    projection: ManifoldProjection | None = None
+    """Method raiise: the projection of the trained model."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +60,13 @@ class Reconstruct(Gadget):
     requires: ClassVar[tuple[str, ...]] = ("coil_maps",)
 
     method: str = "subspace"
-    """fourier, low_rank, locally_low_rank, joint or subspace."""
+    """fourier, low_rank, locally_low_rank, joint, subspace or raiise. raiise takes its trained model from the store
+    (`mrsi learn`); where there is none for the scan it says so and does what subspace does."""
     rank: int | None = None
-    """Rank of the temporal basis (all but fourier); auto: from the noise level, or the model's own error."""
+    """Rank of the temporal basis (not fourier, not raiise); auto: from the noise level, or the model's own error."""
     prior: str = "edges"
-    """Spatial prior of method subspace: edges (differences of neighbours, weighed by the water image), tv (total
-    variation weighed likewise), wavelet, or none; tv and wavelet need complete data."""
+    """Spatial prior of methods subspace and raiise: edges (differences of neighbours, weighed by the water image),
+    tv (total variation weighed likewise), wavelet, or none; tv and wavelet need complete data."""
 
     def __post_init__(self) -> None:
         choice("method", self.method, METHODS)
@@ -66,37 +75,61 @@ class Reconstruct(Gadget):
         if self.method == "fourier" and self.rank is not None:
             raise ConfigError("method fourier has no rank; leave the attribute out")
         choice("prior", self.prior, PRIORS)
-        if self.method != "subspace" and self.prior != "edges":
+        if self.method == "raiise" and self.rank is not None:
+            raise ConfigError("method raiise has the rank of its trained model; leave the attribute out")
+        if self.method not in _LEARNED and self.prior != "edges":
             raise ConfigError(f"method {self.method} has no spatial prior; leave the attribute out")
+        if self.method == "raiise" and self.prior == "none":
+            raise ConfigError("method raiise projects the image of a spatial prior; choose edges, tv or wavelet")
 
     def prepare(self, context: Context) -> tuple[LearnedBasis, ...]:
-        """Learn the temporal basis of this protocol, one for each echo time, before its data are there."""
-        if self.method != "subspace":
+        """Learn or find the signal model of this protocol, one for each echo time, before its data are there."""
+        if self.method not in _LEARNED:
             return ()
         return tuple(self._learned(context, echo) for echo in range(context.protocol.n_echoes))
 
     def _learned(self, context: Context, echo: int) -> LearnedBasis:
         protocol = context.protocol.of_echo(echo)
-        model = context.subspace(echo, self.rank)
-        told = {
-            "rank": model.rank,
-            "metabolite_rank": model.metabolite_rank,
-            "metabolite_error": round(float(model.metabolite_error), 5),
-            "seed": context.seed,
-        }
-        name = "signal_model" if not echo else f"signal_model of echo {echo}"
-        context.report.provenance[name] = told
-        context.progress(f"temporal basis of rank {model.rank} learned for this protocol")
+        projection = self._trained(context, echo) if self.method == "raiise" else None
+        if projection is not None:
+            model = projection.subspace
+        else:
+            model = context.subspace(echo, self.rank)
+            told = {
+                "rank": model.rank,
+                "metabolite_rank": model.metabolite_rank,
+                "metabolite_error": round(float(model.metabolite_error), 5),
+                "seed": context.seed,
+            }
+            # method raiise has said there why it found no model
+            key = "signal_model" if self.method == "subspace" else "subspace"
+            context.report.provenance[key if not echo else f"{key} of echo {echo}"] = told
+            context.progress(f"temporal basis of rank {model.rank} learned for this protocol")
         if protocol.encoding == "csi":
-            return LearnedBasis(model, None)
+            return LearnedBasis(model, None, projection)
         dwell = protocol.dwell_s
         with context.report.timed("basis between samples"):
             between = rows_between_samples(model, offset_nodes(OFFSETS[0] * dwell, OFFSETS[1] * dwell, dwell))
-        return LearnedBasis(model, between)
+        return LearnedBasis(model, between, projection)
+
+    @staticmethod
+    def _trained(context: Context, echo: int) -> ManifoldProjection | None:
+        """Return the projection of the stored model that fits the scan, or None and say what is done instead."""
+        stored = context.model(echo)
+        if stored is None:
+            context.report.warn(
+                "no trained model fits this scan, so method raiise did what subspace does; run `mrsi learn` on a raw "
+                "file of this protocol"
+            )
+            return None
+        with context.report.timed("warm up networks"):
+            nothing = to_device(np.ones((1, stored.manifold.rank), dtype=np.complex64), context.device)
+            stored.manifold.project_coefficients(nothing, 1.0)
+        return ManifoldProjection(stored.manifold, stored.subspace, stored.gate)
 
     def calibrated(self, context: Context) -> tuple[EvolvedBasis | None, ...]:
         """Let the basis evolve in the field, for encodings that sample between the spectral times."""
-        if self.method != "subspace":
+        if self.method not in _LEARNED:
             return ()
         _, b0_hz, _ = context.calibration.encoding()
         reference = to_device(np.zeros(1, dtype=np.complex64), context.device)
@@ -126,10 +159,24 @@ class Reconstruct(Gadget):
                         "little of k-space came to settle it, so fine detail of the maps is not to be trusted; acquire "
                         "more of it"
                     )
+                self._tell_strangers(image, context)
                 context.progress(f"frame {image.frame} reconstructed ({self.method})")
                 yield image
             elif not isinstance(item, KtData):
                 yield item
+
+    @staticmethod
+    def _tell_strangers(image: SpectralImage, context: Context) -> None:
+        """Say where the learned model does not know the scan."""
+        if image.outside_model is None or not image.mask.any():
+            return
+        share = float(np.mean(image.outside_model[image.mask]))
+        context.report.provenance["voxels_outside_model"] = int(image.outside_model.sum())
+        if share > MANY_OUTSIDE:
+            context.report.warn(
+                f"{share:.0%} of the voxels lie outside of what the model was trained on; they have the result of the "
+                "spatial prior alone (map outside_model); check protocol and field map, or learn a model of this scan"
+            )
 
     def _tell_aliases(self, kt: KtData, context: Context) -> None:
         """Say what a method that fills missing k-space with zeros makes of it."""
@@ -160,5 +207,5 @@ class Reconstruct(Gadget):
         evolved = None if ahead is None else ahead.result()[kt.echo]
         return reconstruct_subspace(
             kt, *known, model=learned.model, between=learned.between, evolved=evolved,
-            water=context.calibration.water, prior=self.prior, seed=context.seed,
+            water=context.calibration.water, prior=self.prior, refinement=learned.projection, seed=context.seed,
         )  # fmt: skip

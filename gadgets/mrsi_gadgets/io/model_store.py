@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 FORMAT, FORMAT_VERSION = "mrsi-gadgets signal model", 2
 
-_SAME_DWELL = 1e-6
-"""Relative."""
+_SAME_DWELL = 1e-4
+"""Relative: a scanner that rounds to a tenth of a microsecond. Moves a line 3 ppm from the reference by 0.0003 ppm."""
 _SAME_DELAY_S = 5e-6
 """Turns a line 3 ppm from the reference by 0.7 degrees at 3 T, 1.6 degrees at 7 T."""
 _SAME_ECHO_S = 1e-4

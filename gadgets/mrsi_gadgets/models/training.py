@@ -53,9 +53,9 @@ class TrainingSettings:
     """Real numbers in the latent."""
     hidden: int = 256
     """Width of the two hidden layers of each network."""
-    samples: int = 24000
+    samples: int = 48000
     """FIDs of the ensemble."""
-    autoencoder_steps: int = 1500
+    autoencoder_steps: int = 1000
     projector_steps: int = 3500
     batch: int = 1024
     learning_rate: float = 0.002

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mrsi_gadgets.arrays import to_numpy
-from mrsi_gadgets.reconstruction.nuisance.reference import Match, match_of, quadratics, water_by_reference
+from mrsi_gadgets.reconstruction.nuisance.measured_water import line_rows, measured_water, shared_phases
+from mrsi_gadgets.reconstruction.nuisance.reference import match_of, quadratics
 
 SHAPE = (16, 16, 1)
 TIMES = 0.0013 + np.arange(192) / 1500
@@ -38,64 +39,91 @@ class Water:
         self.place = place
 
 
+def spectrum_level(fids, low_hz, high_hz):
+    """Root mean square of the unitary spectrum in a band, over that of complex noise of unit SD."""
+    spectrum = np.fft.fft(fids, axis=-1) / np.sqrt(2 * fids.shape[-1])
+    frequency = np.fft.fftfreq(fids.shape[-1], 1 / 1500)
+    return np.sqrt(np.mean(np.abs(spectrum[:, (frequency > low_hz) & (frequency < high_hz)]) ** 2))
+
+
+def none(n=192):
+    return np.zeros((n, n))
+
+
 @pytest.mark.parametrize("library", ["numpy", "torch"])
-def test_water_is_the_reference_times_gain_and_frequency_with_little_of_its_noise(rng, library):
+def test_gain_phase_and_frequency_between_the_scans_are_found(rng, library):
     made = Water(rng)
-    everywhere = np.ones(len(made.fids), bool)
     fids, reference = made.fids, made.reference
     if library == "torch":
         fids, reference = torch.from_numpy(fids), torch.from_numpy(reference)
-    match = match_of(fids, reference, made.place, everywhere, TIMES, made.covariance, 1.0)
+    match = match_of(fids, reference, made.place, np.ones(len(made.fids), bool), TIMES, made.covariance, 1.0)
     # noise of the match alone: far below the noise over the amplitude of water, since all voxels share it
     np.testing.assert_allclose(match.gain, made.gain, atol=1e-4)
     np.testing.assert_allclose(match.frequency_hz, made.frequency, atol=2e-3)
-    inside = np.arange(len(made.fids)) < 200
-    found = water_by_reference(fids, reference, match, inside, TIMES, made.covariance, 1.0, 1.0)
-    assert type(found) is type(fids)
-
-    def error(estimate):
-        return np.sqrt(np.mean(np.abs(to_numpy(estimate) - made.wanted)[inside] ** 2) / 2)
-
-    plain = made.reference * match.factor(TIMES)
-    assert error(plain) == pytest.approx(1, abs=0.05)
-    assert error(found) < 0.45
-    # the water's sidebands, 15 times the noise at the edge, are gone with it
-    sidebands = made.wanted - np.abs(made.water) * made.gain[:, None]
-    assert np.abs(sidebands).max() > 10
-    # and metabolites stay, in place and size
-    left = (made.fids - to_numpy(found))[inside]
-    kept = np.sum(left * made.metabolites.conj()[inside]).real / np.sum(np.abs(made.metabolites[inside]) ** 2)
-    assert kept == pytest.approx(1, abs=0.02)
 
 
-def test_the_estimate_is_the_linear_one_of_least_error(rng):
-    """Against the formula with matrices written out, for two rows in one group."""
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_the_water_of_a_reference_keeps_its_sidebands_and_loses_its_noise(rng, library):
     made = Water(rng)
-    rows = np.stack([np.exp(-15 * (TIMES - TIMES[0])), np.exp((-40 + 60j) * (TIMES - TIMES[0]))])
-    weights = rng.uniform(0.8, 1.2, (256, 2)) * np.exp(2j * np.pi * rng.uniform(size=(256, 2))) * [800, 90]
-    clean = weights @ rows
-    noise = rng.standard_normal((2, *clean.shape, 2)) @ np.array([1, 1j])
-    reference = (clean + 2 * noise[0]).astype(np.complex64)
-    x = (clean + made.metabolites + noise[1]).astype(np.complex64)
-    match = Match(np.ones(256), np.zeros(256))
-    found = water_by_reference(x, reference, match, np.ones(256, bool), TIMES, made.covariance, 1.0, 2.0)
-    energy = np.sum(np.abs(clean) ** 2, axis=1)
-    unit = clean / np.sqrt(energy)[:, None]
-    covariance = unit.T @ unit.conj() / 256
-    n = len(TIMES)
-    beside = made.covariance + 2 * np.eye(n)
-    voxels = range(0, 256, 16)
-    best = []
-    for voxel in voxels:
-        prior = energy[voxel] * covariance
-        total = np.block([[prior + 8 * np.eye(n), prior], [prior, prior + beside]])
-        both = np.concatenate([reference[voxel], x[voxel]]).astype(complex)
-        best.append(np.concatenate([prior, prior], axis=1) @ np.linalg.solve(total, both))
-    error_of_best = np.linalg.norm(np.array(best) - clean[voxels])
-    # the covariance is learned from noisy FIDs, which lets a part of their noise through: far less than all of it
-    noise_of_reference = np.linalg.norm(reference[voxels] - clean[voxels])
-    assert error_of_best < 0.1 * noise_of_reference
-    assert np.linalg.norm(found[voxels] - clean[voxels]) < 0.35 * noise_of_reference
+    reference = torch.from_numpy(made.reference) if library == "torch" else made.reference
+    brain = np.arange(len(made.reference)) % 16 < 13
+    sd = np.ones(len(made.reference))
+    found = measured_water(reference, SHAPE, brain, TIMES, 80.0, sd, none(), 2 * np.eye(192))
+    assert type(found) is type(reference)
+    error = to_numpy(found) - made.water
+    # the sidebands at 120 Hz are 15 times the noise at the edge
+    assert spectrum_level(made.water - np.abs(made.water), -130, -110) > 3
+    assert spectrum_level(error, -130, -110) < 0.5
+    # elsewhere all of the noise was in the reference, and little of it is left
+    assert spectrum_level(made.reference - made.water, -400, -180) == pytest.approx(1, abs=0.05)
+    assert spectrum_level(error, -400, -180) < 0.3
+    # in the band of the line the voxel's own shape decides, which no other voxel has
+    assert spectrum_level(error, -60, 60) < 1.05
+
+
+def test_voxels_of_more_noise_are_weighed_by_it_and_those_without_noise_are_empty(rng):
+    made = Water(rng)
+    sd = 1 + 0.5 * made.place[:, 1]
+    reference = (made.water + sd[:, None] * (made.reference - made.water)).astype(np.complex64)
+    sd[::16] = 0.0
+    found = measured_water(reference, SHAPE, sd > 0, TIMES, 80.0, sd, none(), 2 * np.eye(192))
+    assert not found[::16].any()
+    error = (found - made.water)[sd > 0] / sd[sd > 0, None]
+    assert spectrum_level(error, -400, -180) < 0.3
+
+
+def test_phases_that_all_voxels_share_take_sidebands_out_and_leave_metabolites(rng):
+    made = Water(rng, metabolites_in_reference=True)
+    place = quadratics(SHAPE)[:, :3]
+    rows = line_rows(TIMES, 80.0)
+
+    def sidebands(fids):
+        return fids - fids @ rows.conj().T @ rows
+
+    def left(beside):
+        phases = shared_phases(made.reference, place, rows, beside)
+        return sidebands(made.water * np.exp(-1j * place @ phases))
+
+    noise = 2 * np.eye(192)
+    assert spectrum_level(sidebands(made.water), -140, -100) > 2.5
+    kept = left(noise + 100 * made.covariance)
+    assert spectrum_level(kept, -140, -100) < 0.15
+    assert spectrum_level(kept, -400, -180) < 0.1
+    # their mean over the brain would be a phase that is common to all
+    assert spectrum_level(left(noise), -400, -180) > 5 * spectrum_level(kept, -400, -180)
+
+
+def test_rows_of_a_line_hold_every_damped_line_of_the_band_and_none_beyond():
+    rows = line_rows(TIMES, 60.0)
+    np.testing.assert_allclose(rows @ rows.conj().T, np.eye(len(rows)), atol=1e-10)
+    since = TIMES - TIMES[0]
+
+    def left(frequency, damping):
+        line = np.exp((2j * np.pi * frequency - damping) * since)
+        return np.linalg.norm(line - line @ rows.conj().T @ rows) / np.linalg.norm(line)
+
+    assert max(left(f, d) for f in (-55, -17.3, 0.4, 41) for d in (5, 33, 100)) < 1e-4
+    assert min(left(f, d) for f in (-160, 130) for d in (5, 33)) > 0.6
 
 
 def test_polynomials_in_place_leave_out_axes_without_voxels():

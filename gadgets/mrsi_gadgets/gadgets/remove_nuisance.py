@@ -10,7 +10,8 @@ from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice, handed_on
 from mrsi_gadgets.models.subspace import Subspace
-from mrsi_gadgets.reconstruction.nuisance.removal import METHODS, nuisance_strength, remove_nuisance
+from mrsi_gadgets.reconstruction.nuisance.removal import METHODS, remove_nuisance
+from mrsi_gadgets.reconstruction.nuisance.strength import nuisance_strength
 
 LEAST_POINTS = 64
 """FIDs that are shorter do not tell water, lipids and metabolites apart."""

@@ -56,14 +56,15 @@ class LipidSpace:
 def band_amplitude(fids: Array, ppm: np.ndarray, band_ppm: tuple[float, float]) -> np.ndarray:
     """Return the root mean square of the unitary spectrum within a band, (...), of FIDs (..., t)."""
     xp = namespace(fids)
-    n = int(fids.shape[-1])
-    inside = np.flatnonzero((np.fft.ifftshift(ppm) > band_ppm[0]) & (np.fft.ifftshift(ppm) < band_ppm[1]))
-    if not len(inside):
-        return np.zeros(fids.shape[:-1])
-    # a matrix of the band's frequencies alone: the others are not needed
-    kernel = np.exp(-2j * np.pi * np.outer(np.arange(n), inside) / n) / np.sqrt(n * len(inside))
-    part = fids @ like(kernel.astype(np.complex64), fids, fids.dtype)
+    part = fids @ like(band_kernel(ppm, band_ppm).astype(np.complex64), fids, fids.dtype)
     return np.sqrt(to_numpy(xp.sum(xp.real(part) ** 2 + xp.imag(part) ** 2, axis=-1)).astype(float))
+
+
+def band_kernel(ppm: np.ndarray, band_ppm: tuple[float, float]) -> np.ndarray:
+    """Return the transform to the frequencies of a band alone, (t, frequency): |fid @ kernel|^2 is their mean power."""
+    n = len(ppm)
+    inside = np.flatnonzero((np.fft.ifftshift(ppm) > band_ppm[0]) & (np.fft.ifftshift(ppm) < band_ppm[1]))
+    return np.asarray(np.exp(-2j * np.pi * np.outer(np.arange(n), inside) / n) / np.sqrt(n * max(len(inside), 1)))
 
 
 def hamming(kt: KtData) -> KtData:
@@ -106,12 +107,13 @@ def lipid_space(fids: Array, support: np.ndarray, noise_sd: float) -> LipidSpace
 
 
 def lipids_at_their_source(
-    kt: KtData, space: LipidSpace, brain: np.ndarray, brain_energy: np.ndarray, noise_sd: float
+    kt: KtData, space: LipidSpace, brain: np.ndarray, metabolites: np.ndarray, noise_sd: float
 ) -> tuple[Array, float]:
     """Return the samples (coil, point, t) of the lipids in the support, and the solve's relative residual.
 
     Each channel has sources of its own, so that no sensitivity has to be known in the scalp. The estimate is the one of
-    least mean-square error for independent sources: `space.energy` in the support, `brain_energy` in the brain.
+    least mean-square error for independent sources: `space.energy` in the support, `metabolites` in the brain. How the
+    rows vary together tells metabolites of the brain next to the scalp from lipids.
 
     Parameters
     ----------
@@ -121,8 +123,8 @@ def lipids_at_their_source(
         Support and rows.
     brain
         (x, y, z) bool: where other signal comes from; the support is left out of it.
-    brain_energy
-        (row,) mean energy of a voxel of brain in the rows.
+    metabolites
+        (row, row): covariance of the signal of a voxel of brain in the rows.
     noise_sd
         SD of the real part of the noise of one readout's sample.
     """
@@ -134,11 +136,18 @@ def lipids_at_their_source(
     nx, ny, nz = (n * f for n, f in zip(kt.protocol.geometry.matrix, factors, strict=True))
     fine = (nx, ny, nz)
     share = 1 / (np.prod(factors) * n_coils)
-    variance = _finer(space.support, factors)[..., None] * space.energy * share
-    variance = variance + _finer(brain & ~space.support, factors)[..., None] * brain_energy * share
-    scale = float(np.sqrt(np.prod(fine)))
-    size = like((scale * np.sqrt(variance)).astype(np.float32), samples)
-    lipid = like(_finer(space.support, factors)[..., None].astype(np.float32), samples)
+    scale = float(np.sqrt(np.prod(fine) * share))
+    values, vectors = np.linalg.eigh(metabolites)
+    root = scale * (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.conj().T
+    of_brain = like(root.T.astype(np.complex64), samples, samples.dtype)
+    in_brain = like(_finer(brain & ~space.support, factors)[..., None].astype(np.float32), samples)
+    of_lipids = scale * np.sqrt(space.energy) * _finer(space.support, factors)[..., None]
+    size = like(of_lipids.astype(np.float32), samples)
+
+    def sized(sources: Array) -> Array:
+        """Multiply by the Hermitian root of the sources' covariance."""
+        return size * sources + in_brain * (sources @ of_brain)
+
     # described anew: what else is known of the points does not concern the sources
     described = KtData(
         samples=samples[:1, ...],
@@ -165,7 +174,7 @@ def lipids_at_their_source(
     weighted = encoding_operator(described, ones, still, basis, weights=weights)
     plain = encoding_operator(described, ones, still, basis, weights=np.ones_like(weights))
     rows = like(space.rows, samples, samples.dtype)
-    root = like(np.sqrt(kt.count.astype(float)).astype(np.float32).reshape(n_points, -1), samples)
+    weight = like(np.sqrt(kt.count.astype(float)).astype(np.float32).reshape(n_points, -1), samples)
     whole = like(index, samples) if index is not None else None
     gram = weighted.gram
     found, residual = [], 0.0
@@ -173,19 +182,19 @@ def lipids_at_their_source(
         data = samples[coil : coil + 1, ...]
         if separable:
             data = data @ xp.conj(xp.matrix_transpose(rows))
-        data = data * root
+        data = data * weight
         if index is not None:
             filled = np.zeros((1, int(np.prod(fine)), rank), dtype=np.complex64)
             filled[:, index, :] = to_numpy(data)
             data = like(filled, samples)
-        right = size * weighted.H(data)
+        right = sized(weighted.H(data))
 
         def normal(v: Array) -> Array:
-            return size * gram(size * v) + 2 * noise_sd**2 * v
+            return sized(gram(sized(v))) + 2 * noise_sd**2 * v
 
         solution = conjugate_gradient(normal, right, rtol=_RTOL, max_iterations=_MAX_ITERATIONS)
         residual = max(residual, solution.residuals[-1])
-        lost = plain(solution.value * size * lipid)
+        lost = plain(size * solution.value)
         if whole is not None:
             lost = xp.take(lost, whole, axis=1)
         found.append(lost @ rows if separable else lost)

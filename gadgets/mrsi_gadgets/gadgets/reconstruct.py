@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mrsi_gadgets.arrays import to_device
-from mrsi_gadgets.data import KtData, Role, SpectralImage
+from mrsi_gadgets.data import KtData, Protocol, Role, SpectralImage
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice
@@ -27,8 +27,8 @@ from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
 
 METHODS = ("fourier", "low_rank", "locally_low_rank", "joint", "subspace", "raiise")
 _LEARNED = ("subspace", "raiise")
-OFFSETS = (-0.75, 1.0)
-"""Offsets of samples from the spectral times, in dwells, for which the basis is ready before the data are there."""
+LOBE_OFFSETS = (-0.75, 1.0)
+"""Offsets of EPSI's samples from the spectral times, in dwells, for which the basis is ready before the data come."""
 MOST_MISSING = 0.1
 """Share of the inner half of k-space that may be missing before images filled with zeros mislead."""
 LARGE_RESIDUAL = 0.01
@@ -37,6 +37,16 @@ LARGE_RESIDUAL = 0.01
 
 MANY_OUTSIDE = 0.5
 """Share of the voxels outside of the learned model from which on it is told."""
+
+
+def expected_offsets(protocol: Protocol) -> tuple[float, float]:
+    """Return between which offsets from the spectral times samples are to be expected, in dwells.
+
+    A lap lasts as many dwells as there are temporal interleaves. Data that go beyond find their basis later.
+    """
+    if protocol.samples_per_lap:
+        return 0.0, float(max(protocol.temporal_interleaves, default=1))
+    return LOBE_OFFSETS
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,8 @@ class Reconstruct(Gadget):
             return LearnedBasis(model, None, projection)
         dwell = protocol.dwell_s
         with context.report.timed("basis between samples"):
-            between = rows_between_samples(model, offset_nodes(OFFSETS[0] * dwell, OFFSETS[1] * dwell, dwell))
+            low, high = expected_offsets(protocol)
+            between = rows_between_samples(model, offset_nodes(low * dwell, high * dwell, dwell))
         return LearnedBasis(model, between, projection)
 
     @staticmethod

@@ -12,7 +12,8 @@ Fully sampled data need no transform inside the iterations: with sum_c |S_c|^2 =
 identity, and the data enter through the B0-demodulated, projected, matched-filter image alone. Complete data off the
 grid or with times of their own (EPSI, rings, spirals) start from their gridded version; what that approximates is taken
 out by the exact operator, in which each sample has its own t: the gridded residual corrects the image until it no
-longer changes. Incomplete data go through the general operator and conjugate gradients.
+longer changes. Where k-space is sampled unevenly (rings, spirals), the samples themselves then stand against the prior
+(`uneven_noise`). Incomplete data go through the general operator and conjugate gradients.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ from mrsi_gadgets.reconstruction.prior_step import (
     voxels_in,
 )
 from mrsi_gadgets.reconstruction.regularisation import WeightChoice, smooth
-from mrsi_gadgets.reconstruction.solvers import Solution, conjugate_gradient
+from mrsi_gadgets.reconstruction.solvers import Solution, Status, conjugate_gradient
+from mrsi_gadgets.reconstruction.uneven_noise import against_own_noise
 
 _FLOOR = 0.01
 _INCOMPLETE_STEPS = 3
@@ -68,6 +70,10 @@ _LEAST_OUTSIDE = 0.1
 """Signal power over noise power that a coefficient outside of the mask may have at least."""
 _CORRECTION_RTOL, _CORRECTION_NOISE, _CORRECTIONS = 1e-3, 0.1, 8
 """The gridded start is corrected until it changes by less than this part of itself or of its noise, or so often."""
+_UNEVEN_NOISE = 0.3
+"""The same where the samples themselves follow: correcting on would only gather noise."""
+_UNEVEN = 0.05
+"""Relative scatter of the points' shares of k-space from which on it counts as unevenly sampled."""
 _LARGEST_CORRECTION = 0.5
 """Part of the image; a larger first correction means that model and data do not belong together."""
 _INCOMPLETE_RTOL, _INCOMPLETE_ITERATIONS = 1e-3, 60
@@ -161,6 +167,8 @@ class _Problem:
     """Whether the gridded image stands for the data (complete ones); else the general operator."""
     rng: np.random.Generator
     rtol: float
+    own_noise: bool = False
+    """Whether the samples themselves stand against the prior in the end (unevenly sampled k-space)."""
     fids: Array | None = None
     """(voxel, t) FIDs of the least-squares image in units of their noise, where a refinement wants them."""
 
@@ -180,6 +188,14 @@ class _Problem:
     def off_grid(self) -> bool:
         """Whether the gridded data are an approximation."""
         return self.gridded is not self.kt
+
+    def with_rows(self, rows: np.ndarray, times: np.ndarray) -> _Problem:
+        """Return the problem with more rows in its basis, continued between the spectral times."""
+        between = self.between
+        if between is not None:
+            between = between.with_more(continued(rows, times, between.nodes_s))
+        basis = np.concatenate([self.basis, rows]).astype(np.complex64)
+        return replace(self, basis=basis, between=between, evolved=None)
 
 
 def reconstruct_subspace(
@@ -268,7 +284,7 @@ def reconstruct_subspace(
     problem = _Problem(
         kt, on_grid(kt) if kt.fully_sampled else kt, coil_maps, np.asarray(b0_hz, dtype=float), inside, noise_sd,
         np.asarray(model.basis), between, evolved if between is not None and between is given else None, direct,
-        np.random.default_rng(seed), rtol,
+        np.random.default_rng(seed), rtol, direct and prior == "edges" and refinement is None and _uneven(kt),
     )  # fmt: skip
     provenance: dict[str, Any] = {
         "method": "subspace" if refinement is None else refinement.method,
@@ -306,6 +322,13 @@ def reconstruct_subspace(
         outside_model=None if refined is None else _in_grid(refined.outside, inside),
         model_score=None if refined is None else _in_grid(refined.score, inside),
     )
+
+
+def _uneven(kt: KtData) -> bool:
+    """Tell whether complete data sample some of k-space more densely than the rest."""
+    if kt.grid is not None or kt.density is None:
+        return False
+    return bool(np.std(kt.density) > _UNEVEN * np.mean(kt.density))
 
 
 def _in_grid(values: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
@@ -346,26 +369,33 @@ def _least_squares(
         shift = shared_shift(inside, times, problem.basis, sample_sd, gain, gram)
         turn = np.exp(-2j * np.pi * shift * times)
         turned = gram * np.outer(turn, turn.conj()).astype(gram.dtype)
-        # what the model has not seen is looked for on one core while the other projects
+        # what the model has not seen is looked for on one core while the other projects; off the grid it waits, since
+        # what gridding has only approximated would look like it
+        waits = problem.direct and problem.off_grid
         rows, image = together(
             rho,
-            lambda: unexplained_rows(inside, turn, problem.basis, sample_sd, turned),
+            lambda: problem.basis[:0] if waits else unexplained_rows(inside, turn, problem.basis, sample_sd, turned),
             lambda: _projected(rho, problem.basis * turn.conj(), scale) if problem.direct else None,
         )
         if image is not None and len(rows):
             image = namespace(image).concat([image, _projected(rho, rows * turn.conj(), scale)], axis=-1)
-        basis = np.concatenate([problem.basis, rows]).astype(np.complex64)
-        between = problem.between
-        if between is not None and len(rows):
-            between = between.with_more(continued(rows, times, between.nodes_s))
-        evolved = None if problem.evolved is None or len(rows) else problem.evolved.shifted(shift)
-        problem = replace(problem, b0_hz=problem.b0_hz + shift, basis=basis, between=between, evolved=evolved)
+        evolved = None if problem.evolved is None else problem.evolved.shifted(shift)
+        problem = replace(problem, b0_hz=problem.b0_hz + shift, evolved=evolved)
+        problem = problem.with_rows(rows, times) if len(rows) else problem
         provenance |= {"shared_shift_hz": shift, "rows_added": len(rows)}
         fids = inside * like((turn / sample_sd).astype(np.complex64), inside, inside.dtype) if keep_fids else None
     if image is None:
         image = _solve(problem, None, None).checked()
     elif problem.off_grid:
-        image = _corrected(problem, image, times, sample_sd * scale, provenance)
+        image, left = _corrected(problem, image, times, sample_sd * scale, provenance)
+        rows = problem.basis[:0]
+        if adapt:
+            rows = unexplained_rows(voxels_in(left, problem.mask), np.ones(len(times)), problem.basis, sample_sd)
+            provenance["rows_added"] = len(rows)
+        if len(rows):
+            problem = problem.with_rows(rows, times)
+            image = namespace(image).concat([image, _projected(left, rows, scale)], axis=-1)
+            image, _ = _corrected(problem, image, times, sample_sd * scale, provenance)
     return replace(problem, fids=fids), image, np.full(len(problem.basis), sample_sd * scale)
 
 
@@ -382,8 +412,11 @@ def _between(kt: KtData, model: TemporalBasis, known: RowsBetweenSamples | None)
 
 def _corrected(
     problem: _Problem, image: Array, times: np.ndarray, noise_sd: float, provenance: dict[str, Any]
-) -> Array:
-    """Return the image with what gridding had approximated taken out: x <- x + P(gridded(d - A x)), P the projection.
+) -> tuple[Array, Array]:
+    """Return the image with what gridding had approximated taken out, and FIDs of what is left of the samples.
+
+    x <- x + P(gridded(d - A x)), P the projection; the FIDs (x, y, z, t) are gridded(d - A x), B0 taken out, as the
+    last correction found it.
 
     The gridded, projected image is an approximate inverse of A, so that the iteration contracts quickly; where the
     points say nothing about an image (corners of k-space) nothing changes. Nothing lies where aliases would: outside of
@@ -395,6 +428,7 @@ def _corrected(
     support = like(alias_free(problem.kt)[..., None].astype(np.float32), image)
     image = image * support
     noise = noise_sd * float(np.sqrt(2 * problem.mask.sum() * len(problem.basis)))
+    settled = _UNEVEN_NOISE if problem.own_noise else _CORRECTION_NOISE
     changes: list[float] = []
     enough = _CORRECTION_RTOL
     while len(changes) < _CORRECTIONS and (not changes or changes[-1] > enough):
@@ -402,7 +436,7 @@ def _corrected(
         rho = demodulate(matched_image(on_grid(residual), problem.coil_maps), problem.b0_hz, times, overwrite=True)
         change = _projected(rho, problem.basis, scale) * support
         size, whole = norm(change * inside), norm(image * inside)
-        enough = max(_CORRECTION_RTOL, _CORRECTION_NOISE * noise / whole if whole else 0.0)
+        enough = max(_CORRECTION_RTOL, settled * noise / whole if whole else 0.0)
         if size > (changes[-1] if changes else _LARGEST_CORRECTION) * whole:
             # it does not contract (any more): what is left is noise that no image explains
             break
@@ -410,7 +444,7 @@ def _corrected(
         changes.append(size / whole if whole else 0.0)
     provenance["corrections"] = [round(change, 6) for change in changes]
     provenance["corrections_settled"] = bool(changes and changes[-1] <= enough)
-    return image
+    return image, rho
 
 
 def _projected(rho: Array, rows: np.ndarray, scale: float) -> Array:
@@ -443,7 +477,10 @@ def _regularise(
         rows = (components.rotation.conj().T @ problem.basis).astype(np.complex64)
         if refinement is None:
             turned = replace(problem, basis=rows, between=None)
-            return turned, components.replaced(z, fitted.step(inside)) * float(noise[0]), errors, None
+            z = components.replaced(z, fitted.step(inside))
+            if problem.own_noise:
+                z = _against_own_noise(problem, components, z, fitted, provenance)
+            return turned, z * float(noise[0]), errors, None
         assert problem.fids is not None
         found = LeastSquares(components, fitted, inside, problem.fids, problem.basis)
         refined = refinement.complete(found, problem.rng, provenance)
@@ -459,6 +496,26 @@ def _regularise(
     full = in_full(fitted.edges, components)
     general = _regularise_in_general(problem, components, full, fitted.choice, errors, image, refinement, provenance)
     return *general, None
+
+
+def _against_own_noise(
+    problem: _Problem, components: Components, z: Array, fitted: FittedPrior, provenance: dict[str, Any]
+) -> Array:
+    """Return smoothed components as the samples themselves and the prior want them."""
+    assert problem.between is not None
+    assert fitted.edges is not None
+    assert fitted.choice is not None
+    back = like(components.rotation.conj().T * components.noise, z, z.dtype)
+    operator = encoding_operator(problem.kt, problem.coil_maps, problem.b0_hz, problem.rows)
+    left = problem.kt.samples - operator(z @ back)
+    z, solution = against_own_noise(
+        problem.kt, problem.coil_maps, problem.b0_hz, problem.between, z, left=left, components=components,
+        edges=fitted.edges, choice=fitted.choice, noise_sd=problem.noise_sd,
+    )  # fmt: skip
+    provenance["against_own_noise"] = {
+        "iterations": len(solution.residuals) - 1, "settled": solution.status is Status.CONVERGED,
+    }  # fmt: skip
+    return z
 
 
 def _regularise_in_general(

@@ -1,4 +1,4 @@
-"""The command ``mrsi``: serve, replay, learn, simulate, check, convert, recipe, demo."""
+"""The command ``mrsi``: serve, replay, compare, learn, simulate, check, convert, recipe, demo."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", parents=[common], help="wait for scanners, Gadgetrons and replays"))
     _add_replay(commands.add_parser("replay", parents=[common], help="reconstruct a raw file, here or on a server"))
+    _add_compare(commands.add_parser("compare", parents=[common], help="run all methods on one raw file"))
     _add_learn(commands.add_parser("learn", parents=[common], help="train the signal models of a protocol"))
     _add_simulate(commands.add_parser("simulate", parents=[common], help="write a numerical brain's scan and truth"))
     _add_check(commands.add_parser("check", parents=[common], help="say what a raw file holds, lacks and contradicts"))
@@ -222,6 +223,34 @@ def _replay(given: argparse.Namespace) -> int:
     for warning in result.summary.get("warnings", []):
         _say(f"warning: {warning}", sys.stderr)
     _say(f"{len(result.images)} images -> {given.output}/ (maps/, contact.png, images.h5, summary.json)")
+    return EXIT_OK
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", help="MRD .h5 file, or - for an MRD stream on stdin; a simulated one's truth is used")
+    parser.add_argument("--output", "-o", type=Path, required=True, help="folder for table and picture")
+    parser.add_argument("--methods", type=_names, default=(), metavar="A,B", help="default: all that can be run")
+    parser.add_argument("--maps", type=_names, default=(), metavar="A,B", help="maps to draw (default: the usual ones)")
+    parser.add_argument("--self-test", action="store_true", help="put unseen signals into the data, measure contrast")
+    _add_scan_options(parser, recipe_help="preparation and fit; default: subspace")
+    parser.set_defaults(run=_compare)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _compare(given: argparse.Namespace) -> int:
+    from mrsi_gadgets.compare import CompareOptions, compare
+    from mrsi_gadgets.output.comparison import check_folder, write_comparison
+    from mrsi_gadgets.output.comparison_table import table
+
+    check_folder(given.output)
+    options = CompareOptions(_scan_options(given), given.methods, given.maps, self_test=given.self_test)
+    found = compare(given.file, options, bar=sys.stderr.isatty(), tell=lambda line: _say(line, sys.stderr))
+    write_comparison(given.output, found)
+    _say(table(found))
+    _say(f"\npicture -> {given.output / 'comparison.png'}   table -> {given.output}/comparison.txt, .csv, .json")
     return EXIT_OK
 
 

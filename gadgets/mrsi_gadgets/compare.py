@@ -349,7 +349,7 @@ class _Run:
         shown: dict[str, np.ndarray] = {}
         reference = np.zeros_like(self.data_fid)
         if truth is not None:
-            title += f"; numerical brain, seed {truth.card['seed']}, NAA peak SNR {truth.preset.snr:g}"
+            title += f"; numerical brain, seed {truth.card['seed']}, peak SNR {truth.preset.snr:g}"
             shown = {n: truth.content(n) for n in dict.fromkeys([*self.units, *truth.sums]) if truth.knows(n)}
             reference = _scaled_to(truth.fids[self.voxel], next(reversed(found.values())).fid, protocol)
             self.notes.append(f"B0 is right to {self.b0_rms_hz:.2f} Hz rms")

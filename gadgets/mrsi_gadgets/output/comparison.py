@@ -245,6 +245,7 @@ def _draw_spectra(figure: Any, grid: Any, comparison: Comparison) -> None:
         axes.plot(ppm[shown], data.real[shown], color=FAINT, lw=0.6, alpha=0.7)
         axes.plot(ppm[shown], curve[shown], color=FIT_COLOUR, lw=1.1)
         axes.set(xlim=(ppm[shown][0], ppm[shown][-1]), ylim=(bottom - pad, top + pad), yticks=[], facecolor=PANEL)
+        axes.xaxis.set_major_locator(_few_ticks())
         _dress(axes)
         if column == 0:
             _row_name(axes, "spectrum at o")
@@ -299,6 +300,13 @@ def _draw_bars(axes: Any, bar: _Bar) -> None:
     axes.set_title(bar.title, color=DATA_COLOUR, fontsize=8, loc="left", pad=3)
     for name, spine in axes.spines.items():
         spine.set(visible=name == "bottom", color=FAINT, linewidth=0.5)
+
+
+def _few_ticks() -> Any:
+    """Return round numbers that do not run into those of the next panel."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=5, steps=[1, 2, 5, 10], prune="both")
 
 
 def _no_ticks() -> Any:

@@ -18,8 +18,9 @@ plus what the linear solution shows of the voxel: where it lies farther from the
 lesion or a line that no model has seen is more likely, and the tube is as wide as that distance. One lambda
 for all voxels has no good value: what helps the brain takes the lesions away.
 
-Nuisance coefficients are free where the scan has water or lipids, and held down by the noise over their variance where
-it has none (`models.separation`); what water and lipids have in the metabolites' rows is taken out before C sees them.
+Nuisance coefficients are held to what is expected of water and lipids (`models.separation`), as strongly as that is
+known: hardly where there are any, to zero where there are none. What is expected of them in the metabolites' rows is
+taken out before C sees them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In units of the noise and without its constant: ||d - A u||^2 + sum_l lambda_l ||L z_l||^2, z the components of u
 (`prior_step.Components`), L the Laplacian of the edges. Complete data have A^H A = 1 and need no transform. Nuisance
-can be held down where the scan has none.
+can be held to what is expected of it.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def of_samples(
 def hold_nuisance(
     quadratic: Quadratic, voxels: Voxels, back: np.ndarray, power: np.ndarray, subspace: Subspace, most: float
 ) -> tuple[Quadratic, Array]:
-    """Return the quadratic with water and lipids held down where there are none, and their part in metabolite rows.
+    """Return the quadratic with water and lipids held to what is expected of them, and that in the metabolite rows.
 
     Parameters
     ----------
@@ -154,18 +154,22 @@ def hold_nuisance(
     a = voxels.gather(start) @ like(back[:, :rank].astype(np.complex64), start)
     found = fit_nuisance_filter(subspace, a, power[:, :rank].mean(axis=0))
     known = np.maximum(found.variance[:, wanted:], np.finfo(np.float32).tiny)
-    # `variance` is what is left to know once the data were seen: without their share it is the variance before
+    # `variance` is what is left to know once the data were seen: without their share it is what the ensemble knows
     held = np.clip(NOISE_POWER * (1 / known - 1 / power[:, wanted:rank]), 0.0, most)
     weights = like(held.astype(np.float32), start)
     into = like(back[:, wanted:rank].astype(np.complex64), start)
 
-    def holding(e: Array) -> Array:
-        return voxels.scatter((voxels.gather(e) @ into * weights) @ namespace(e).conj(into.T))
+    expected = found.expected(a)
+
+    def holding(nuisance: Array) -> Array:
+        return voxels.scatter((nuisance * weights) @ namespace(nuisance).conj(into.T))
 
     with_held = replace(
-        quadratic, slope=quadratic.slope + holding(start), hessian=lambda e: quadratic.hessian(e) + holding(e)
+        quadratic,
+        slope=quadratic.slope + holding(a[:, wanted:] - expected[:, wanted:]),
+        hessian=lambda e: quadratic.hessian(e) + holding(voxels.gather(e) @ into),
     )
-    return with_held, found.expected(a)[:, :wanted]
+    return with_held, expected[:, :wanted]
 
 
 def _weaker(fitted: FittedPrior, choice: WeightChoice) -> FittedPrior:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,11 +41,13 @@ _FILES = ("comparison.txt", "comparison.csv", "comparison.json", "comparison.png
 _DPI = 150
 _CELL, _SPECTRUM, _BARS = 1.75, 1.7, 0.6
 """Heights of a map, (with the line below it), of the spectra and of one row of bars [inch]."""
-_LEFT, _RIGHT, _TOP, _GAP, _BOTTOM = 0.55, 0.75, 0.8, 0.42, 0.25
+_LEFT, _RIGHT, _TOP, _GAP, _BOTTOM = 0.55, 0.75, 0.58, 0.42, 0.25
 _MARGIN = 2
 _OVER = 2.5
 """Of the reference: longer bars are cut, their numbers stand in them."""
-_LINE_CHARACTERS = 12
+_INSIDE = 0.03
+"""Of a spectrum's width: no tick is nearer to its ends."""
+_TITLE_CHARACTERS, _LINE_CHARACTERS = 10, 13
 """Characters to an inch of the lines above the picture."""
 
 
@@ -120,8 +123,9 @@ def comparison_figure(comparison: Comparison) -> Any:
     n_maps = len(comparison.units) + bool(comparison.truth)
     cell = max(_CELL * view.shape_ratio, 1.25)
     width = _LEFT + cell * len(titles) + _RIGHT
-    notes = [_shortened(line, width) for line in _remarks(comparison)]
-    above = _TOP + 0.17 * len(notes)
+    title = textwrap.wrap(comparison.title, int(width * _TITLE_CHARACTERS))
+    notes = [part for line in _remarks(comparison) for part in textwrap.wrap(line, int(width * _LINE_CHARACTERS))]
+    above = _TOP + 0.22 * len(title) + 0.17 * len(notes)
     height = above + _CELL * n_maps + _GAP + _SPECTRUM + 1.6 * _GAP + (_BARS + 0.3) * len(bars) + _BOTTOM
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
     FigureCanvasAgg(figure)
@@ -140,7 +144,7 @@ def comparison_figure(comparison: Comparison) -> Any:
     )
     for row, bar in enumerate(bars):
         _draw_bars(figure.add_subplot(lower[row, len(titles) - len(comparison.methods) :]), bar)
-    _figure_text(figure, comparison.title, width, height, notes)
+    _write_head(figure, title, notes, width, height)
     return figure
 
 
@@ -245,7 +249,7 @@ def _draw_spectra(figure: Any, grid: Any, comparison: Comparison) -> None:
         axes.plot(ppm[shown], data.real[shown], color=FAINT, lw=0.6, alpha=0.7)
         axes.plot(ppm[shown], curve[shown], color=FIT_COLOUR, lw=1.1)
         axes.set(xlim=(ppm[shown][0], ppm[shown][-1]), ylim=(bottom - pad, top + pad), yticks=[], facecolor=PANEL)
-        axes.xaxis.set_major_locator(_few_ticks())
+        axes.set_xticks(_few_ticks(*axes.get_xlim()))
         _dress(axes)
         if column == 0:
             _row_name(axes, "spectrum at o")
@@ -270,8 +274,8 @@ def _bars(comparison: Comparison) -> list[_Bar]:
 
     found = [
         _Bar("time of the reconstruction [s], logarithmic", of("reconstruct_s"), ".2f", logarithmic=True),
-        _Bar("energy of the residual over the noise (line: white)", of("residual_energy"), ".2f", 1.0),
-        _Bar("strongest line in the residual [SD of the noise] (line: white noise)", of("strongest_line"), ".1f",
+        _Bar("energy of the residual over noise (line: white)", of("residual_energy"), ".2f", 1.0),
+        _Bar("strongest line in the residual [SD of noise] (line: white)", of("strongest_line"), ".1f",
              comparison.white_line),
     ]  # fmt: skip
     if known(comparison.methods, "fid_error"):
@@ -302,11 +306,14 @@ def _draw_bars(axes: Any, bar: _Bar) -> None:
         spine.set(visible=name == "bottom", color=FAINT, linewidth=0.5)
 
 
-def _few_ticks() -> Any:
-    """Return round numbers that do not run into those of the next panel."""
+def _few_ticks(first: float, last: float) -> list[float]:
+    """Return round numbers well inside a range, so that they do not run into those of the next panel."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(nbins=5, steps=[1, 2, 5, 10], prune="both")
+    low, high = sorted((first, last))
+    inner = _INSIDE * (high - low)
+    ticks = MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(low, high)
+    return [float(tick) for tick in ticks if low + inner <= tick <= high - inner]
 
 
 def _no_ticks() -> Any:
@@ -352,15 +359,9 @@ def _remarks(comparison: Comparison) -> list[str]:
     return lines + [f"{name} was left out: {reason}" for name, reason in comparison.left_out.items()]
 
 
-def _figure_text(figure: Any, title: str, width: float, height: float, notes: Sequence[str]) -> None:
-    figure.text(0.15 / width, 1 - 0.15 / height, title, color=TEXT, fontsize=11, ha="left", va="top")
-    figure.text(
-        0.15 / width, 1 - 0.45 / height, "\n".join(notes), color=FAINT, fontsize=8.5, ha="left", va="top",
-        linespacing=1.35,
-    )  # fmt: skip
-
-
-def _shortened(text: str, width: float) -> str:
-    """Cut a sentence to what fits across a picture of `width` inch."""
-    most = int(width * _LINE_CHARACTERS)
-    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+def _write_head(figure: Any, title: Sequence[str], notes: Sequence[str], width: float, height: float) -> None:
+    for lines, above, colour, size in ((title, 0.15, TEXT, 11), (notes, 0.23 + 0.22 * len(title), FAINT, 8.5)):
+        figure.text(
+            0.15 / width, 1 - above / height, "\n".join(lines), color=colour, fontsize=size, ha="left", va="top",
+            linespacing=1.35,
+        )  # fmt: skip

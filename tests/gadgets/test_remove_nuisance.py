@@ -109,16 +109,30 @@ def test_unsuppressed_water_with_sidebands_is_taken_by_the_water_reference(clean
     assert measured(water=5.0, lipid=0.0)[1].calibration.water_image is None
 
 
-def test_a_reference_that_shows_metabolites_too_does_not_take_them(clean):
-    kt, context, _ = measured(water=None, lipid=0.0)
+@pytest.mark.parametrize("part", [0.5, 1.0, None])
+def test_metabolites_that_the_reference_shows_too_are_not_taken_with_the_water(clean, part):
+    """By a reference that has a part of the metabolites in it, and without any reference."""
+    kt, context, brain = measured(water=None, lipid=0.0)
     known = context.calibration.encoding()
     image = context.calibration.water_image
-    metabolites = reconstruct_fourier(clean, *known).coefficients
-    # half of them are enough to tell
-    context.calibration.water_image = replace(image, coefficients=image.coefficients + 0.5 * metabolites)
+    wanted = reconstruct_fourier(clean, *known).coefficients
+    if part is None:
+        context.calibration.water_image = None
+    else:
+        context.calibration.water_image = replace(image, coefficients=image.coefficients + part * wanted)
     gadget = prepared(context, method="union_of_subspaces")
-    list(gadget.process(iter([kt]), context))
-    assert context.report.provenance["nuisance"]["water"] == "not suppressed"
+    (done,) = gadget.process(iter([kt]), context)
+    told = context.report.provenance["nuisance"]["water"]
+    assert told == "not suppressed" + ("" if part is None else ", taken by the water reference")
+    left = reconstruct_fourier(done, *known).coefficients
+    n = left.shape[-1]
+    ppm = np.fft.ifftshift(kt.protocol.ppm_axis(n))
+    spectra = [np.fft.fft(x[brain], axis=-1) for x in (left, wanted)]
+    for low, high, least in ((1.9, 2.15, 0.98), (2.9, 3.35, 0.95)):
+        band = (ppm > low) & (ppm < high)
+        found, true = (s[:, band] for s in spectra)
+        kept = np.sum(found * true.conj()).real / np.sum(np.abs(true) ** 2)
+        assert least < kept < 1.03
 
 
 def test_other_items_and_other_nuclei_pass(clean):

@@ -20,14 +20,12 @@ from mrsi_gadgets.reconstruction.nuisance.lipids import (
     lipid_support,
     lipids_by_penalty,
 )
-from mrsi_gadgets.reconstruction.nuisance.modulation import places, shared_modulation, without_modulation
 from mrsi_gadgets.reconstruction.nuisance.removal import remove_nuisance
 from mrsi_gadgets.reconstruction.nuisance.water import (
     decay_classes,
     metabolite_covariance,
     metabolite_strength,
     separate_water,
-    water_by_hsvd,
 )
 
 MATRIX = (16, 16, 1)
@@ -161,7 +159,6 @@ def test_unsuppressed_water_is_taken_with_its_sidebands(measured_protocol, model
     water = np.where(head.brain, 1000 * head.naa, 0).astype(np.float32)
     done = remove_nuisance(kt, *head.known, model=model, method="union_of_subspaces", water=water)
     assert done.provenance["water"] == "not suppressed"
-    assert done.provenance["largest_modulation_rad"] > 0.001
     assert np.median(head.error(kt)) > 300
     assert np.median(head.error(done.kt)) < 1.0
     suppressed = remove_nuisance(head.kt, *head.known, model=model, method="hsvd", water=10 * water)
@@ -211,32 +208,6 @@ def test_strength_of_metabolites_is_found(measured_protocol, model, rng):
     noise = rng.standard_normal(drawn.shape) + 1j * rng.standard_normal(drawn.shape)
     found = metabolite_strength((4 * drawn + noise).astype(np.complex64), model, 1.0)
     assert found == pytest.approx(16, rel=0.15)
-
-
-def test_modulation_is_read_from_the_side_without_metabolites(measured_protocol, rng):
-    times = measured_protocol.times_s
-    place = places((12, 12, 1))
-    assert place.shape == (144, 3)
-    functions = np.stack(
-        [a * np.exp(-times / 0.15) * np.sin(2 * np.pi * f * times) for a, f in ((3e-3, 150), (2e-3, 210), (1e-3, 95))]
-    )
-    metabolites = 5 * np.exp((2j * np.pi * -200 - 15) * times)
-    water = rng.uniform(2000, 4000, (144, 1)) * np.exp((2j * np.pi * 1 - 20) * times)
-    noise = rng.standard_normal((144, 256)) + 1j * rng.standard_normal((144, 256))
-    x = (water * np.exp(1j * place @ functions) + metabolites + noise).astype(np.complex64)
-    hz_per_ppm = measured_protocol.transmit_frequency_hz * 1e-6
-    dwell = measured_protocol.dwell_s
-
-    def water_of(fids):
-        return water_by_hsvd(fids, dwell, hz_per_ppm, np.ones(len(fids)))
-
-    found = shared_modulation(x, place, dwell, hz_per_ppm, water_of)
-    # early samples, where water is strong; the first few have the filter's edge in them
-    used = slice(10, 120)
-    assert np.linalg.norm((found - functions)[:, used]) < 0.15 * np.linalg.norm(functions[:, used])
-    left = without_modulation(x, place, found) - metabolites - water
-    assert np.linalg.norm((x - metabolites - water)[:, used]) > 2 * np.linalg.norm(noise[:, used])
-    assert np.linalg.norm(left[:, used]) < 1.1 * np.linalg.norm(noise[:, used])
 
 
 def test_penalty_is_the_closed_form(rng):

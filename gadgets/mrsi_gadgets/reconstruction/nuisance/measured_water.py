@@ -9,7 +9,9 @@ over the spectrum, water does not:
   p_j common to all places or linear in them and m_j real; m_j is found by least squares over all voxels, from what
   they have beyond the narrow band and metabolites do not explain, and is divided out.
 * What phi does not describe (a product of place and signal is cut off with k-space) still has the times m_j(t) in it:
-  it is spanned by m_j times the strongest shapes of the line.
+  it is spanned by m_j times the strongest shapes of the line. As m_j is real they have both sidebands, of which only
+  one lies over metabolites: the coefficients of all rows follow by least squares weighted by the inverse covariance of
+  metabolites and noise.
 * In each direction of that span water is an image, which is smooth, or has what the cut leaves at the edge of k-space.
   So it is weighted with 1 - n / p in k-space, p the power there and n that of noise and metabolites.
 """
@@ -22,13 +24,13 @@ import numpy as np
 
 from mrsi_gadgets.arrays import Array, centred_fftn, centred_ifftn, like, namespace, to_numpy
 from mrsi_gadgets.reconstruction.nuisance.hsvd import principal_rows
-from mrsi_gadgets.reconstruction.nuisance.modulation import places
+from mrsi_gadgets.reconstruction.nuisance.reference import places
 from mrsi_gadgets.reconstruction.solvers import conjugate_gradient
 
 HALF_BAND_PPM = 0.65
 """Half width of the band of water's line: sidebands closer than this are part of it."""
-SHAPES = 12
-"""Shapes of the line that sidebands have."""
+SHAPES, SHAPES_BESIDE = 12, 4
+"""Shapes of the line that sidebands have, without and beside metabolites."""
 _DAMPINGS = (0.0, 3.0, 8.0, 15.0, 25.0, 40.0, 60.0, 90.0, 130.0, 180.0)
 """Dampings [1/s] of the lines that span the narrow band."""
 _LEAST_ROW = 1e-5
@@ -140,16 +142,20 @@ def measured_water(
     phases = shared_phases(xp.take(reference, chosen, axis=0), place[used], rows, noise + SAFE * metabolites)
     turn = _turn(like((place @ phases).astype(np.float32), reference))
     still = reference * xp.conj(turn)
-    rows = np.concatenate([rows, _sideband_rows(xp.take(still, chosen, axis=0), phases, rows)])
+    shapes = SHAPES_BESIDE if np.any(metabolites) else SHAPES
+    rows = np.concatenate([rows, _sideband_rows(xp.take(still, chosen, axis=0), phases, rows, shapes)])
+    # coefficients by weighted least squares: what metabolites explain is theirs
+    weights = rows.conj() @ np.linalg.inv(noise + metabolites)
+    analysis = np.linalg.solve(weights @ rows.T, weights)
     # in units of the voxel's noise, along directions in which water is uncorrelated
     scale = like((typical / np.where(noise_sd > 0, noise_sd, np.inf)).astype(np.float32)[:, None], reference)
     whole = like(np.where(noise_sd > 0, noise_sd / typical, 0.0).astype(np.float32)[:, None], reference)
-    weighed = (still * scale) @ like(rows.conj().T.astype(np.complex64), reference, reference.dtype)
+    weighed = (still * scale) @ like(analysis.T.astype(np.complex64), reference, reference.dtype)
     turned = principal_rows(xp.take(weighed, chosen, axis=0), len(rows))[1]
-    rows = turned @ rows
+    rows, analysis = turned @ rows, turned.conj() @ analysis
     images = weighed @ like(turned.conj().T.astype(np.complex64), reference, reference.dtype)
     of_metabolites, of_noise = (
-        np.einsum("rt,ts,rs->r", rows.conj(), c, rows, optimize=True).real for c in (metabolites, noise)
+        np.einsum("rt,ts,rs->r", analysis, c, analysis.conj(), optimize=True).real for c in (metabolites, noise)
     )
     images = _without_noise(images, shape, of_metabolites, of_noise)
     return (images @ like(rows.astype(np.complex64), reference, reference.dtype)) * whole * turn
@@ -167,12 +173,12 @@ def _orthonormal(lines: np.ndarray, least: float) -> np.ndarray:
     return np.asarray(rows[strength > least * strength[0]])
 
 
-def _sideband_rows(still: Array, phases: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _sideband_rows(still: Array, phases: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
     """Return rows (row, t) orthonormal to the line's: products of the phases and the line's strongest shapes."""
     xp = namespace(still)
     near = still @ like(rows.conj().T.astype(np.complex64), still, still.dtype)
     size = xp.sqrt(xp.sum(xp.real(near) ** 2 + xp.imag(near) ** 2, axis=1, keepdims=True))
-    shapes = principal_rows(near / size, SHAPES)[1] @ rows
+    shapes = principal_rows(near / size, count)[1] @ rows
     lines = (phases[:, None, :] * shapes).reshape(-1, rows.shape[1])
     lines = lines - (lines @ rows.conj().T) @ rows
     return _orthonormal(lines, _LEAST_LINE)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
-from mrsi_gadgets.reconstruction.nuisance.modulation import places
 
 _ITERATIONS = 5
 
@@ -102,6 +101,14 @@ def _common(x: Array, reference: Array, since: np.ndarray) -> tuple[complex, flo
     slope, start = np.polyfit(since, phase, 1, w=np.sqrt(weight / weight.max()))
     size = np.sum(np.abs(course)) / np.sum(weight)
     return complex(size * np.exp(1j * start)), float(slope / (2 * np.pi))
+
+
+def places(shape: tuple[int, ...]) -> np.ndarray:
+    """Return the functions of place, (voxel, 1 to 4): constant and linear along the axes that have voxels."""
+    axes = [np.linspace(-1, 1, n) if n > 1 else np.zeros(1) for n in shape]
+    grids = np.meshgrid(*axes, indexing="ij")
+    columns = [np.ones(shape), *(g for g, n in zip(grids, shape, strict=True) if n > 1)]
+    return np.stack([c.ravel() for c in columns], axis=-1)
 
 
 def quadratics(shape: tuple[int, ...]) -> np.ndarray:

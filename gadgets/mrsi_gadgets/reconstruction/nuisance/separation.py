@@ -16,20 +16,17 @@ from mrsi_gadgets.reconstruction.nuisance.lipids import (
     lipids_at_their_source,
     lipids_by_penalty,
 )
-from mrsi_gadgets.reconstruction.nuisance.modulation import places, with_modulation, without_modulation
 from mrsi_gadgets.reconstruction.nuisance.scan import Scan
 from mrsi_gadgets.reconstruction.nuisance.unsuppressed import (
     is_unsuppressed,
-    modulation_of,
     reference_of,
+    water_by_itself,
     water_by_reference,
     without_false_lipids,
 )
 from mrsi_gadgets.reconstruction.nuisance.water import (
-    MOST_CLASSES,
     decay_classes,
     metabolite_covariance,
-    metabolite_strength,
     separate_water,
 )
 
@@ -46,51 +43,25 @@ WaterOf = Callable[[Array, Array], Array]
 
 def without_nuisance(scan: Scan, method: str) -> tuple[KtData, Notes]:
     """Return the data without water (and lipids) by one of the methods, and notes for the provenance."""
-    rough = scan.hsvd(scan.flat)
-    if not is_unsuppressed(scan, rough):
+    water = scan.hsvd(scan.flat)
+    if not is_unsuppressed(scan, water):
         notes: Notes = {"water": "suppressed"}
         if method == "hsvd":
-            return _without_water(scan, scan.kt, rough), notes
-        return _in_turn(scan, method, rough, _by_covariance(scan, rounds=_WATER_ROUNDS), notes)
-    reference = reference_of(scan)
-    if reference is not None:
-        notes = {"water": "not suppressed, taken by the water reference"}
-        water = water_by_reference(scan, scan.flat, reference)
-        if method == "hsvd":
             return _without_water(scan, scan.kt, water), notes
-        scan = without_false_lipids(scan, water)
-        if not scan.support.any():
-            return _without_water(scan, scan.kt, water), notes | {"lipids": "none found"}
-        return _in_turn(scan, method, water, lambda fids, _: water_by_reference(scan, fids, reference), notes)
-    return _without_reference(scan, method, rough)
+        return _in_turn(scan, method, water, lambda fids, earlier: _separated(scan, fids, earlier), notes)
+    reference = reference_of(scan)
+    notes = {"water": "not suppressed" + (", taken by the water reference" if reference is not None else "")}
 
+    def water_of(fids: Array, _: Array) -> Array:
+        return water_by_itself(scan, fids) if reference is None else water_by_reference(scan, fids, reference)
 
-def _without_reference(scan: Scan, method: str, rough: Array) -> tuple[KtData, Notes]:
-    """Remove unsuppressed water that no reference shows, with its sidebands."""
-    notes: Notes = {"water": "not suppressed"}
-    place = places(scan.mask.shape)
-    everywhere = np.ones(int(scan.brain.sum()), dtype=bool)
-
-    def of_brain(fids: Array, estimate: Array) -> Array:
-        # one class: small ones would learn sidebands as shapes of water
-        return _separated(scan, fids, estimate, everywhere, rounds=1, classes=1)
-
-    modulation = modulation_of(scan, place, of_brain)
-    if modulation is None:
-        water_of, first = _by_covariance(scan, rounds=_WATER_ROUNDS), _by_covariance(scan, rounds=1)
-    else:
-        notes["largest_modulation_rad"] = round(float(np.abs(place @ modulation).max()), 5)
-        plain = without_modulation(scan.flat, place, modulation)
-        rough = with_modulation(scan.hsvd(plain), place, modulation)
-        water_of, first = (
-            _modulated(_by_covariance(scan, rounds=rounds, classes=1), place, modulation)
-            for rounds in (_WATER_ROUNDS, 1)
-        )
+    water = water_of(scan.flat, water)
     if method == "hsvd":
-        return _without_water(scan, scan.kt, rough), notes
-    # lipids are looked for beside what is left of water, which HSVD leaves above the noise
-    water = first(scan.flat, rough)
-    return _in_turn(without_false_lipids(scan, water), method, water, water_of, notes)
+        return _without_water(scan, scan.kt, water), notes
+    dry = without_false_lipids(scan, water)
+    if not dry.support.any():
+        return _without_water(scan, scan.kt, water), notes | {"lipids": "none found"}
+    return _in_turn(dry, method, water, water_of, notes)
 
 
 def _in_turn(scan: Scan, method: str, water: Array, water_of: WaterOf, notes: Notes) -> tuple[KtData, Notes]:
@@ -112,41 +83,18 @@ def _without_water(scan: Scan, kt: KtData, water: Array) -> KtData:
     return kt.with_samples(kt.samples - scan.samples_of_fids(water))
 
 
-def _by_covariance(scan: Scan, *, rounds: int, classes: int = MOST_CLASSES) -> WaterOf:
-    """Return the separation of all voxels' water, its covariances learned in the brain.
+def _separated(scan: Scan, fids: Array, estimate: Array) -> Array:
+    """Return the residual water of FIDs (voxel, t) by the covariance of each class of decay.
 
-    The scalp would teach it the lipids near water.
-    """
-    return lambda fids, estimate: _separated(
-        scan, fids, estimate, scan.brain.ravel(), rounds=rounds, classes=classes
-    )  # fmt: skip
-
-
-def _modulated(water_of: WaterOf, place: np.ndarray, modulation: np.ndarray) -> WaterOf:
-    """Return a separation of water with sidebands from one of water without."""
-
-    def of(fids: Array, estimate: Array) -> Array:
-        plain, first = (without_modulation(x, place, modulation) for x in (fids, estimate))
-        return with_modulation(water_of(plain, first), place, modulation)
-
-    return of
-
-
-def _separated(
-    scan: Scan, fids: Array, estimate: Array, brain: np.ndarray, *, rounds: int, classes: int
-) -> Array:  # fmt: skip
-    """Return the water of FIDs (voxel, t) by the covariance of each class of decay.
-
-    Covariances and the strength of metabolites are learned from the voxels of `brain`.
+    Covariances are learned in the brain: the scalp would teach them the lipids near water.
     """
     xp = namespace(fids)
-    chosen = like(np.flatnonzero(brain), fids)
-    labels = decay_classes(estimate, scan.times_s, brain, most=classes)
+    brain = scan.brain.ravel()
+    labels = decay_classes(estimate, scan.times_s, brain)
     members = [np.flatnonzero(labels == number) for number in np.unique(labels)]
     back = like(np.argsort(np.concatenate(members)), fids)
-    for _ in range(rounds):
-        strength = metabolite_strength(xp.take(fids - estimate, chosen, axis=0), scan.model, scan.typical_sd)
-        metabolites = strength * metabolite_covariance(scan.model)
+    for _ in range(_WATER_ROUNDS):
+        metabolites = scan.strength(fids - estimate) * metabolite_covariance(scan.model)
         parts = []
         for member in members:
             index = like(member, fids)

@@ -1,26 +1,25 @@
-"""Water that was not suppressed: told from residual water, taken by its reference, or freed of its sidebands.
+"""Water that was not suppressed: told from residual water, and taken by its reference or by itself.
 
 The best model of unsuppressed water is the water reference: `measured_water` frees it of noise and of metabolites.
 Gain, phase and frequency drift between the scans and are found by `match_of`. Then the metabolite data are a second
 measurement of the same water wherever they have no metabolites: both measurements are brought together, each weighted
-by the inverse covariance of what lies beside the water in it, and freed of noise again.
+by the inverse covariance of what lies beside the water in it, and freed of noise again. Without a reference the data
+are their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
-from mrsi_gadgets.reconstruction.nuisance import modulation as sidebands
 from mrsi_gadgets.reconstruction.nuisance.lipids import BAND_PPM, band_amplitude, hamming, lipid_support
 from mrsi_gadgets.reconstruction.nuisance.measured_water import HALF_BAND_PPM, SAFE, measured_water
 from mrsi_gadgets.reconstruction.nuisance.reference import match_of, quadratics
 from mrsi_gadgets.reconstruction.nuisance.remains import remains
 from mrsi_gadgets.reconstruction.nuisance.scan import NAA_SIGNAL, Scan
-from mrsi_gadgets.reconstruction.nuisance.water import metabolite_covariance, water_by_hsvd
+from mrsi_gadgets.reconstruction.nuisance.water import metabolite_covariance, metabolite_strength
 
 UNSUPPRESSED = 0.2
 """Water counts as unsuppressed from this part of the reference's amplitude on."""
@@ -31,21 +30,21 @@ _WATER_OVER_NAA = 3000.0
 _LEAST_OF_EXPECTED = 0.03
 """A reference shows metabolites from this part on of the amplitude that its water lets expect."""
 _ROUNDS = 2
-"""How often data and reference are brought together."""
-_SIDEBANDS = 1.6
-"""There are sidebands from this root mean square downfield of water on, over the noise."""
+"""How often the estimate is repeated, with a better match and a better strength of metabolites."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A water reference that shows no metabolites."""
+    """A water reference, and what was found in it."""
 
     fids: Array
     """(voxel, t)."""
     sd: np.ndarray
     """(voxel,)."""
+    metabolites: np.ndarray
+    """(t, t): covariance of the metabolites that it shows."""
     water: Array
-    """(voxel, t): its water, without noise."""
+    """(voxel, t): its water, without noise and metabolites."""
 
 
 def is_unsuppressed(scan: Scan, water: Array) -> bool:
@@ -64,10 +63,10 @@ def is_unsuppressed(scan: Scan, water: Array) -> bool:
 
 
 def reference_of(scan: Scan) -> Reference | None:
-    """Return the scan's water reference with its water; None where there is none or it shows metabolites too.
+    """Return the scan's water reference with what is found in it, None where there is none.
 
-    Metabolites have the phase of water, and nearly one spectrum in all voxels; sidebands, which are left where
-    metabolites are kept, have neither.
+    Whether it shows metabolites is told by what is left beside the water, as if there were some: they have the phase of
+    water, and nearly one spectrum in all voxels; sidebands, which are left where metabolites are kept, have neither.
     """
     if scan.reference is None:
         return None
@@ -79,9 +78,12 @@ def reference_of(scan: Scan) -> Reference | None:
     left = scan.of_brain(fids - _measured(scan, fids, sd, expected * covariance, _white(scan, sd)))
     energy, shapes = np.linalg.eigh(covariance)
     seen = to_numpy(left @ like(shapes[:, -1:].conj().astype(np.complex64), flat)).astype(complex)
-    if abs(np.median(seen.real) + 1j * np.median(seen.imag)) ** 2 > _LEAST_OF_EXPECTED**2 * expected * energy[-1]:
-        return None
-    return Reference(fids, sd, _measured(scan, fids, sd, 0 * covariance, _white(scan, sd)))
+    amplitude = float(np.hypot(np.median(seen.real), np.median(seen.imag)))
+    strength = 0.0
+    if amplitude > _LEAST_OF_EXPECTED * np.sqrt(expected * energy[-1]):
+        strength = metabolite_strength(left, scan.model, _typical(scan, sd))
+    metabolites = strength * covariance
+    return Reference(fids, sd, metabolites, _measured(scan, fids, sd, metabolites, _white(scan, sd)))
 
 
 def water_by_reference(scan: Scan, flat: Array, reference: Reference) -> Array:
@@ -99,8 +101,19 @@ def water_by_reference(scan: Scan, flat: Array, reference: Reference) -> Array:
             beside = of_data + SAFE * strength * covariance
             share = np.linalg.solve(of_reference + beside, of_reference)
             both = reference.fids + (flat / factor - reference.fids) @ like(share.T.astype(np.complex64), flat)
-            clean = _measured(scan, both, reference.sd, 0 * covariance, beside @ share)
+            clean = _measured(scan, both, reference.sd, reference.metabolites, beside @ share)
         water = clean * factor
+        strength = scan.strength(flat - water)
+    return water
+
+
+def water_by_itself(scan: Scan, flat: Array) -> Array:
+    """Return the water of FIDs (voxel, t) that no reference shows: the data are their own, with all metabolites."""
+    covariance = metabolite_covariance(scan.model)
+    sd = scan.sd.ravel()
+    strength, water = _expected_strength(scan, flat), flat
+    for _ in range(_ROUNDS):
+        water = _measured(scan, flat, sd, strength * covariance, _white(scan, sd))
         strength = scan.strength(flat - water)
     return water
 
@@ -120,34 +133,6 @@ def without_false_lipids(scan: Scan, water: Array) -> Scan:
     return replace(scan, support=lipid_support(band_amplitude(windowed, scan.ppm, BAND_PPM), scan.mask))
 
 
-def modulation_of(scan: Scan, place: np.ndarray, separated: Callable[[Array, Array], Array]) -> np.ndarray | None:
-    """Return the modulation (function, t) that gives water its sidebands, by the data; None where there are none.
-
-    Parameters
-    ----------
-    scan
-        Its data have unsuppressed water.
-    place
-        (voxel, function).
-    separated
-        Returns the water of FIDs of brain (voxel, t) by a first estimate.
-    """
-    inside = scan.brain.ravel()
-    protocol = scan.kt.protocol
-
-    def water(fids: Array) -> Array:
-        return separated(fids, water_by_hsvd(fids, protocol.dwell_s, scan.hz_per_ppm, scan.sd.ravel()[inside]))
-
-    chosen = scan.of_brain(scan.flat)
-    ppm = scan.ppm
-    centre = ppm[len(ppm) // 2]
-    downfield = (centre + 2 * sidebands.LEAST_PPM, centre + 0.9 * (ppm[-1] - centre))
-    left = band_amplitude(chosen - water(chosen), ppm, downfield) / (np.sqrt(2) * scan.sd.ravel()[inside])
-    if float(np.median(left)) < _SIDEBANDS:
-        return None
-    return sidebands.shared_modulation(chosen, place[inside], protocol.dwell_s, scan.hz_per_ppm, water)
-
-
 def _measured(scan: Scan, fids: Array, sd: np.ndarray, metabolites: np.ndarray, noise: np.ndarray) -> Array:
     half_band_hz = HALF_BAND_PPM * scan.hz_per_ppm
     return measured_water(
@@ -156,7 +141,11 @@ def _measured(scan: Scan, fids: Array, sd: np.ndarray, metabolites: np.ndarray, 
 
 
 def _white(scan: Scan, sd: np.ndarray) -> np.ndarray:
-    return 2 * float(np.median(sd[scan.brain.ravel()])) ** 2 * np.eye(scan.n_times)
+    return 2 * _typical(scan, sd) ** 2 * np.eye(scan.n_times)
+
+
+def _typical(scan: Scan, sd: np.ndarray) -> float:
+    return float(np.median(sd[scan.brain.ravel()]))
 
 
 def _expected_strength(scan: Scan, reference: Array) -> float:

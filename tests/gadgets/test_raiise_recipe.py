@@ -15,7 +15,7 @@ from mrsi_gadgets.gadgets.reconstruct import Reconstruct
 from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
 from mrsi_gadgets.io.model_store import save_model
 from mrsi_gadgets.models.training import train
-from mrsi_gadgets.stream.messages import ConfigFile, Header
+from mrsi_gadgets.stream.messages import ConfigFile, ConfigText, Header
 from small_model import SETTINGS, origin
 from small_scan import small_scan
 
@@ -70,8 +70,26 @@ def test_without_a_model_it_does_what_subspace_does_and_says_so(tmp_path, caplog
 
 @pytest.mark.parametrize(
     ("attributes", "told"),
-    [({"rank": 8}, "rank of its trained model"), ({"prior": "none"}, "projects the image of a spatial prior")],
+    [
+        ({"method": "raiise", "rank": 8}, "method raiise has the rank of its trained model"),
+        ({"method": "dae", "rank": 8}, "method dae has the rank of its trained model"),
+        ({"method": "raiise", "prior": "none"}, "projects the image of a spatial prior"),
+        ({"method": "dae", "prior": "tv"}, "dae cannot take prior tv"),
+    ],
 )
-def test_attributes_that_raiise_cannot_have_are_refused(attributes, told):
+def test_attributes_that_trained_methods_cannot_have_are_refused(attributes, told):
     with pytest.raises(ConfigError, match=told):
-        Reconstruct(method="raiise", **attributes)
+        Reconstruct(**attributes)
+
+
+def test_method_dae_goes_through_the_chain(store):
+    shipped = (Path(__file__).parents[2] / "config" / "raiise.xml").read_text()
+    scan = small_scan()
+    seen: list[Any] = []
+    recipe = ConfigText(shipped.replace('method="raiise"', 'method="dae"'))
+    messages = [recipe, Header(scan.header_xml), *scan.readouts]
+    run_scan(iter(messages), lambda message: None, ScanOptions(device="cpu", models=store), observe=seen.append)
+    (maps,) = [item for item in seen if isinstance(item, Maps)]
+    plain = maps_of(store, "subspace")
+    ratio = maps.maps["tNAA"].value[maps.mask].mean() / plain.maps["tNAA"].value[maps.mask].mean()
+    assert ratio == pytest.approx(1.0, abs=0.05)

@@ -180,3 +180,14 @@ def test_settings_come_from_a_table():
 def test_fids_of_another_length_are_refused(trained):
     with pytest.raises(DataError, match="10 points"):
         trained.manifold.project(np.zeros((2, 10), np.complex64), 1.0)
+
+
+def test_training_and_use_see_the_same_coordinates(trained, protocol):
+    """The scale is the match with the mean of the scaled FIDs: what is left along the mean is nothing."""
+    manifold = trained.manifold
+    a = manifold.coefficients(sample(protocol, 2000, 9).metabolites)
+    x = a / manifold.scale(a)[:, None] - manifold.mean
+    along = x @ manifold.mean.conj() / np.linalg.norm(manifold.mean)
+    assert np.sqrt(np.mean(np.abs(along) ** 2)) < 1e-3 * np.sqrt(manifold.variance[0])
+    np.testing.assert_allclose(np.mean(np.abs(x) ** 2, axis=0)[:6], manifold.variance[:6], rtol=0.35)
+    assert np.abs(x.mean(axis=0)).max() < 0.1 * np.sqrt(manifold.variance[0])

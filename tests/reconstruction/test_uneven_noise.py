@@ -12,7 +12,7 @@ from synthetic import fid_error
 from mrsi_gadgets.arrays import to_numpy
 from mrsi_gadgets.operators.between_samples import continued, offset_nodes
 from mrsi_gadgets.operators.encoding import encoding_operator, offset_range, spectral_times
-from mrsi_gadgets.reconstruction import subspace, uneven_noise
+from mrsi_gadgets.reconstruction import least_squares, uneven_noise
 from mrsi_gadgets.reconstruction.gridding import alias_free, with_density
 from mrsi_gadgets.reconstruction.prior_step import components_of, fit_prior, in_full
 from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
@@ -32,7 +32,7 @@ def test_the_noise_of_each_part_of_k_space_lowers_the_error(kind, monkeypatch):
         own = reconstruct_subspace(*calibrated(m), model=m.model, water=m.water)
         assert own.provenance["against_own_noise"]["settled"]
         with monkeypatch.context() as patched:
-            patched.setattr(subspace, "_UNEVEN", np.inf)
+            patched.setattr(least_squares, "_UNEVEN", np.inf)
             white = reconstruct_subspace(*calibrated(m), model=m.model, water=m.water)
         assert "against_own_noise" not in white.provenance
         errors.append([fid_error(to_numpy(image.fids()), m) for image in (own, white)])

@@ -17,6 +17,7 @@ from mrsi_gadgets.models.between_samples import rows_between_samples
 from mrsi_gadgets.models.subspace import Subspace
 from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, offset_nodes
 from mrsi_gadgets.operators.encoding import EvolvedBasis, evolved_basis
+from mrsi_gadgets.reconstruction.dae import reconstruct_dae
 from mrsi_gadgets.reconstruction.fourier import reconstruct_fourier
 from mrsi_gadgets.reconstruction.joint import reconstruct_joint
 from mrsi_gadgets.reconstruction.locally_low_rank import reconstruct_locally_low_rank
@@ -25,8 +26,9 @@ from mrsi_gadgets.reconstruction.prior_step import PRIORS
 from mrsi_gadgets.reconstruction.raiise import ManifoldProjection
 from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
 
-METHODS = ("fourier", "low_rank", "locally_low_rank", "joint", "subspace", "raiise")
-_LEARNED = ("subspace", "raiise")
+METHODS = ("fourier", "low_rank", "locally_low_rank", "joint", "subspace", "dae", "raiise")
+_TRAINED = ("dae", "raiise")
+_LEARNED = ("subspace", *_TRAINED)
 LOBE_OFFSETS = (-0.75, 1.0)
 """Offsets of EPSI's samples from the spectral times, in dwells, for which the basis is ready before the data come."""
 MOST_MISSING = 0.1
@@ -57,7 +59,7 @@ class LearnedBasis:
     between: RowsBetweenSamples | None
     """Its rows between the spectral times, for encodings that sample there."""
     projection: ManifoldProjection | None = None
-    """Method raiise: the projection of the trained model."""
+    """Methods dae and raiise: the trained model."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,12 @@ class Reconstruct(Gadget):
     requires: ClassVar[tuple[str, ...]] = ("coil_maps",)
 
     method: str = "subspace"
-    """fourier, low_rank, locally_low_rank, joint, subspace or raiise. raiise takes its trained model from the store
-    (`mrsi learn`); where there is none for the scan it says so and does what subspace does."""
+    """fourier, low_rank, locally_low_rank, joint, subspace, dae or raiise. dae and raiise take their trained model from
+    the store (`mrsi learn`); where there is none for the scan they say so and do what subspace does."""
     rank: int | None = None
-    """Rank of the temporal basis (not fourier, not raiise); auto: from the noise level, or the model's own error."""
+    """Rank of the temporal basis (not fourier, dae, raiise); auto: from the noise level, or the model's own error."""
     prior: str = "edges"
-    """Spatial prior of methods subspace and raiise: edges (differences of neighbours, weighed by the water image),
+    """Spatial prior of methods subspace, dae and raiise: edges (differences of neighbours, weighed by the water image),
     tv (total variation weighed likewise), wavelet, or none; tv and wavelet need complete data."""
 
     def __post_init__(self) -> None:
@@ -85,12 +87,14 @@ class Reconstruct(Gadget):
         if self.method == "fourier" and self.rank is not None:
             raise ConfigError("method fourier has no rank; leave the attribute out")
         choice("prior", self.prior, PRIORS)
-        if self.method == "raiise" and self.rank is not None:
-            raise ConfigError("method raiise has the rank of its trained model; leave the attribute out")
+        if self.method in _TRAINED and self.rank is not None:
+            raise ConfigError(f"method {self.method} has the rank of its trained model; leave the attribute out")
         if self.method not in _LEARNED and self.prior != "edges":
             raise ConfigError(f"method {self.method} has no spatial prior; leave the attribute out")
         if self.method == "raiise" and self.prior == "none":
             raise ConfigError("method raiise projects the image of a spatial prior; choose edges, tv or wavelet")
+        if self.method == "dae" and self.prior not in ("edges", "none"):
+            raise ConfigError(f"method dae cannot take prior {self.prior}; choose edges or none")
 
     def prepare(self, context: Context) -> tuple[LearnedBasis, ...]:
         """Learn or find the signal model of this protocol, one for each echo time, before its data are there."""
@@ -100,7 +104,7 @@ class Reconstruct(Gadget):
 
     def _learned(self, context: Context, echo: int) -> LearnedBasis:
         protocol = context.protocol.of_echo(echo)
-        projection = self._trained(context, echo) if self.method == "raiise" else None
+        projection = self._trained(context, echo) if self.method in _TRAINED else None
         if projection is not None:
             model = projection.subspace
         else:
@@ -111,7 +115,7 @@ class Reconstruct(Gadget):
                 "metabolite_error": round(float(model.metabolite_error), 5),
                 "seed": context.seed,
             }
-            # method raiise has said there why it found no model
+            # dae and raiise have said there why they found no model
             key = "signal_model" if self.method == "subspace" else "subspace"
             context.report.provenance[key if not echo else f"{key} of echo {echo}"] = told
             context.progress(f"temporal basis of rank {model.rank} learned for this protocol")
@@ -123,14 +127,13 @@ class Reconstruct(Gadget):
             between = rows_between_samples(model, offset_nodes(low * dwell, high * dwell, dwell))
         return LearnedBasis(model, between, projection)
 
-    @staticmethod
-    def _trained(context: Context, echo: int) -> ManifoldProjection | None:
+    def _trained(self, context: Context, echo: int) -> ManifoldProjection | None:
         """Return the projection of the stored model that fits the scan, or None and say what is done instead."""
         stored = context.model(echo)
         if stored is None:
             context.report.warn(
-                "no trained model fits this scan, so method raiise did what subspace does; run `mrsi learn` on a raw "
-                "file of this protocol"
+                f"no trained model fits this scan, so method {self.method} did what subspace does; run `mrsi learn` "
+                "on a raw file of this protocol"
             )
             return None
         with context.report.timed("warm up networks"):
@@ -216,7 +219,12 @@ class Reconstruct(Gadget):
         learned: LearnedBasis = context.prepared[self].result()[kt.echo]
         ahead = context.calibrated.get(self)
         evolved = None if ahead is None else ahead.result()[kt.echo]
+        given: dict[str, Any] = {"between": learned.between, "evolved": evolved, "water": context.calibration.water}
+        if self.method == "dae" and learned.projection is not None:
+            return reconstruct_dae(
+                kt, *known, manifold=learned.projection.manifold, subspace=learned.model, prior=self.prior,
+                seed=context.seed, **given,
+            )  # fmt: skip
         return reconstruct_subspace(
-            kt, *known, model=learned.model, between=learned.between, evolved=evolved,
-            water=context.calibration.water, prior=self.prior, refinement=learned.projection, seed=context.seed,
-        )  # fmt: skip
+            kt, *known, model=learned.model, prior=self.prior, refinement=learned.projection, seed=context.seed, **given
+        )

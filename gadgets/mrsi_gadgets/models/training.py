@@ -35,6 +35,9 @@ Progress = Callable[[str, int, int, float], None]
 _VALIDATION = 2000
 _CHECK_EVERY = 100
 _LEAST_GAIN = 0.002
+_ROUNDS = 20
+_LEAST_VARIANCE = 1e-5
+"""Of a coordinate, over the largest: along the mean there is none, and rounding must not look like signal."""
 _LATENT_WEIGHT = 0.01
 """Weight of the first term of the projector's loss."""
 _PIECE = 4000
@@ -53,9 +56,9 @@ class TrainingSettings:
     """Real numbers in the latent."""
     hidden: int = 256
     """Width of the two hidden layers of each network."""
-    samples: int = 48000
+    samples: int = 24000
     """FIDs of the ensemble."""
-    autoencoder_steps: int = 1000
+    autoencoder_steps: int = 800
     projector_steps: int = 3500
     batch: int = 1024
     learning_rate: float = 0.002
@@ -216,17 +219,20 @@ class _Space:
 
 
 def _coordinates(subspace: Subspace, coefficients: np.ndarray) -> _Space:
+    # the scale is the match with the mean of what is scaled: both settle in a few rounds, and training must see the
+    # coordinates that `Manifold` will find
     mean = coefficients.mean(axis=0)
-    scale = (coefficients @ mean.conj()) / np.sum(np.abs(mean) ** 2)
-    scaled = coefficients / scale[:, None]
-    mean = scaled.mean(axis=0)
+    for _ in range(_ROUNDS):
+        scale = (coefficients @ mean.conj()) / np.sum(np.abs(mean) ** 2)
+        scaled = coefficients / scale[:, None]
+        mean = scaled.mean(axis=0)
     about = scaled - mean
     power, vectors = np.linalg.eigh(about.T @ about.conj() / len(about))
     # columns of `turn` take coefficients (rows) to coordinates, strongest first
     turn = vectors[:, ::-1].conj()
     basis = (turn.conj().T @ subspace.basis).astype(np.complex64)
     sd = noise_sd_at_snr(subspace.protocol, 1.0) / float(np.mean(np.abs(scale)))
-    variance = np.maximum(power[::-1], 1e-10 * power[-1])
+    variance = np.maximum(power[::-1], _LEAST_VARIANCE * power[-1])
     return _Space(
         basis, turn, (mean @ turn).astype(np.complex64), variance,
         torch.from_numpy((about @ turn).astype(np.complex64)), sd,

@@ -40,10 +40,11 @@ from mrsi_gadgets.operators.between_samples import RowsBetweenSamples
 from mrsi_gadgets.operators.encoding import EvolvedBasis
 from mrsi_gadgets.reconstruction.fourier import Progress
 from mrsi_gadgets.reconstruction.lbfgs import End, Minimum, inner, minimise
+from mrsi_gadgets.reconstruction.least_squares import TemporalBasis, rows_at_offsets
 from mrsi_gadgets.reconstruction.prior_step import NOISE_POWER, Components, FittedPrior, components_of, fit_prior
 from mrsi_gadgets.reconstruction.quadratic import Quadratic, Voxels, hold_nuisance, of_complete_data, of_samples
 from mrsi_gadgets.reconstruction.solvers import conjugate_gradient
-from mrsi_gadgets.reconstruction.subspace import TemporalBasis, _between, reconstruct_subspace
+from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
 
 PRIORS = ("edges", "none")
 SOLVERS = ("lbfgs", "admm")
@@ -139,7 +140,7 @@ def reconstruct_dae(
         raise ConfigError(f"the weight of the manifold is {weight:g}; it must not be negative")
     inside = np.asarray(mask, dtype=bool)
     if between is None and (kt.grid is None or not kt.common_times):
-        between = _between(kt, subspace, None)
+        between = rows_at_offsets(kt, subspace, None)
     linear = reconstruct_subspace(
         kt, coil_maps, b0_hz, inside, noise_sd, model=subspace, between=between, evolved=evolved, prior="none",
         adapt=adapt, use_operator=use_operator, seed=seed, progress=_half(progress),

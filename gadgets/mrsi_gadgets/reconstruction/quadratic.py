@@ -20,10 +20,10 @@ from mrsi_gadgets.models.subspace import Subspace
 from mrsi_gadgets.operators.between_samples import RowsBetweenSamples
 from mrsi_gadgets.operators.encoding import EvolvedBasis, encoding_operator
 from mrsi_gadgets.reconstruction.gridding import with_density
+from mrsi_gadgets.reconstruction.least_squares import INCOMPLETE_STEPS, held_outside
 from mrsi_gadgets.reconstruction.prior_step import NOISE_POWER, Components, FittedPrior, in_full
 from mrsi_gadgets.reconstruction.regularisation import WeightChoice, smooth
 from mrsi_gadgets.reconstruction.solvers import conjugate_gradient
-from mrsi_gadgets.reconstruction.subspace import _INCOMPLETE_STEPS, _outside
 
 _FLOOR = 0.01
 """Part of the identity in the preconditioner, more than the error of the polynomial in the rest."""
@@ -114,7 +114,7 @@ def of_samples(
     if not kt.fully_sampled:
         # as the linear solution of such data: see `subspace`
         fitted = None if fitted is None or fitted.choice is None else _weaker(fitted, fitted.choice)
-        held = like(_outside(cast("Any", components), z, np.ones(len(rows)))[..., None].astype(np.float32), z)
+        held = like(held_outside(cast("Any", components), z, np.ones(len(rows)))[..., None].astype(np.float32), z)
     roughness, smoothed = (None, None) if fitted is None else _edges(fitted, components, z, whole=True)
 
     def hessian(e: Array) -> Array:
@@ -173,7 +173,7 @@ def hold_nuisance(
 
 
 def _weaker(fitted: FittedPrior, choice: WeightChoice) -> FittedPrior:
-    return replace(fitted, choice=choice.weaker(_INCOMPLETE_STEPS))
+    return replace(fitted, choice=choice.weaker(INCOMPLETE_STEPS))
 
 
 def _edges(

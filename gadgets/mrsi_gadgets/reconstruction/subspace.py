@@ -24,30 +24,29 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, is_numpy, like, namespace, norm, over_pieces, to_numpy, together
+from mrsi_gadgets.arrays import Array, like
 from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError
-from mrsi_gadgets.models.between_samples import rows_between_samples
-from mrsi_gadgets.models.subspace import Subspace
-from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, continued, offset_nodes
-from mrsi_gadgets.operators.encoding import EvolvedBasis, encoding_operator, offset_range, spectral_times
-from mrsi_gadgets.reconstruction.basis_adaptation import (
-    captured_energy,
-    shared_shift,
-    time_gram,
-    unexplained_rows,
-    wiener_gain,
-)
+from mrsi_gadgets.operators.between_samples import RowsBetweenSamples
+from mrsi_gadgets.operators.encoding import EvolvedBasis, encoding_operator, spectral_times
 from mrsi_gadgets.reconstruction.edge_prior import EdgePrior
 from mrsi_gadgets.reconstruction.fourier import (
     Progress,
     check_calibration,
-    demodulate,
     how_sampled,
     image_noise_sd,
-    matched_image,
 )
-from mrsi_gadgets.reconstruction.gridding import alias_free, on_grid, with_density
+from mrsi_gadgets.reconstruction.gridding import on_grid, with_density
+from mrsi_gadgets.reconstruction.least_squares import (
+    INCOMPLETE_STEPS,
+    Problem,
+    TemporalBasis,
+    held_outside,
+    least_squares,
+    rows_at_offsets,
+    solve,
+    unevenly_sampled,
+)
 from mrsi_gadgets.reconstruction.prior_step import (
     PRIORS,
     Components,
@@ -56,26 +55,11 @@ from mrsi_gadgets.reconstruction.prior_step import (
     components_of,
     fit_prior,
     in_full,
-    voxels_in,
 )
-from mrsi_gadgets.reconstruction.regularisation import WeightChoice, smooth
-from mrsi_gadgets.reconstruction.solvers import Solution, Status, conjugate_gradient
+from mrsi_gadgets.reconstruction.regularisation import WeightChoice
+from mrsi_gadgets.reconstruction.solvers import Solution, Status
 from mrsi_gadgets.reconstruction.uneven_noise import against_own_noise
 
-_FLOOR = 0.01
-_INCOMPLETE_STEPS = 3
-"""The risk estimate takes noise for white. That of incomplete data is not, nor are their aliases, so that it smooths
-too much: by three steps on brains with one in two and one in three points (benchmarks/undersampling.py)."""
-_LEAST_OUTSIDE = 0.1
-"""Signal power over noise power that a coefficient outside of the mask may have at least."""
-_CORRECTION_RTOL, _CORRECTION_NOISE, _CORRECTIONS = 1e-3, 0.1, 8
-"""The gridded start is corrected until it changes by less than this part of itself or of its noise, or so often."""
-_UNEVEN_NOISE = 0.3
-"""The same where the samples themselves follow: correcting on would only gather noise."""
-_UNEVEN = 0.05
-"""Relative scatter of the points' shares of k-space from which on it counts as unevenly sampled."""
-_LARGEST_CORRECTION = 0.5
-"""Part of the image; a larger first correction means that model and data do not belong together."""
 _INCOMPLETE_RTOL, _INCOMPLETE_ITERATIONS = 1e-3, 60
 """Incomplete data are solved to this relative residual, or for so many iterations."""
 
@@ -134,68 +118,6 @@ class Refinement(Protocol):
         `image` is the one without a pull, `errors` (x, y, z, coefficient) its own in units of the noise.
         """
         ...
-
-
-class TemporalBasis(Protocol):
-    """What is needed of a signal model: `models.subspace.Subspace` has it."""
-
-    @property
-    def basis(self) -> np.ndarray:
-        """(rank, t) orthonormal rows."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class _Problem:
-    """One reconstruction: what is given, in the unit of the unitary operators (sqrt(N) rho)."""
-
-    kt: KtData
-    """As measured."""
-    gridded: KtData
-    """On a grid at common times: `kt` itself where it is so."""
-    coil_maps: Array
-    b0_hz: np.ndarray
-    mask: np.ndarray
-    noise_sd: float
-    basis: np.ndarray
-    """(rank, t) complex64."""
-    between: RowsBetweenSamples | None
-    """The same rows between the spectral times, None where no sample lies there."""
-    evolved: EvolvedBasis | None
-    """The same rows evolving in the field, where that was made before the data came."""
-    direct: bool
-    """Whether the gridded image stands for the data (complete ones); else the general operator."""
-    rng: np.random.Generator
-    rtol: float
-    own_noise: bool = False
-    """Whether the samples themselves stand against the prior in the end (unevenly sampled k-space)."""
-    fids: Array | None = None
-    """(voxel, t) FIDs of the least-squares image in units of their noise, where a refinement wants them."""
-
-    @property
-    def weights(self) -> np.ndarray:
-        """(point,) or (point, t) roots of the averages: rows of equal noise."""
-        return np.sqrt(self.kt.count.astype(float))
-
-    @property
-    def rows(self) -> np.ndarray | RowsBetweenSamples | EvolvedBasis:
-        """The temporal basis as the operator takes it."""
-        if self.between is None:
-            return self.basis
-        return self.between if self.evolved is None else self.evolved
-
-    @property
-    def off_grid(self) -> bool:
-        """Whether the gridded data are an approximation."""
-        return self.gridded is not self.kt
-
-    def with_rows(self, rows: np.ndarray, times: np.ndarray) -> _Problem:
-        """Return the problem with more rows in its basis, continued between the spectral times."""
-        between = self.between
-        if between is not None:
-            between = between.with_more(continued(rows, times, between.nodes_s))
-        basis = np.concatenate([self.basis, rows]).astype(np.complex64)
-        return replace(self, basis=basis, between=between, evolved=None)
 
 
 def reconstruct_subspace(
@@ -280,18 +202,18 @@ def reconstruct_subspace(
         )
     direct = kt.fully_sampled and not use_operator
     inside = np.asarray(mask, dtype=bool)
-    given, between = between, None if kt.grid is not None and kt.common_times else _between(kt, model, between)
-    problem = _Problem(
+    given, between = between, None if kt.grid is not None and kt.common_times else rows_at_offsets(kt, model, between)
+    problem = Problem(
         kt, on_grid(kt) if kt.fully_sampled else kt, coil_maps, np.asarray(b0_hz, dtype=float), inside, noise_sd,
         np.asarray(model.basis), between, evolved if between is not None and between is given else None, direct,
-        np.random.default_rng(seed), rtol, direct and prior == "edges" and refinement is None and _uneven(kt),
+        np.random.default_rng(seed), rtol, direct and prior == "edges" and refinement is None and unevenly_sampled(kt),
     )  # fmt: skip
     provenance: dict[str, Any] = {
         "method": "subspace" if refinement is None else refinement.method,
         "solver": "per voxel" if direct else "conjugate gradients",
         "prior": prior,
     } | how_sampled(kt)
-    problem, image, noise = _least_squares(
+    problem, image, noise = least_squares(
         problem, times, model, adapt and bool(inside.any()), refinement is not None, provenance, progress
     )
     errors: np.ndarray | None = None
@@ -324,13 +246,6 @@ def reconstruct_subspace(
     )
 
 
-def _uneven(kt: KtData) -> bool:
-    """Tell whether complete data sample some of k-space more densely than the rest."""
-    if kt.grid is not None or kt.density is None:
-        return False
-    return bool(np.std(kt.density) > _UNEVEN * np.mean(kt.density))
-
-
 def _in_grid(values: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
     """Return values of the mask's box on the whole grid, zero outside."""
     if values is None:
@@ -340,130 +255,15 @@ def _in_grid(values: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
     return full
 
 
-def _least_squares(
-    problem: _Problem,
-    times: np.ndarray,
-    model: TemporalBasis,
-    adapt: bool,
-    keep_fids: bool,
-    provenance: dict[str, Any],
-    progress: Progress | None,
-) -> tuple[_Problem, Array, np.ndarray]:
-    """Return the problem (with shift and rows added), coefficients without a prior, and their noise SD (component,)."""
-    if not problem.kt.fully_sampled:
-        image, noise = _solve_without_prior(problem)
-        return problem, image, noise
-    matched = matched_image(problem.gridded, problem.coil_maps, progress=_first_half(progress))
-    rho = demodulate(matched, problem.b0_hz, times, overwrite=True)
-    sample_sd = float(np.median(image_noise_sd(problem.gridded, problem.coil_maps, problem.noise_sd)))
-    # rho is in the image's unit; the operators are unitary
-    scale = float(np.sqrt(problem.mask.size))
-    fids: Array | None = None
-    if not adapt:
-        image = _projected(rho, problem.basis, scale) if problem.direct else None
-        fids = voxels_in(rho, problem.mask) / sample_sd if keep_fids else None
-    else:
-        inside = voxels_in(rho, problem.mask)
-        gram = time_gram(inside)
-        gain = wiener_gain(model, captured_energy(gram, problem.basis) / int(inside.shape[0]), sample_sd)
-        shift = shared_shift(inside, times, problem.basis, sample_sd, gain, gram)
-        turn = np.exp(-2j * np.pi * shift * times)
-        turned = gram * np.outer(turn, turn.conj()).astype(gram.dtype)
-        # what the model has not seen is looked for on one core while the other projects; off the grid it waits, since
-        # what gridding has only approximated would look like it
-        waits = problem.direct and problem.off_grid
-        rows, image = together(
-            rho,
-            lambda: problem.basis[:0] if waits else unexplained_rows(inside, turn, problem.basis, sample_sd, turned),
-            lambda: _projected(rho, problem.basis * turn.conj(), scale) if problem.direct else None,
-        )
-        if image is not None and len(rows):
-            image = namespace(image).concat([image, _projected(rho, rows * turn.conj(), scale)], axis=-1)
-        evolved = None if problem.evolved is None else problem.evolved.shifted(shift)
-        problem = replace(problem, b0_hz=problem.b0_hz + shift, evolved=evolved)
-        problem = problem.with_rows(rows, times) if len(rows) else problem
-        provenance |= {"shared_shift_hz": shift, "rows_added": len(rows)}
-        fids = inside * like((turn / sample_sd).astype(np.complex64), inside, inside.dtype) if keep_fids else None
-    if image is None:
-        image = _solve(problem, None, None).checked()
-    elif problem.off_grid:
-        image, left = _corrected(problem, image, times, sample_sd * scale, provenance)
-        rows = problem.basis[:0]
-        if adapt:
-            rows = unexplained_rows(voxels_in(left, problem.mask), np.ones(len(times)), problem.basis, sample_sd)
-            provenance["rows_added"] = len(rows)
-        if len(rows):
-            problem = problem.with_rows(rows, times)
-            image = namespace(image).concat([image, _projected(left, rows, scale)], axis=-1)
-            image, _ = _corrected(problem, image, times, sample_sd * scale, provenance)
-    return replace(problem, fids=fids), image, np.full(len(problem.basis), sample_sd * scale)
-
-
-def _between(kt: KtData, model: TemporalBasis, known: RowsBetweenSamples | None) -> RowsBetweenSamples:
-    """Return the model's rows at the offsets of the data: from its ensemble, or else continued by their spectrum."""
-    low, high = offset_range(kt)
-    if known is not None and known.covers(low, high):
-        return known
-    nodes = offset_nodes(low, high, kt.protocol.dwell_s)
-    if isinstance(model, Subspace):
-        return rows_between_samples(model, nodes)
-    return continued(np.asarray(model.basis), spectral_times(kt), nodes)
-
-
-def _corrected(
-    problem: _Problem, image: Array, times: np.ndarray, noise_sd: float, provenance: dict[str, Any]
-) -> tuple[Array, Array]:
-    """Return the image with what gridding had approximated taken out, and FIDs of what is left of the samples.
-
-    x <- x + P(gridded(d - A x)), P the projection; the FIDs (x, y, z, t) are gridded(d - A x), B0 taken out, as the
-    last correction found it.
-
-    The gridded, projected image is an approximate inverse of A, so that the iteration contracts quickly; where the
-    points say nothing about an image (corners of k-space) nothing changes. Nothing lies where aliases would: outside of
-    the disc that rings and spirals resolve. `noise_sd` is that of the real part of one coefficient.
-    """
-    operator = encoding_operator(problem.kt, problem.coil_maps, problem.b0_hz, problem.rows)
-    scale = float(np.sqrt(problem.mask.size))
-    inside = like(problem.mask[..., None].astype(np.float32), image)
-    support = like(alias_free(problem.kt)[..., None].astype(np.float32), image)
-    image = image * support
-    noise = noise_sd * float(np.sqrt(2 * problem.mask.sum() * len(problem.basis)))
-    settled = _UNEVEN_NOISE if problem.own_noise else _CORRECTION_NOISE
-    changes: list[float] = []
-    enough = _CORRECTION_RTOL
-    while len(changes) < _CORRECTIONS and (not changes or changes[-1] > enough):
-        residual = problem.kt.with_samples(problem.kt.samples - operator(image))
-        rho = demodulate(matched_image(on_grid(residual), problem.coil_maps), problem.b0_hz, times, overwrite=True)
-        change = _projected(rho, problem.basis, scale) * support
-        size, whole = norm(change * inside), norm(image * inside)
-        enough = max(_CORRECTION_RTOL, settled * noise / whole if whole else 0.0)
-        if size > (changes[-1] if changes else _LARGEST_CORRECTION) * whole:
-            # it does not contract (any more): what is left is noise that no image explains
-            break
-        image = image + change
-        changes.append(size / whole if whole else 0.0)
-    provenance["corrections"] = [round(change, 6) for change in changes]
-    provenance["corrections_settled"] = bool(changes and changes[-1] <= enough)
-    return image, rho
-
-
-def _projected(rho: Array, rows: np.ndarray, scale: float) -> Array:
-    """Return the coefficients of rho on orthonormal rows times `scale`, (x, y, z, component)."""
-    analysis = like((scale * rows.conj().T).astype(np.complex64), rho, rho.dtype)
-    if not is_numpy(rho):
-        return rho @ analysis
-    return np.concatenate(over_pieces(lambda x: rho[x] @ analysis, rho.shape[0], rho[0].nbytes), axis=0)
-
-
 def _regularise(
-    problem: _Problem,
+    problem: Problem,
     prior: str,
     refinement: Refinement | None,
     image: Array,
     noise: np.ndarray,
     water: np.ndarray | None,
     provenance: dict[str, Any],
-) -> tuple[_Problem, Array, np.ndarray, Refined | None]:
+) -> tuple[Problem, Array, np.ndarray, Refined | None]:
     """Return the problem in rotated coefficients, the regularised image, its errors relative to the noise, and more."""
     components = components_of(image, noise, problem.mask)
     z = components.of(image)
@@ -499,7 +299,7 @@ def _regularise(
 
 
 def _against_own_noise(
-    problem: _Problem, components: Components, z: Array, fitted: FittedPrior, provenance: dict[str, Any]
+    problem: Problem, components: Components, z: Array, fitted: FittedPrior, provenance: dict[str, Any]
 ) -> Array:
     """Return smoothed components as the samples themselves and the prior want them."""
     assert problem.between is not None
@@ -519,7 +319,7 @@ def _against_own_noise(
 
 
 def _regularise_in_general(
-    problem: _Problem,
+    problem: Problem,
     components: Components,
     edges: EdgePrior,
     choice: WeightChoice,
@@ -527,7 +327,7 @@ def _regularise_in_general(
     unregularised: Array,
     refinement: Refinement | None,
     provenance: dict[str, Any],
-) -> tuple[_Problem, Array, np.ndarray]:
+) -> tuple[Problem, Array, np.ndarray]:
     """Solve with the general operator: the prior is diagonal only in the whitened, rotated coefficients.
 
     Its errors are those of the smoothers in the whitened coefficients, carried back.
@@ -537,20 +337,20 @@ def _regularise_in_general(
     rotation, noise = components.rotation, components.noise
     incomplete = not problem.kt.fully_sampled
     if incomplete:
-        choice = choice.weaker(_INCOMPLETE_STEPS)
+        choice = choice.weaker(INCOMPLETE_STEPS)
     mixing = (problem.noise_sd / noise)[:, None] * rotation
     penalty = (mixing * choice.weights) @ mixing.conj().T
     # where neither samples nor the prior say anything, going on would only raise noise
     rough = replace(problem, rtol=max(problem.rtol, _INCOMPLETE_RTOL)) if incomplete else problem
-    outside = _outside(problem, unregularised, noise) if incomplete else None
+    outside = held_outside(problem, unregularised, noise) if incomplete else None
 
-    def solve(pull: np.ndarray | None = None, towards: Array | None = None) -> Solution:
-        return _solve(
+    def pulled(pull: np.ndarray | None = None, towards: Array | None = None) -> Solution:
+        return solve(
             rough, edges, choice, penalty=penalty, rotation=rotation, outside=outside, pull=pull, towards=towards,
             max_iterations=_INCOMPLETE_ITERATIONS if incomplete else 600,
         )  # fmt: skip
 
-    solution = solve()
+    solution = pulled()
     if not incomplete:
         solution.checked()
     provenance |= {"iterations": len(solution.residuals) - 1, "relative_residual": solution.residuals[-1]}
@@ -558,89 +358,6 @@ def _regularise_in_general(
     carried = np.sqrt(errors**2 @ np.abs(rotation.T) ** 2)
     if refinement is not None:
         image, carried = refinement.incomplete(
-            components, lambda towards, pull: solve(pull, towards).value, image, carried, provenance
+            components, lambda towards, pull: pulled(pull, towards).value, image, carried, provenance
         )
     return problem, image, carried
-
-
-def _outside(problem: _Problem, image: Array, noise: np.ndarray) -> np.ndarray:
-    """Return by how much coefficients are held down outside of the mask, (x, y, z): noise over signal power.
-
-    What the least-squares image shows above its noise (scalp lipids) may stay; where it shows nothing there is nothing,
-    and missing samples must not be explained by it.
-    """
-    xp = namespace(image)
-    flat = image * like((1 / noise).astype(np.float32), image, image.dtype)
-    power = to_numpy(xp.mean(xp.real(flat) ** 2 + xp.imag(flat) ** 2, axis=-1)) / 2
-    held = 1 / np.maximum(power - 1, _LEAST_OUTSIDE)
-    return np.where(problem.mask, 0.0, held)
-
-
-def _solve(
-    problem: _Problem, edges: EdgePrior | None, choice: WeightChoice | None, *, penalty: np.ndarray | None = None,
-    rotation: np.ndarray | None = None, samples: Array | None = None, max_iterations: int = 600,
-    outside: np.ndarray | None = None, pull: np.ndarray | None = None, towards: Array | None = None,
-) -> Solution:  # fmt: skip
-    """Return (A^H A + R + pull)^-1 (A^H d + pull towards) by conjugate gradients in the general operator.
-
-    (1 + R)^-1 preconditions: it is the inverse itself where k-space is complete, and costs no transform.
-    """
-    kt = problem.kt if samples is None else problem.kt.with_samples(samples)
-    operator = encoding_operator(kt, problem.coil_maps, problem.b0_hz, problem.rows, weights=problem.weights)
-    spread = problem.weights[None, :, None] if problem.weights.ndim == 1 else problem.weights[None]
-    weights = like(spread.astype(np.float32), kt.samples)
-    rhs = operator.H(kt.samples * weights)
-    pulled = None if pull is None else like(pull.astype(np.float32), rhs, rhs.dtype)
-    if pulled is not None and towards is not None:
-        rhs = rhs + pulled * towards
-    gram = operator.gram
-    lambdas = None if choice is None else like(choice.weights.astype(np.float32), rhs, rhs.dtype)
-    matrix = None if penalty is None else like(penalty.astype(np.complex64), rhs, rhs.dtype)
-
-    held = None if outside is None else like(outside[..., None].astype(np.float32), rhs)
-
-    def normal(u: Array) -> Array:
-        image = gram(u)
-        if held is not None:
-            image = image + held * u
-        if pulled is not None:
-            image = image + pulled * u
-        if edges is None or lambdas is None:
-            return image
-        curved = edges.laplacian(edges.laplacian(u))
-        return image + (curved * lambdas if matrix is None else curved @ matrix)
-
-    def smoothed(u: Array) -> Array:
-        assert edges is not None
-        assert choice is not None
-        z = u if rotation is None else u @ like(rotation, u, u.dtype)
-        # the smoother's polynomial errs by less than what is added, so that the map stays positive
-        z = (1 - _FLOOR) * smooth(z, edges, choice) + _FLOOR * z
-        if held is not None:
-            z = z / (1 + held)
-        return z if rotation is None else z @ like(rotation.conj().T, u, u.dtype)
-
-    precondition = None if edges is None or choice is None else smoothed
-    return conjugate_gradient(normal, rhs, rtol=problem.rtol, max_iterations=max_iterations, precondition=precondition)
-
-
-def _solve_without_prior(problem: _Problem) -> tuple[Array, np.ndarray]:
-    """Return a short least-squares solve of undersampled data and the noise SD of its coefficients.
-
-    The iterations are few on purpose: without a prior, going on only amplifies noise. The same solve of pure noise says
-    how much noise is in each coefficient.
-    """
-    count = 12
-    image = _solve(problem, None, None, max_iterations=count).value
-    samples = problem.kt.samples
-    noise = problem.rng.standard_normal((*samples.shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
-    counts = problem.kt.counts
-    acquired = np.where(counts > 0, np.sqrt(1 / np.maximum(counts, 1e-12)), 0.0)
-    noise = noise * (problem.noise_sd * acquired[None]).astype(np.float32)
-    empty = _solve(problem, None, None, samples=like(noise, samples, samples.dtype), max_iterations=count).value
-    inside = problem.mask if problem.mask.any() else np.ones_like(problem.mask)
-    return image, np.sqrt(np.mean(np.abs(to_numpy(empty)[inside]) ** 2, axis=0) / 2)
-
-
-def _first_half(progress: Progress | None) -> Progress | None:
-    return None if progress is None else lambda share, words: progress(0.5 * share, words)

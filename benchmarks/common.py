@@ -6,6 +6,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -99,6 +100,17 @@ def calibrate(scan: SimulatedScan, *, compress: bool) -> tuple[KtData, Context]:
         items = gadget.process(items, context)
     found = [item for item in items if isinstance(item, KtData) and item.role is Role.METABOLITE]
     return found[0], context
+
+
+def learned_models(folder: Path | None, protocol: str = "1h_fid_3t") -> Path:
+    """Return the model store to use: `folder`, or one beside the benchmarks, trained here where it lacks the model."""
+    if folder is not None:
+        return folder
+    folder = Path(__file__).parent / "models"
+    if not (folder / f"{protocol}.json").exists():
+        learn = [sys.executable, "-m", "mrsi_gadgets.cli", "learn", protocol, "--output", str(folder)]
+        subprocess.run(learn, check=True, stdout=sys.stderr)
+    return folder
 
 
 def prepare(gadget: Gadget, context: Context) -> None:

@@ -1,16 +1,18 @@
 """Removal of water and lipids: HSVD against its peer, and what is left of maps and spectra at every strength.
 
     python benchmarks/nuisance.py [--preset csi32] [--brains 3] [--first-brain 0] [--fids 2000] [--methods auto l2 hsvd]
+                                  [--cases 100,10 3000,10]
 
-HSVD: FIDs of 512 points (three water lines, four metabolite lines, white noise) at once on all cores, and the first of
-them one by one by hlsvdpropy (pure Python and SciPy, order 25), the residual being the root mean square of the spectrum
-within 60 Hz of water over that of the noise; beside it what it is when the true water is taken: less than that is noise
-and metabolites taken for water. Maps: residual water and scalp lipids in units of the NAA CH3 signal at t = 0; water of
-3,000 is the unsuppressed water of the brain itself, with three pairs of sidebands that grow to 0.5 % of the line 90 mm
-from the centre; the water reference has them too. Weak water and lipids are removed here too, which the gadget leaves
-alone unless it is told `always`. Errors are means of NRMSE over tNAA, tCr, tCho, Ins, Glx and medians over brains; "x"
-is the error over that of the same brain and noise without nuisance. "Left" is what differs from that scan in the brain
-after the removal, root mean square in a band of the spectrum over the noise: medians over voxels.
+HSVD: FIDs of 512 points (three water lines, four metabolite lines, white noise) at once on all cores, and the first
+of them one by one by hlsvdpropy (pure Python and SciPy, order 25), the residual being the root mean square of the
+spectrum within 60 Hz of water over that of the noise; beside it what it is when the true water is taken: less than
+that is noise and metabolites taken for water. Maps: residual water and scalp lipids in units of the NAA CH3 signal at
+t = 0; water of 3,000 is the unsuppressed water of the brain itself, with three pairs of sidebands that grow to 0.5 %
+of the line 90 mm from the centre; the water reference has them too, and is taken away in the lines "alone". Weak
+water and lipids are removed here too, which the gadget leaves alone unless it is told `always`. Errors are means of
+NRMSE over tNAA, tCr, tCho, Ins, Glx and medians over brains; "x" is the error over that of the same brain and noise
+without nuisance. "Left" is what differs from that scan in the brain after the removal, root mean square in a band of
+the spectrum over the noise: medians over voxels.
 """
 
 from __future__ import annotations
@@ -170,7 +172,21 @@ def left(scan: Scan, kt: KtData, clean: KtData) -> dict[str, float]:
     return {name: float(np.median(level)) for name, level in levels.items()}
 
 
-def compare_methods(preset: str, brains: range, methods: list[str]) -> None:
+def removed(scan: Scan, method: str, *, alone: bool = False) -> tuple[KtData, float]:
+    """Return the data without nuisance and the seconds it took; `alone`: without help of the water reference."""
+    calibration = replace(scan.context.calibration, water_image=None) if alone else scan.context.calibration
+    context = Context(protocol=scan.context.protocol, calibration=calibration)
+    gadget = RemoveNuisance(method=method, always=True)
+    prepare(gadget, context)
+    start = time.perf_counter()
+    (kt,) = gadget.process(iter([scan.kt]), context)
+    seconds = time.perf_counter() - start
+    if method == "auto":
+        print(f"  {context.report.provenance['nuisance']}", file=sys.stderr)
+    return kt, seconds
+
+
+def compare_methods(preset: str, brains: range, methods: list[str], cases: list[tuple[float, float]]) -> None:
     clean = {brain: measured(preset, 0.0, 0.0, brain) for brain in brains}
     reference = {brain: errors(scan, scan.kt) for brain, scan in clean.items()}
     head = (
@@ -182,20 +198,15 @@ def compare_methods(preset: str, brains: range, methods: list[str]) -> None:
         "s",
     )
     rows = [line("0", "0", "none", [(r, r, {}, 0.0) for r in reference.values()])]
-    for water, lipid in STRENGTHS:
+    for water, lipid in cases:
+        alone = methods if water >= UNSUPPRESSED else []
         results: dict[str, list[Any]] = {}
         for brain in brains:
             scan = measured(preset, water, lipid, brain)
-            for method in ("none", *methods):
-                kt, seconds, name = scan.kt, 0.0, method
-                if method != "none":
-                    gadget = RemoveNuisance(method=method, always=True)
-                    prepare(gadget, scan.context)
-                    start = time.perf_counter()
-                    (kt,) = gadget.process(iter([kt]), scan.context)
-                    seconds = time.perf_counter() - start
-                    if method == "auto":
-                        print(f"  {water:g}, {lipid:g}: {scan.context.report.provenance['nuisance']}", file=sys.stderr)
+            done = {"none": (scan.kt, 0.0)}
+            done |= {method: removed(scan, method) for method in methods}
+            done |= {f"{method}, alone": removed(scan, method, alone=True) for method in alone}
+            for name, (kt, seconds) in done.items():
                 outcome = (errors(scan, kt), reference[brain], left(scan, kt, clean[brain].kt), seconds)
                 results.setdefault(name, []).append(outcome)
         rows += [line(f"{water:g}", f"{lipid:g}", name, outcomes) for name, outcomes in results.items()]
@@ -217,6 +228,12 @@ def line(water: str, lipid: str, name: str, outcomes: list[Any]) -> tuple[str, .
     return (water, lipid, name, *maps, *bands, f"{middle([s for *_, s in outcomes]):.1f}")
 
 
+def case(text: str) -> tuple[float, float]:
+    """Read WATER,LIPIDS."""
+    water, lipids = (float(part) for part in text.split(","))
+    return water, lipids
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="csi32")
@@ -225,6 +242,7 @@ def main() -> int:
     parser.add_argument("--fids", type=int, default=2000)
     parser.add_argument("--peer-fids", type=int, default=24)
     parser.add_argument("--methods", nargs="*", default=["auto", "union_of_subspaces", "l2", "hsvd"])
+    parser.add_argument("--cases", nargs="*", type=case, default=STRENGTHS, help="WATER,LIPIDS over NAA CH3")
     parser.add_argument("--quick", action="store_true", help="one brain, auto alone")
     given = parser.parse_args()
     if given.quick:
@@ -232,7 +250,8 @@ def main() -> int:
     logging.disable(logging.WARNING)
     print(describe_machine())
     compare_hsvd(given.fids, given.peer_fids, seed=0)
-    compare_methods(given.preset, range(given.first_brain, given.first_brain + given.brains), given.methods)
+    brains = range(given.first_brain, given.first_brain + given.brains)
+    compare_methods(given.preset, brains, given.methods, given.cases)
     return 0
 
 

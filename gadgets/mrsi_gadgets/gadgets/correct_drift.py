@@ -12,6 +12,7 @@ from mrsi_gadgets.arrays import namespace
 from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget, choice, handed_on
+from mrsi_gadgets.reconstruction.centre_drift import drift_from_centre
 from mrsi_gadgets.reconstruction.drift import (
     Course,
     Traces,
@@ -24,7 +25,7 @@ from mrsi_gadgets.reconstruction.drift import (
     traces_of,
 )
 
-SOURCES = ("auto", "navigators", "water", "data", "none")
+SOURCES = ("auto", "navigators", "centre", "water", "data", "none")
 LARGE_DRIFT_HZ = 5.0
 """Movement of the frequency over a frame from which on it is told as a warning."""
 LEAST_CHANGE_HZ = 0.1
@@ -52,7 +53,8 @@ class CorrectDrift(Gadget):
     requires: ClassVar[tuple[str, ...]] = ("noise_covariance",)
 
     source: str = "auto"
-    """auto (the first of the following that tells), navigators, water (a reference that comes again), data, none."""
+    """auto (the first of the following that tells), navigators, centre (of k-space, which each arm of a spiral visits),
+    water (a reference that comes again), data, none."""
 
     def __post_init__(self) -> None:
         choice("source", self.source, SOURCES)
@@ -145,7 +147,17 @@ class _Known:
         if item.role is Role.CALIBRATION or self.source == "navigators":
             self.why = "no navigators came that show the water's frequency"
             return None
-        return self._from_data(item)
+        within = drift_from_centre(item) if self.uses("centre") else None
+        between = self._from_data(item) if self.source != "centre" else None
+        if within is None:
+            if self.source == "centre":
+                self.why = "the readouts do not come back to the centre of k-space"
+            return between
+        if between is None:
+            return within
+        # where the frame as a whole lies is told by repetitions and residual water
+        hz, _ = between.at(np.asarray(reference_time(item)))
+        return replace(within, hz=within.hz + float(hz), source=f"{within.source} and {between.source}")
 
     def _from_navigators(self, item: KtData) -> Course | None:
         if len(self.navigators) > 1:

@@ -14,8 +14,9 @@ course of df and dphi is known from
 * the data themselves: the frequency of residual water in the first metabolite frame against that of the water
   reference, voxel by voxel of a coarse image. Two such anchors are a straight line, which is all that is assumed.
 
-Within one frame, data that hold each point of k-space once do not tell a drift: over csi whose slow axis is ky, a
-linear drift of a Hz is the same as an image that moves along y by a t voxels, and the edges of the head in the
+Within one frame, data that hold each point of k-space once do not tell a drift (those that come back to the centre do,
+`centre_drift`): over csi whose slow axis is ky, a linear drift of a Hz is the same as an image that moves along y by a
+t voxels, and the edges of the head in the
 outermost voxels are known only to the side lobes of the point spread (on the 32 x 32 numerical brain the energy outside
 of the head is least at a drift that is wrong by up to 6 Hz, and for residual water at SNR 20 its noise alone is 3 Hz).
 

@@ -28,13 +28,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
 from mrsi_gadgets.arrays import Array, device, like, namespace, norm, to_numpy
 from mrsi_gadgets.models.gate import Gate, judge, pooled
 from mrsi_gadgets.models.manifold import Manifold
 from mrsi_gadgets.models.separation import NuisanceFilter, fit_nuisance_filter
+from mrsi_gadgets.models.strange_lines import strange_lines
 from mrsi_gadgets.models.subspace import Subspace
-from mrsi_gadgets.reconstruction.basis_adaptation import unexplained_rows
 from mrsi_gadgets.reconstruction.prior_step import NOISE_POWER, Components, FittedPrior, voxels_in
 from mrsi_gadgets.reconstruction.subspace import LeastSquares, Refined
 
@@ -48,6 +49,10 @@ _PULL = 1.0
 errors with one in two points of k-space."""
 _MOST_SOLVES, _AGREED = 6, 0.003
 """Solves, and the relative change from which on image and projection agree."""
+_LEAST_GROUP, _MOST_GROUPS = 4, 12
+"""Neighbouring voxels outside of the model that are looked at together, and how many such groups."""
+_LEAST_PART = 0.02
+"""Of a line's length, outside of all components, that gets a row."""
 _POOL = 8
 """Components without signal share the weight of their group of so many."""
 
@@ -83,9 +88,8 @@ class ManifoldProjection:
     ) -> Refined:
         """Return the result with the prior's own image where the gate does not know the FIDs.
 
-        `fids` (voxel, t) are those of the least-squares image without their expected water and lipids. Where they are
-        strange, signal is looked for that no row holds: of few voxels' noise it stands out sooner than of a whole
-        scan's.
+        `fids` (voxel, t) are those of the least-squares image without their expected water and lipids. Lines that the
+        prior's image leaves of strange ones are put back as they were measured (`models.strange_lines`).
         """
         xp = namespace(image.z)
         mask = image.components.mask_in_box
@@ -98,13 +102,8 @@ class ManifoldProjection:
             return replace(refined, outside=outside, score=score)
         value = xp.where(like(outside[..., None], image.z), image.fitted.step(image.z), refined.value)
         errors = np.where(outside[..., None], image.fitted.errors, refined.errors)
-        strange = xp.take(fids, like(np.flatnonzero(outside[mask]), fids), axis=0)
-        rows = unexplained_rows(strange, np.ones(image.basis.shape[1]), image.basis, 1.0)
+        value, more, rows = _with_strange_lines(gate, image, value, outside)
         provenance["rows_for_them"] = len(rows)
-        more = refined.more
-        if len(rows):
-            shape = xp.zeros((*mask.shape, len(rows)), dtype=image.z.dtype, device=device(image.z))
-            more = _placed(strange @ like(rows.conj().T, strange, strange.dtype), shape, outside)
         return Refined(value, errors, rows, more, outside, score)
 
     def incomplete(
@@ -146,6 +145,43 @@ class ManifoldStep:
         known = _padded(clean, expected) + expected
         change = _padded(known - a[:, :rank], a)
         return z + change @ like(self.components.rotation, z, dtype=z.dtype)
+
+
+def _with_strange_lines(
+    gate: Gate, image: LeastSquares, value: Array, outside: np.ndarray
+) -> tuple[Array, Array, np.ndarray]:
+    """Return components and coefficients on more rows, with lines that neighbours outside have in common put back.
+
+    What a prior smooths away of a resonance that few voxels have is in their residual. Only the amplitudes of the lines
+    that stand out there are taken from it, voxel by voxel, so that little of the noise comes back with them.
+    """
+    xp = namespace(value)
+    mask = image.components.mask_in_box
+    basis = image.components.rotation.conj().T @ image.basis
+    labels, _ = ndimage.label(outside)
+    sizes = np.bincount(labels.ravel())
+    found: list[tuple[np.ndarray, np.ndarray, Array]] = []
+    for label in np.argsort(sizes[1:])[::-1][:_MOST_GROUPS] + 1:
+        if sizes[label] < _LEAST_GROUP:
+            break
+        group = labels == label
+        strange = xp.take(image.fids, like(np.flatnonzero(group[mask]), image.fids), axis=0)
+        residual = strange - voxels_in(value, group) @ like(basis, value, value.dtype)
+        lines = strange_lines(gate, residual)
+        if len(lines):
+            found.append((group, lines, residual @ like(lines.conj().T, residual, residual.dtype)))
+    lines = np.concatenate([lines for _, lines, _ in found]) if found else np.zeros((0, basis.shape[1]))
+    # the lines' parts that no component holds get rows of their own
+    beyond = lines - (lines @ basis.conj().T) @ basis
+    _, sizes_of_rows, rows = np.linalg.svd(beyond, full_matrices=False)
+    rows = rows[sizes_of_rows > _LEAST_PART].astype(np.complex64)
+    more = xp.zeros((*mask.shape, len(rows)), dtype=value.dtype, device=device(value))
+    for group, own, amplitudes in found:
+        known = amplitudes @ like(own @ basis.conj().T, amplitudes, amplitudes.dtype)
+        value = value + _placed(known, value, group)
+        if len(rows):
+            more = more + _placed(amplitudes @ like(own @ rows.conj().T, amplitudes, amplitudes.dtype), more, group)
+    return value, more, rows
 
 
 def _step_of(

@@ -32,13 +32,16 @@ class NuisanceFilter:
 
     def expected(self, a: Array) -> Array:
         """Return the expected nuisance of coefficients (voxel, rank)."""
-        total = namespace(a).zeros_like(a)
-        for number, gain in enumerate(self.gains):
-            if not gain.any():
-                continue
-            chosen = like((self.state == number)[:, None], a, dtype=a.dtype)
-            total = total + chosen * (a @ like(gain, a, dtype=a.dtype))
-        return total
+        xp = namespace(a)
+        # voxels of one state lie together, so that each is multiplied once
+        order = np.argsort(self.state, kind="stable")
+        bounds = np.searchsorted(self.state[order], np.arange(len(self.gains) + 1))
+        gathered = xp.take(a, like(order, a), axis=0)
+        parts = [
+            gathered[start:stop, :] @ like(gain, a, dtype=a.dtype)
+            for gain, start, stop in zip(self.gains, bounds[:-1], bounds[1:], strict=True)
+        ]
+        return xp.take(xp.concat(parts, axis=0), like(np.argsort(order, kind="stable"), a), axis=0)
 
     @property
     def variance(self) -> np.ndarray:

@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, like, namespace
+from mrsi_gadgets.arrays import Array, device, like, namespace
 
+_TRACE = 1e-6
+"""Part of the trace that keeps the templates' normal matrices positive definite."""
 N_SHAPE = 4
 """Parameters of the lineshape: phase [rad], shift [Hz], Lorentz rate [1/s], Gauss rate [1/s^2]."""
 
@@ -141,6 +143,34 @@ class LineshapeGrid:
     """(point, template, template) float64: components in the orthonormal templates -> amplitudes."""
     positive: np.ndarray
     """(template,) how much each template counts when the sign of the whole is decided."""
+    expansion: LineshapeExpansion
+    spectra: np.ndarray
+    """(k, coordinate, template) complex64: the templates times each function of the expansion."""
+
+    def at(self, shape: Array, data: Array, given: Array) -> Array:
+        """Return the signed amplitudes (voxel, template) of the templates at lineshapes that are already known.
+
+        Parameters
+        ----------
+        shape
+            (voxel, 4) lineshapes.
+        data
+            (voxel, coordinate) complex64.
+        given
+            (voxel, node) complex64: known lineshape that multiplies them.
+        """
+        xp = namespace(data)
+        k, d, n = self.spectra.shape
+        coefficients = self.expansion.coefficients(shape, given)[:, 0, :]
+        spectra = coefficients @ xp.reshape(like(self.spectra, data, "complex64"), (k, d * n))
+        spectra = xp.reshape(spectra, (-1, d, n))
+        adjoint = xp.conj(xp.matrix_transpose(spectra))
+        gram = xp.astype(xp.real(xp.matmul(adjoint, spectra)), xp.float64)
+        rhs = xp.astype(xp.real(xp.matmul(adjoint, data[:, :, None])), xp.float64)
+        trace = xp.sum(xp.linalg.diagonal(gram), axis=1)[:, None, None]
+        eye = xp.eye(n, dtype=xp.float64, device=device(data))[None, :, :]
+        solved = xp.linalg.solve(gram + (_TRACE / n) * trace * eye, rhs)
+        return xp.astype(solved[:, :, 0], xp.float32)
 
     def search(self, data: Array) -> FirstEstimate:
         """Find for each voxel the grid point and phase that explain most of its energy.
@@ -204,8 +234,15 @@ def build_grid(
     coefficients = expansion.coefficients(np.column_stack([np.zeros(len(shapes)), shapes]), plain)[:, 0, :]
     spectra = np.einsum("pk,kdm->pdm", coefficients.astype(complex), templates)
     gram = np.real(np.conj(np.swapaxes(spectra, 1, 2)) @ spectra)
-    gram += 1e-6 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(gram.shape[1]) / gram.shape[1]
+    gram += _TRACE * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(gram.shape[1]) / gram.shape[1]
     unmix = np.swapaxes(np.linalg.inv(np.linalg.cholesky(gram)), 1, 2)
     orthonormal = spectra @ unmix
     projector = np.conj(orthonormal).transpose(1, 0, 2).reshape(spectra.shape[1], -1)
-    return LineshapeGrid(shapes, projector.astype(np.complex64), unmix, np.asarray(positive, float))
+    return LineshapeGrid(
+        shapes,
+        projector.astype(np.complex64),
+        unmix,
+        np.asarray(positive, float),
+        expansion,
+        templates.astype(np.complex64),
+    )

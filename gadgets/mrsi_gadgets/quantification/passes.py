@@ -50,6 +50,8 @@ class Voxels(NamedTuple):
     """(voxel, k) SD of the noise along each direction of `directions` over noise_sd; None: white noise."""
     directions: np.ndarray | None
     """(coordinate, k): directions of the noise that matters; None: white noise."""
+    start: Array | None = None
+    """(voxel, 4) float32: lineshape to begin with; NaN, and None: search it."""
 
 
 class FirstPass(NamedTuple):
@@ -70,18 +72,40 @@ def first_pass(voxels: Voxels, model: VarproModel) -> FirstPass:
     coordinates, dictionary = model.coordinates, model.dictionary
     data = voxels.data / like(voxels.noise_sd, voxels.data, "float32")[:, None]
     n = coordinates.n_skipped
-    first = model.grid.search(xp.concat([xp.zeros_like(data[:, :n]), data[:, n:]], axis=1))
-    positive = xp.where(first.amplitudes > 0, first.amplitudes, xp.zeros_like(first.amplitudes))
+    clear = xp.concat([xp.zeros_like(data[:, :n]), data[:, n:]], axis=1)
+    shape, amounts = _start(voxels, model, clear)
+    positive = xp.where(amounts > 0, amounts, xp.zeros_like(amounts))
     strength = positive @ like(model.grid.positive, data, "float32")
     # an empty voxel still needs a scale for its priors: the noise
     scale = xp.where(strength > 1e-3, strength, xp.full_like(strength, 1e-3))
     start = positive @ like(model.templates, data, "float32")
-    residual = data - model_at(dictionary, first.shape, start, voxels.given)
+    residual = data - model_at(dictionary, shape, start, voxels.given)
     whiten = whitener(band_energy(residual, coordinates), coordinates)
     lines = np.zeros((data.shape[0], 0), bool)
     problem = Problem.of(data, whiten, voxels.given, *_prior(model, scale, WEAK_PRIOR, lines))
-    fit = refine(problem, dictionary, first.shape, max_steps=_FIRST_STEPS, settled_at=_FIRST_SETTLED)
+    fit = refine(problem, dictionary, shape, max_steps=_FIRST_STEPS, settled_at=_FIRST_SETTLED)
     return FirstPass(problem, scale, fit, _misfit(problem, fit), lines)
+
+
+def _start(voxels: Voxels, model: VarproModel, clear: Array) -> tuple[Array, Array]:
+    """Return lineshapes (voxel, 4) and amplitudes (voxel, template) to begin with, found or given.
+
+    `clear` are the data (voxel, coordinate) where nuisance does not dominate.
+    """
+    xp = namespace(clear)
+    if voxels.start is None:
+        found = model.grid.search(clear)
+        return found.shape, found.amplitudes
+    allowed = model.dictionary.allowed
+    known = xp.all(xp.isfinite(voxels.start), axis=1)[:, None]
+    start = xp.where(known, voxels.start, xp.zeros_like(voxels.start))
+    start = xp.minimum(start, like(allowed.upper(), start, "float32")[None, :])
+    start = xp.maximum(start, like(allowed.lower(), start, "float32")[None, :])
+    amplitudes = model.grid.at(start, clear, voxels.given)
+    if bool(xp.all(known)):
+        return start, amplitudes
+    found = model.grid.search(clear)
+    return xp.where(known, start, found.shape), xp.where(known, amplitudes, found.amplitudes)
 
 
 def first_pass_of_places(voxels: Voxels, model: VarproModel) -> tuple[FirstPass, np.ndarray]:
@@ -143,6 +167,7 @@ def _taken_voxels(voxels: Voxels, rows: np.ndarray) -> Voxels:
         xp.take(voxels.given, index, axis=0),
         None if voxels.spread is None else voxels.spread[rows],
         voxels.directions,
+        None if voxels.start is None else xp.take(voxels.start, index, axis=0),
     )
 
 

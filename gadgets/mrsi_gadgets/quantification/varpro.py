@@ -19,6 +19,7 @@ from mrsi_gadgets.data import Maps, SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.quantification.assembly import FitResult, assemble_maps
 from mrsi_gadgets.quantification.intravoxel import intravoxel_lineshape
+from mrsi_gadgets.quantification.lineshape_search import N_SHAPE
 from mrsi_gadgets.quantification.passes import (
     FirstPass,
     Voxels,
@@ -49,6 +50,7 @@ def fit_varpro(
     water: np.ndarray | None = None,
     intravoxel: bool = True,
     lineshape: np.ndarray | None = None,
+    start: np.ndarray | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Maps:
     """Fit every voxel of the image's mask.
@@ -68,6 +70,10 @@ def fit_varpro(
         Whether the image's field map tells the lineshape that the field within each voxel makes.
     lineshape
         (voxel, node) complex64: that lineshape, where `field_lineshape` has computed it already.
+    start
+        (voxel, 4) phase [rad], shift [Hz], Lorentz rate [1/s] and Gauss rate [1/s^2] of the voxels of the mask, from
+        another method, to begin with instead of the search; beyond the allowed ranges they are put to their ends. Rows
+        with NaN are searched. None: all are.
     progress
         Called with the fraction that is done.
 
@@ -79,7 +85,8 @@ def fit_varpro(
     Raises
     ------
     DataError
-        The model was made for another protocol, the image holds NaN or nothing at all, or the mask is empty.
+        The model was made for another protocol, the image holds NaN or nothing at all, the mask is empty, or `start`
+        does not fit it.
     """
     _check(image, model, water)
     inside = np.flatnonzero(image.mask.ravel())
@@ -88,7 +95,7 @@ def fit_varpro(
             lineshape = np.ones((len(inside), len(model.dictionary.expansion.node_times_s)), np.complex64)
         elif lineshape is None:
             lineshape = field_lineshape(image.b0_hz, image.mask, model)
-        voxels = _voxels(image, inside, model, lineshape)
+        voxels = _voxels(image, inside, model, lineshape, start)
         basis = None if image.basis is None else to_numpy(image.basis)
         result, model, lines = _fit(voxels, model, image.mask, basis, progress or (lambda _: None))
     return assemble_maps(image, inside, result, model, voxels, water, lines)
@@ -114,7 +121,9 @@ def field_lineshape(b0_hz: np.ndarray, mask: np.ndarray, model: VarproModel) -> 
     return intravoxel_lineshape(b0_hz, mask, model.dictionary.expansion.node_times_s)
 
 
-def _voxels(image: SpectralImage, inside: np.ndarray, model: VarproModel, lineshape: np.ndarray) -> Voxels:
+def _voxels(
+    image: SpectralImage, inside: np.ndarray, model: VarproModel, lineshape: np.ndarray, start: np.ndarray | None
+) -> Voxels:
     """Bring the voxels of the mask into the coordinates of the fit, with their noise and known lineshape."""
     xp = namespace(image.coefficients)
     flat = xp.reshape(image.coefficients, (-1, image.coefficients.shape[3]))
@@ -126,7 +135,12 @@ def _voxels(image: SpectralImage, inside: np.ndarray, model: VarproModel, linesh
     noise, spread, directions = _noise(image, inside, project, data[:, model.coordinates.n_dense :])
     if lineshape.shape[0] != len(inside):
         raise DataError(f"the lineshapes are those of {lineshape.shape[0]} voxels; the mask holds {len(inside)}")
-    return Voxels(data, noise, like(lineshape, signal, "complex64"), spread, directions)
+    if start is not None and start.shape != (len(inside), N_SHAPE):
+        raise DataError(
+            f"the lineshapes to begin with are {start.shape}; give {N_SHAPE} of each of {len(inside)} voxels"
+        )
+    begin = None if start is None else like(start, signal, "float32")
+    return Voxels(data, noise, like(lineshape, signal, "complex64"), spread, directions, begin)
 
 
 def _noise(
@@ -176,6 +190,7 @@ def _fit(
                 voxels.given[rows, :],
                 None if voxels.spread is None else voxels.spread[rows],
                 voxels.directions,
+                None if voxels.start is None else voxels.start[rows, :],
             )
         )
 

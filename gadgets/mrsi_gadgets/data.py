@@ -384,7 +384,11 @@ class Map:
     """float32 (x, y, z); NaN where nothing was fitted."""
     unit: str
     sd: np.ndarray | None = None
-    """float32 (x, y, z) standard deviation, same unit, or None."""
+    """float32 (x, y, z) standard deviation of the value, same unit, or None: all that is known of its error, priors,
+    what reconstruction did to the noise, and misfit included."""
+    crlb: np.ndarray | None = None
+    """float32 (x, y, z) bare Cramer-Rao bound, same unit, or None: the least standard deviation that the noise of the
+    voxel's samples allows an unbiased fit of the same model. Priors and misfit do not count, a spatial prior neither."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -200,3 +200,21 @@ def test_a_bound_needs_noise_and_all_amplitudes(models):
         crlb(model, amplitudes, np.zeros(1))
     with pytest.raises(DataError, match="amplitudes per voxel"):
         crlb(model, amplitudes[:, 1:], np.ones(1))
+
+
+def test_the_bare_bound_of_every_map_is_that_of_the_data_alone(rng, make_voxels, models):
+    made = make_voxels(rng, (5, 4, 3), snr=100.0, spread=0.05)
+    model = models(made.image.protocol)
+    maps = fit_varpro(made.image, model, intravoxel=False, water=np.full((5, 4, 3), 9e4, np.float32))
+    amplitudes = np.zeros((60, len(model.design.names)))
+    n = model.design.n_metabolites
+    amplitudes[:, :n] = np.stack([made.amounts[name] for name in model.design.names[:n]], axis=1)
+    amplitudes[:, n] = 1.0
+    bound = crlb(model, amplitudes, np.array(made.noise_sd), shape=made.shape)
+    for name in (*SUMS, "GABA", "Glu"):
+        assert np.median(maps.maps[name].crlb.ravel() / bound[name]) == pytest.approx(1, abs=0.05)
+    # a prior of weak molecules narrows what is known of them, and only that
+    assert np.median(maps.maps["Tau"].sd / maps.maps["Tau"].crlb) < 0.97
+    ratio, plain = maps.maps["tNAA_per_water"], maps.maps["tNAA"]
+    np.testing.assert_allclose(ratio.crlb / ratio.value, plain.crlb / plain.value, rtol=1e-4)
+    assert {name for name, one in maps.maps.items() if one.crlb is None} == {"residual"}

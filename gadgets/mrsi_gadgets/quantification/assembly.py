@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +40,8 @@ class FitResult:
     """(voxel, column + 4, column + 4); zero for unknowns at a bound."""
     variance: np.ndarray
     """(voxel, column + 4), also of unknowns at a bound."""
+    crlb: np.ndarray
+    """(voxel, column + 4, column + 4): inverse of the Fisher information of the data alone (`passes.bare_bound`)."""
     shape: np.ndarray
     """(voxel, 4): phase [rad], shift [Hz], Lorentz rate [1/s], Gauss rate [1/s^2]."""
     misfit: np.ndarray
@@ -57,6 +59,10 @@ class FitResult:
     def rows(self, which: np.ndarray) -> FitResult:
         """Return some voxels, in the order of `which`."""
         return FitResult(*(getattr(self, f.name)[which] for f in fields(FitResult)))
+
+    def with_crlb(self) -> FitResult:
+        """Return the same with the bare bound in the place of covariance and variance."""
+        return replace(self, covariance=self.crlb, variance=np.diagonal(self.crlb, axis1=1, axis2=2))
 
     def overwrite(self, where: np.ndarray, other: FitResult) -> None:
         """Put the voxels of another result at the rows `where`."""
@@ -110,6 +116,10 @@ def assemble_maps(
 ) -> Maps:
     """Arrange the result of the fit as maps.
 
+    Beside every value that was fitted stand two deviations (`data.Map`): `sd`, what is known of its error (the fit's
+    Jacobian with all priors, the noise as reconstruction left it, misfit beyond noise), and `crlb`, what the noise of the
+    samples alone would allow an unbiased fit.
+
     Parameters
     ----------
     image
@@ -130,13 +140,40 @@ def assemble_maps(
         The water image is smoothed within the mask with this full width at half maximum before it divides, so that its
         noise and ringing do not enter the maps.
     """
-    sums = _quantities(model)
-    assumed = fit_of(model.protocol)
-    columns: dict[str, tuple[np.ndarray, np.ndarray, str]] = {}
     divisor = None
     if water is not None:
         smooth = smooth_in_mask(water, image.mask & (water > 0), water_fwhm_voxels).ravel()[inside] / _WATER_PROTONS
         divisor = np.divide(1.0, smooth, out=np.full(len(inside), np.nan), where=smooth > 0)
+    bounds = _fitted(result.with_crlb(), model, divisor, lines)
+    maps = {
+        name: Map(
+            _volume(image, inside, value),
+            unit,
+            _volume(image, inside, np.sqrt(variance)),
+            _volume(image, inside, np.sqrt(bounds[name][1])),
+        )
+        for name, (value, variance, unit) in _fitted(result, model, divisor, lines).items()
+    }
+    maps["residual"] = Map(_volume(image, inside, result.misfit), "1 (root mean square over noise)")
+    examples = tuple(_example(image, inside, v, result, model, voxels) for v in _example_voxels(image, inside, result))
+    provenance: dict[str, Any] = {
+        **image.provenance,
+        "quantification": "varpro",
+        "columns": list(model.design.names),
+        "nuisance": list(model.coordinates.bands),
+        "voxels": len(inside),
+        "unmodelled_lines": {line.name: int(line.voxels.sum()) for line in lines},
+    }
+    return Maps(maps, image.mask, image.b0_hz, image.protocol, examples, image.frame, provenance)
+
+
+def _fitted(
+    result: FitResult, model: VarproModel, divisor: np.ndarray | None, lines: Sequence[UnmodelledLine]
+) -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
+    """Return name -> value, variance and unit of everything that was fitted; `divisor` is one over water."""
+    sums = _quantities(model)
+    assumed = fit_of(model.protocol)
+    columns: dict[str, tuple[np.ndarray, np.ndarray, str]] = {}
     for name, weights in sums.items():
         value, variance = result.weighted(weights)
         columns[name] = (value, variance, AMOUNT)
@@ -152,22 +189,7 @@ def assemble_maps(
         columns[line.name] = (
             np.where(line.voxels, value, 0.0), np.where(line.voxels, variance, np.nan), unknown_unit
         )  # fmt: skip
-    columns |= _shape_maps(result, model) | _moving_maps(result, model)
-    maps = {
-        name: Map(_volume(image, inside, value), unit, _volume(image, inside, np.sqrt(variance)))
-        for name, (value, variance, unit) in columns.items()
-    }
-    maps["residual"] = Map(_volume(image, inside, result.misfit), "1 (root mean square over noise)")
-    examples = tuple(_example(image, inside, v, result, model, voxels) for v in _example_voxels(image, inside, result))
-    provenance: dict[str, Any] = {
-        **image.provenance,
-        "quantification": "varpro",
-        "columns": list(model.design.names),
-        "nuisance": list(model.coordinates.bands),
-        "voxels": len(inside),
-        "unmodelled_lines": {line.name: int(line.voxels.sum()) for line in lines},
-    }
-    return Maps(maps, image.mask, image.b0_hz, image.protocol, examples, image.frame, provenance)
+    return columns | _shape_maps(result, model) | _moving_maps(result, model)
 
 
 def _quantities(model: VarproModel) -> dict[str, np.ndarray]:

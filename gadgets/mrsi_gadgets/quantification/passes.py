@@ -24,6 +24,7 @@ _FIRST_SETTLED = 0.5
 _ROUNDS = 4
 """How often a molecule with a shift of its own may move on; two are enough where it stands out of the noise."""
 _ENOUGH_VOXELS = 30
+_NO_INFORMATION = 1e-12
 _ROWS_FOR_VARIANCE = 256
 _SMALLEST_SPREAD = np.array([0.02, 0.2, 0.7, 8.0])
 """SD of phase [rad], shift [Hz], Lorentz rate [1/s] and Gauss rate [1/s^2] that are never assumed smaller."""
@@ -300,15 +301,34 @@ def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior
     sd = voxels.noise_sd * more
     columns = len(model.design.names)
     unit = np.concatenate([np.repeat(sd[:, None], columns, axis=1), np.ones((len(sd), N_SHAPE))], axis=1)
+    # the bound knows the noise of the samples only, not what the model leaves beyond it
+    bare = unit / more[:, None]
     return FitResult(
         to_numpy(fit.amplitudes) * sd[:, None],
         to_numpy(cov) * unit[:, :, None] * unit[:, None, :],
         to_numpy(variance) * unit**2,
+        to_numpy(bare_bound(fit, model)) * bare[:, :, None] * bare[:, None, :],
         to_numpy(fit.shape),
         more * _misfit(problem, fit),
         to_numpy(nuisance[:, :, 0]) * sd[:, None],
         np.full(len(sd), 0 if model.moving is None else model.moving.home),
     )
+
+
+def bare_bound(fit: Fit, model: VarproModel) -> Array:
+    """Return the inverse (voxel, unknown, unknown) of the Fisher information that the data alone have.
+
+    All unknowns are free and have no prior (Cavassila et al. 2001, DOI 10.1002/nbm.701), but for those that mean nothing
+    without: deviations of macromolecules from their profile, lines that a voxel may not have, and a molecule's own
+    shift. Nuisance is marginalised with the energy that was estimated.
+    """
+    xp = namespace(fit.normal)
+    free = np.concatenate([model.design.typical != 0, np.ones(N_SHAPE, bool)])
+    # an empty voxel knows nothing of its lineshape: its bound is large, not infinite
+    less = fit.precision * like(free, fit.precision, "float64")[None, :] - _NO_INFORMATION
+    eye = xp.eye(len(free), dtype=xp.float64, device=device(less))[None, :, :]
+    bound, _ = covariance(fit.normal - less[:, :, None] * eye, xp.ones_like(fit.free))
+    return bound
 
 
 def learn_shape_prior(passes: Sequence[FirstPass]) -> np.ndarray:

@@ -112,6 +112,8 @@ class Fit(NamedTuple):
     """(voxel, column + 4) bool: not held at a bound."""
     normal: Array
     """(voxel, column + 4, column + 4) float64 normal matrix, priors included."""
+    precision: Array
+    """(voxel, column + 4) float64: the part of its diagonal that is the priors'."""
     cost: Array
     """(voxel,) float32: whitened squared residual and prior."""
     residual: Array
@@ -140,6 +142,7 @@ class _Linearised(NamedTuple):
     """Normal equations for the unknowns themselves (not their changes) at one place, and the place's quality."""
 
     gram: Array
+    precision: Array
     rhs: Array
     model: Array
     cost: Array
@@ -296,7 +299,16 @@ def _finished(
 ) -> tuple[Array, ...]:
     """Return of some voxels the place in the whole, then the fields of `Fit`."""
     xp = namespace(shape)
-    fields = (batch.index, shape, amplitudes, batch.free, here.gram, here.cost, batch.problem.data - here.model)
+    fields = (
+        batch.index,
+        shape,
+        amplitudes,
+        batch.free,
+        here.gram,
+        here.precision,
+        here.cost,
+        batch.problem.data - here.model,
+    )
     *kept, residual = (xp.take(array, rows, axis=0) for array in fields)
     return (*kept, unstacked(residual, n_dense))
 
@@ -381,7 +393,7 @@ def _linearise(problem: Problem, shape: Array, amplitudes: Array, dictionary: Sh
     cost = xp.sum(residual[:, :, 0] ** 2, axis=1) + xp.astype(xp.sum(penalty, axis=1), xp.float32)
     gram = _with_diagonal(gram, precision)
     rhs = xp.matmul(gram, place[:, :, None])[:, :, 0] + slope + pull
-    return _Linearised(gram, rhs, parts[:, 0, :], cost)
+    return _Linearised(gram, precision, rhs, parts[:, 0, :], cost)
 
 
 def _prior_at(problem: Problem, away: Array) -> tuple[Array, Array]:

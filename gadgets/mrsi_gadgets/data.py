@@ -388,7 +388,7 @@ class Map:
     what reconstruction did to the noise, and misfit included."""
     crlb: np.ndarray | None = None
     """float32 (x, y, z) bare Cramer-Rao bound, same unit, or None: the least standard deviation that the noise of the
-    voxel's samples allows an unbiased fit of the same model. Priors and misfit do not count, a spatial prior neither."""
+    voxel's samples allows an unbiased fit of the same model. Neither priors (spatial ones too) nor misfit count."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,8 +117,8 @@ def assemble_maps(
     """Arrange the result of the fit as maps.
 
     Beside every value that was fitted stand two deviations (`data.Map`): `sd`, what is known of its error (the fit's
-    Jacobian with all priors, the noise as reconstruction left it, misfit beyond noise), and `crlb`, what the noise of the
-    samples alone would allow an unbiased fit.
+    Jacobian with all priors, the noise as reconstruction left it, misfit beyond noise), and `crlb`, what the noise of
+    the samples alone would allow an unbiased fit.
 
     Parameters
     ----------

@@ -318,8 +318,8 @@ def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior
 def bare_bound(fit: Fit, model: VarproModel) -> Array:
     """Return the inverse (voxel, unknown, unknown) of the Fisher information that the data alone have.
 
-    All unknowns are free and have no prior (Cavassila et al. 2001, DOI 10.1002/nbm.701), but for those that mean nothing
-    without: deviations of macromolecules from their profile, lines that a voxel may not have, and a molecule's own
+    All unknowns are free and have no prior (Cavassila et al. 2001, DOI 10.1002/nbm.701), but for those that mean
+    nothing without: deviations of macromolecules from their profile, lines that a voxel may not have, a molecule's own
     shift. Nuisance is marginalised with the energy that was estimated.
     """
     xp = namespace(fit.normal)

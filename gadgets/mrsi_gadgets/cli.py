@@ -1,4 +1,4 @@
-"""The command ``mrsi``: serve, replay, compare, learn, simulate, check, convert, recipe, demo."""
+"""The command ``mrsi``: serve, replay, compare, learn, simulate, check, convert, dicom, send, recipe, demo."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from mrsi_gadgets import __version__
 from mrsi_gadgets.errors import ConfigError, MrsiError
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.logs import set_up_logging
+
+if TYPE_CHECKING:
+    from mrsi_gadgets.output.dicom.write import DicomOptions
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
 
@@ -66,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_simulate(commands.add_parser("simulate", parents=[common], help="write a numerical brain's scan and truth"))
     _add_check(commands.add_parser("check", parents=[common], help="say what a raw file holds, lacks and contradicts"))
     _add_convert(commands.add_parser("convert", parents=[common], help="turn a Siemens twix file into MRD"))
+    _add_dicom(commands.add_parser("dicom", parents=[common], help="write a result's maps and spectra as DICOM"))
+    _add_send(commands.add_parser("send", parents=[common], help="store a result in a DICOM archive"))
     recipe = commands.add_parser("recipe", parents=[common], help="list recipes, gadgets and their attributes")
     recipe.add_argument("name", nargs="?", help="show this recipe's chain")
     recipe.set_defaults(run=_recipe)
@@ -381,6 +386,65 @@ def _convert(given: argparse.Namespace) -> int:
     from mrsi_gadgets.io.twix import convert_twix
 
     _say(convert_twix(given.file, given.output, sequence=given.sequence))
+    return EXIT_OK
+
+
+def _add_dicom(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("result", type=Path, help="result folder of `mrsi replay`")
+    parser.add_argument("--output", "-o", type=Path, required=True, help="new folder for the DICOM files")
+    _add_dicom_options(parser)
+    parser.set_defaults(run=_dicom)
+
+
+def _add_dicom_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--maps", type=_names, default=(), metavar="A,B", help="maps, or all (default: those shown)")
+    parser.add_argument(
+        "--kinds", type=_names, default=("classic", "parametric", "spectra"), metavar="A,B",
+        help="classic (MR images), parametric (exact maps), spectra; default: all three",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reference", type=Path, metavar="FILE.dcm",
+        help="DICOM image of the same exam: patient, study and frame of reference are copied from it",
+    )  # fmt: skip
+    parser.add_argument("--patient-id", default="", help="without --reference")
+    parser.add_argument("--patient-name", default="", help="without --reference")
+
+
+def _dicom(given: argparse.Namespace) -> int:
+    from mrsi_gadgets.output.dicom.write import write_dicom
+
+    files = write_dicom(given.result, given.output, _dicom_options(given))
+    _say(f"{len(files)} DICOM files -> {given.output}/")
+    return EXIT_OK
+
+
+def _dicom_options(given: argparse.Namespace) -> DicomOptions:
+    from mrsi_gadgets.output.dicom.write import DicomOptions
+
+    return DicomOptions(given.maps, given.kinds, given.reference, given.patient_id, given.patient_name)
+
+
+def _add_send(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="result folder of `mrsi replay`, or folder of DICOM files")
+    parser.add_argument("--pacs", required=True, metavar="AET@HOST:PORT", help="the archive")
+    parser.add_argument("--calling-aet", default="MRSIGADGETS", help="our own title (default: MRSIGADGETS)")
+    _add_dicom_options(parser)
+    parser.set_defaults(run=_send)
+
+
+def _send(given: argparse.Namespace) -> int:
+    import tempfile
+
+    from mrsi_gadgets.output.dicom.pacs import Node, send
+    from mrsi_gadgets.output.dicom.write import write_dicom
+
+    node = Node.of(given.pacs)
+    with tempfile.TemporaryDirectory() as scratch:
+        files = sorted(given.source.rglob("*.dcm")) if given.source.is_dir() else []
+        if not files:
+            files = write_dicom(given.source, Path(scratch) / "dicom", _dicom_options(given))
+        count = send(files, node, calling=given.calling_aet)
+    _say(f"{count} objects stored in {node.title} at {node.host}:{node.port}")
     return EXIT_OK
 
 

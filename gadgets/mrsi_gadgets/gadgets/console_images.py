@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mrsi_gadgets.data import Maps
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.context import Context
-from mrsi_gadgets.gadgets.gadget import Gadget, choice
+from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.output.console import maps_to_images
 from mrsi_gadgets.output.scaling import DisplayScales
 from mrsi_gadgets.physics.nucleus import nucleus_of
@@ -26,6 +26,7 @@ class ConsoleImages(Gadget):
     element: ClassVar[str] = "console_images"
     accepts: ClassVar[tuple[type, ...]] = (Maps,)
     produces: ClassVar[tuple[type, ...]] = (Image,)
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"quantitative": ("all", "shown", "none")}
 
     maps: tuple[str, ...] = ()
     """Maps to show; none named: the reported sums of the nucleus (tNAA, tCr, tCho, Ins, Glx of 1H), and pH."""
@@ -35,9 +36,6 @@ class ConsoleImages(Gadget):
     """Which exact float images go along: all, shown or none."""
     spectra: bool = True
     """Send the example spectra with their fits."""
-
-    def __post_init__(self) -> None:
-        choice("quantitative", self.quantitative, ("all", "shown", "none"))
 
     def prepare(self, context: Context) -> None:
         """Refuse maps that the fit cannot give; `quantify`, before it in the chain, has told which it can.

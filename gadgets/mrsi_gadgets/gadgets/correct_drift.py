@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import numpy as np
 from mrsi_gadgets.arrays import namespace
 from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.gadgets.context import Context
-from mrsi_gadgets.gadgets.gadget import Gadget, choice, handed_on
+from mrsi_gadgets.gadgets.gadget import Gadget, handed_on
 from mrsi_gadgets.reconstruction.centre_drift import drift_from_centre
 from mrsi_gadgets.reconstruction.drift import (
     Course,
@@ -50,14 +50,12 @@ class CorrectDrift(Gadget):
     element: ClassVar[str] = "correct_drift"
     accepts: ClassVar[tuple[type, ...]] = (KtData,)
     produces: ClassVar[tuple[type, ...]] = (KtData,)
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"source": SOURCES}
     requires: ClassVar[tuple[str, ...]] = ("noise_covariance",)
 
     source: str = "auto"
     """auto (the first of the following that tells), navigators, centre (of k-space, which each arm of a spiral visits),
     water (a reference that comes again), data, none."""
-
-    def __post_init__(self) -> None:
-        choice("source", self.source, SOURCES)
 
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
         """Consume navigators, yield everything else without drift as far as it is known when it passes."""

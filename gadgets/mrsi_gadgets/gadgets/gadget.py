@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import MISSING, Field, dataclass, fields, replace
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.context import Context
@@ -26,6 +26,19 @@ class Gadget:
     """Fields of `Calibration` that must have been provided before."""
     provides: ClassVar[tuple[str, ...]] = ()
     """Fields of `Calibration` this gadget fills."""
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Parameter -> the texts it may be, where these are few."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is none of the `choices`; what else a subclass checks comes after this.
+
+        Raises
+        ------
+        ConfigError
+            A parameter has a value that it may not have.
+        """
+        for name, valid in self.choices.items():
+            choice(name, getattr(self, name), valid)
 
     def prepare(self, context: Context) -> Any:
         """Compute what needs no data (models, dictionaries); runs while readouts arrive. Default: nothing."""
@@ -48,6 +61,29 @@ class Gadget:
         ConfigError
             An attribute is unknown or its text cannot be read as the parameter's type.
         """
+        values = cls._values(attributes)
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"<{cls.element}>: {error}") from None
+
+    def with_attributes(self, attributes: Mapping[str, str]) -> Self:
+        """Return the gadget with some parameters as texts say.
+
+        Raises
+        ------
+        ConfigError
+            As `from_attributes`.
+        """
+        values = self._values(attributes)
+        try:
+            return replace(self, **values)
+        except ConfigError as error:
+            raise ConfigError(f"<{self.element}>: {error}") from None
+
+    @classmethod
+    def _values(cls, attributes: Mapping[str, str]) -> dict[str, Any]:
+        """Read the texts as the parameters' types; refuse parameters that are not there."""
         known = {f.name: f for f in fields(cls)}
         unknown = sorted(set(attributes) - set(known))
         if unknown:
@@ -56,11 +92,7 @@ class Gadget:
                 f"<{cls.element}> has no attribute '{unknown[0]}'; correct the recipe (valid attributes: {valid})"
             )
         hints = get_type_hints(cls)
-        values = {name: _read_value(cls.element, known[name], hints[name], text) for name, text in attributes.items()}
-        try:
-            return cls(**values)
-        except ConfigError as error:
-            raise ConfigError(f"<{cls.element}>: {error}") from None
+        return {name: _read_value(cls.element, known[name], hints[name], text) for name, text in attributes.items()}
 
     @classmethod
     def describe(cls) -> list[tuple[str, str, str]]:

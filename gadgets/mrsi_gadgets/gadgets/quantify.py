@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ import numpy as np
 from mrsi_gadgets.data import Map, Maps, Protocol, SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.context import Calibration, Context
-from mrsi_gadgets.gadgets.gadget import Gadget, choice
+from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.physics.basis import metabolite_basis
 from mrsi_gadgets.physics.macromolecules import macromolecule_basis
 from mrsi_gadgets.physics.nucleus import nucleus_of
@@ -33,11 +33,9 @@ class Quantify(Gadget):
     element: ClassVar[str] = "quantify"
     accepts: ClassVar[tuple[type, ...]] = (SpectralImage,)
     produces: ClassVar[tuple[type, ...]] = (Maps,)
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"method": ("varpro",)}
 
     method: str = "varpro"
-
-    def __post_init__(self) -> None:
-        choice("method", self.method, ("varpro",))
 
     def prepare(self, context: Context) -> tuple[VarproModel, ...]:
         """Simulate the basis and build the dictionaries of this protocol, for each echo time, before its data come."""

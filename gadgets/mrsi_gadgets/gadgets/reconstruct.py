@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from mrsi_gadgets.arrays import to_device
 from mrsi_gadgets.data import KtData, Protocol, Role, SpectralImage
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.context import Context
-from mrsi_gadgets.gadgets.gadget import Gadget, choice
+from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.models.between_samples import rows_between_samples
 from mrsi_gadgets.models.subspace import Subspace
 from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, offset_nodes
@@ -72,6 +72,7 @@ class Reconstruct(Gadget):
     accepts: ClassVar[tuple[type, ...]] = (KtData,)
     produces: ClassVar[tuple[type, ...]] = (SpectralImage,)
     requires: ClassVar[tuple[str, ...]] = ("coil_maps",)
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"method": METHODS, "prior": PRIORS}
 
     method: str = "subspace"
     """fourier, low_rank, locally_low_rank, joint, subspace, dae or raiise. dae and raiise take their trained model from
@@ -83,12 +84,11 @@ class Reconstruct(Gadget):
     tv (total variation weighed likewise), wavelet, or none; tv and wavelet need complete data."""
 
     def __post_init__(self) -> None:
-        choice("method", self.method, METHODS)
+        super().__post_init__()
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"rank is {self.rank}; it must be at least 1, or auto")
         if self.method == "fourier" and self.rank is not None:
             raise ConfigError("method fourier has no rank; leave the attribute out")
-        choice("prior", self.prior, PRIORS)
         if self.method in _TRAINED and self.rank is not None:
             raise ConfigError(f"method {self.method} has the rank of its trained model; leave the attribute out")
         if self.method not in _LEARNED and self.prior != "edges":

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.gadgets.context import Context
-from mrsi_gadgets.gadgets.gadget import Gadget, choice, handed_on
+from mrsi_gadgets.gadgets.gadget import Gadget, handed_on
 from mrsi_gadgets.models.subspace import Subspace
 from mrsi_gadgets.reconstruction.nuisance.removal import METHODS, remove_nuisance
 from mrsi_gadgets.reconstruction.nuisance.strength import nuisance_strength
@@ -24,15 +24,13 @@ class RemoveNuisance(Gadget):
     element: ClassVar[str] = "remove_nuisance"
     accepts: ClassVar[tuple[type, ...]] = (KtData,)
     produces: ClassVar[tuple[type, ...]] = (KtData,)
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"method": METHODS}
     requires: ClassVar[tuple[str, ...]] = ("coil_maps",)
 
     method: str = "auto"
     """auto, hsvd (water only), union_of_subspaces (water and lipids) or l2 (lipids by penalty)."""
     always: bool = False
     """Remove them also where they are so weak that the learned basis and the fit take them."""
-
-    def __post_init__(self) -> None:
-        choice("method", self.method, METHODS)
 
     def prepare(self, context: Context) -> tuple[Subspace, ...]:
         """Learn the subspace of metabolites (of each echo), which must not be touched, before the data are there."""

@@ -113,6 +113,7 @@ def assemble_maps(
     lines: Sequence[UnmodelledLine] = (),
     *,
     water_fwhm_voxels: float = 1.5,
+    method: str = "varpro",
 ) -> Maps:
     """Arrange the result of the fit as maps.
 
@@ -139,6 +140,8 @@ def assemble_maps(
     water_fwhm_voxels
         The water image is smoothed within the mask with this full width at half maximum before it divides, so that its
         noise and ringing do not enter the maps.
+    method
+        What the provenance calls the method.
     """
     divisor = None
     if water is not None:
@@ -158,7 +161,7 @@ def assemble_maps(
     examples = tuple(_example(image, inside, v, result, model, voxels) for v in _example_voxels(image, inside, result))
     provenance: dict[str, Any] = {
         **image.provenance,
-        "quantification": "varpro",
+        "quantification": method,
         "columns": list(model.design.names),
         "nuisance": list(model.coordinates.bands),
         "voxels": len(inside),

@@ -83,7 +83,7 @@ def first_pass(voxels: Voxels, model: VarproModel) -> FirstPass:
     residual = data - model_at(dictionary, shape, start, voxels.given)
     whiten = whitener(band_energy(residual, coordinates), coordinates)
     lines = np.zeros((data.shape[0], 0), bool)
-    problem = Problem.of(data, whiten, voxels.given, *_prior(model, scale, WEAK_PRIOR, lines))
+    problem = Problem.of(data, whiten, voxels.given, *priors_of(model, scale, WEAK_PRIOR, lines))
     fit = refine(problem, dictionary, shape, max_steps=_FIRST_STEPS, settled_at=_FIRST_SETTLED)
     return FirstPass(problem, scale, fit, _misfit(problem, fit), lines)
 
@@ -248,7 +248,7 @@ def _joined(parts: Sequence[FirstPass], order: np.ndarray) -> FirstPass:
 def _refined(first: FirstPass, model: VarproModel, lines: np.ndarray) -> FirstPass:
     """Refine a first pass with the further lines of a model."""
     xp = namespace(first.scale)
-    mean, precision = _prior(model, first.scale, WEAK_PRIOR, lines)
+    mean, precision = priors_of(model, first.scale, WEAK_PRIOR, lines)
     problem = first.problem._replace(mean=mean, precision=precision, tails=xp.zeros_like(precision))
     count = 2 * lines.shape[1]
     n, m = first.fit.amplitudes.shape
@@ -280,17 +280,40 @@ def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior
     whiten = whitener(band_energy(residual, coordinates), coordinates)
     scale = first.scale * inverse
     data = voxels.data * (like(1 / (voxels.noise_sd * more), voxels.data, "float32"))[:, None]
-    mean, precision = _prior(model, scale, shape_prior, first.lines)
+    mean, precision = priors_of(model, scale, shape_prior, first.lines)
     tails = xp.zeros_like(precision)
     if shape_prior is not WEAK_PRIOR:
         tails[:, -N_SHAPE:] = like(_TAILS, precision, "float64")[None, :]
     problem = Problem.of(data, whiten, first.problem.given, mean, precision, tails)
     start = first.fit.amplitudes * inverse[:, None]
     fit = refine(problem, dictionary, first.fit.shape, start, first.fit.free, max_steps=_FINAL_STEPS)
+    return result_of(fit, problem, whiten, voxels, model, more)
+
+
+def result_of(
+    fit: Fit, problem: Problem, whiten: Array, voxels: Voxels, model: VarproModel, more: np.ndarray
+) -> FitResult:
+    """Bring a fit to the host in the signal's unit, with deviations under the noise as reconstruction left it.
+
+    Parameters
+    ----------
+    fit, problem
+        In units of the noise times `more`.
+    whiten
+        (voxel, n_dense, n_dense) complex64 of the problem.
+    voxels
+        What was fitted.
+    model
+        The model.
+    more
+        (voxel,) by how much the noise was raised to the misfit.
+    """
+    xp = namespace(fit.shape)
+    coordinates, dictionary = model.coordinates, model.dictionary
     cov, variance = covariance(fit.normal, fit.free)
     if voxels.spread is not None and voxels.directions is not None:
-        directions = like(voxels.directions, data, "complex64")
-        spread = like(voxels.spread / more[:, None], data, "float32")
+        directions = like(voxels.directions, fit.residual, "complex64")
+        spread = like(voxels.spread / more[:, None], fit.shape, "float32")
         actual = propagated(problem, dictionary, fit.shape, fit.amplitudes, fit.normal, directions, spread)
         cov = xp.matmul(cov, xp.matmul(actual, cov))
         own = xp.linalg.diagonal(cov)
@@ -355,7 +378,7 @@ def learn_shape_prior(passes: Sequence[FirstPass]) -> np.ndarray:
     return np.stack([centre, np.maximum(1.25 * spread, _SMALLEST_SPREAD)])
 
 
-def _prior(model: VarproModel, scale: Array, shape_prior: np.ndarray, lines: np.ndarray) -> tuple[Array, Array]:
+def priors_of(model: VarproModel, scale: Array, shape_prior: np.ndarray, lines: np.ndarray) -> tuple[Array, Array]:
     """Mean and precision of the priors of amplitudes (in proportion to the voxel's scale) and of the lineshape.
 
     Lines that a voxel may not have are held at zero.

@@ -206,6 +206,15 @@ def refine(
     return Fit(*in_order(done))
 
 
+def linear_fit(problem: Problem, dictionary: ShapedDictionary, shape: Array) -> Fit:
+    """Fit the amplitudes alone, at lineshapes (voxel, 4) that are taken as they are."""
+    xp = namespace(shape)
+    amplitudes, free = _amplitudes_only(problem, dictionary, shape)
+    here = _linearise(problem, shape, amplitudes, dictionary)
+    residual = unstacked(problem.data - here.model, dictionary.n_dense)
+    return Fit(xp.astype(shape, xp.float32), amplitudes, free, here.gram, here.precision, here.cost, residual)
+
+
 def model_at(dictionary: ShapedDictionary, shape: Array, amplitudes: Array, given: Array) -> Array:
     """Return the molecules' signal (voxel, coordinate) for lineshapes (voxel, 4), amplitudes and known lineshapes."""
     parts = _signal(dictionary, dictionary.expansion.coefficients(shape, given)[:, :1, :], amplitudes)

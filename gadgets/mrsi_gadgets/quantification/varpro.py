@@ -88,14 +88,14 @@ def fit_varpro(
         The model was made for another protocol, the image holds NaN or nothing at all, the mask is empty, or `start`
         does not fit it.
     """
-    _check(image, model, water)
+    check_image(image, model, water)
     inside = np.flatnonzero(image.mask.ravel())
     with one_blas_thread():
         if not intravoxel:
             lineshape = np.ones((len(inside), len(model.dictionary.expansion.node_times_s)), np.complex64)
         elif lineshape is None:
             lineshape = field_lineshape(image.b0_hz, image.mask, model)
-        voxels = _voxels(image, inside, model, lineshape, start)
+        voxels = voxels_of(image, inside, model, lineshape, start)
         basis = None if image.basis is None else to_numpy(image.basis)
         result, model, lines = _fit(voxels, model, image.mask, basis, progress or (lambda _: None))
     return assemble_maps(image, inside, result, model, voxels, water, lines)
@@ -121,7 +121,7 @@ def field_lineshape(b0_hz: np.ndarray, mask: np.ndarray, model: VarproModel) -> 
     return intravoxel_lineshape(b0_hz, mask, model.dictionary.expansion.node_times_s)
 
 
-def _voxels(
+def voxels_of(
     image: SpectralImage, inside: np.ndarray, model: VarproModel, lineshape: np.ndarray, start: np.ndarray | None
 ) -> Voxels:
     """Bring the voxels of the mask into the coordinates of the fit, with their noise and known lineshape."""
@@ -223,7 +223,8 @@ def _fit(
     return FitResult.concatenate(results), model, lines
 
 
-def _check(image: SpectralImage, model: VarproModel, water: np.ndarray | None) -> None:
+def check_image(image: SpectralImage, model: VarproModel, water: np.ndarray | None) -> None:
+    """Refuse an image that a fit with this model cannot be made of (DataError)."""
     if image.protocol.fingerprint() != model.protocol.fingerprint():
         raise DataError(
             f"the fit was prepared for {model.protocol.fingerprint()} but the image is "

@@ -71,6 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands.add_parser("convert", parents=[common], help="turn a Siemens twix file into MRD"))
     _add_dicom(commands.add_parser("dicom", parents=[common], help="write a result's maps and spectra as DICOM"))
     _add_send(commands.add_parser("send", parents=[common], help="store a result in a DICOM archive"))
+    openrecon = commands.add_parser("openrecon", parents=[common], help="the label of an Open Recon container")
+    openrecon.add_argument("--gpu", action="store_true", help="the container can use a GPU")
+    openrecon.add_argument("--memory-mib", type=_positive, default=8192, metavar="N", help="memory it needs")
+    openrecon.add_argument("--dockerfile", action="store_true", help="as the line of a Dockerfile instead of JSON")
+    openrecon.set_defaults(run=_openrecon)
     recipe = commands.add_parser("recipe", parents=[common], help="list recipes, gadgets and their attributes")
     recipe.add_argument("name", nargs="?", help="show this recipe's chain")
     recipe.set_defaults(run=_recipe)
@@ -196,7 +201,8 @@ def _serve(given: argparse.Namespace) -> int:
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="MRD .h5 file, or - for an MRD stream on stdin")
-    parser.add_argument("--output", "-o", type=Path, required=True, help="folder for maps, images and pictures")
+    parser.add_argument("--output", "-o", type=Path, help="folder for maps, images and pictures")
+    parser.add_argument("--stdout", action="store_true", help="write header and images to stdout as an MRD stream")
     parser.add_argument("--to", metavar="HOST:PORT", help="send to this MRD server instead of computing here")
     parser.add_argument("--realtime", action="store_true", help="pace the readouts by their time stamps")
     _add_scan_options(parser, recipe_help="default: the one an MRD stream on stdin names, else subspace")
@@ -207,7 +213,11 @@ def _replay(given: argparse.Namespace) -> int:
     from mrsi_gadgets import replay
     from mrsi_gadgets.output.folder import check_target
 
-    check_target(given.output)
+    if given.output is None and not given.stdout:
+        raise ConfigError("name a folder for the result with -o FOLDER, or --stdout for an MRD stream")
+    if given.output is not None:
+        check_target(given.output)
+    pipe = replay.ImagePipe() if given.stdout else None
     options = _scan_options(given)
     if given.to and (given.device != "auto" or given.seed):
         raise ConfigError("--device and --seed are decisions of the server; leave them out with --to")
@@ -224,10 +234,14 @@ def _replay(given: argparse.Namespace) -> int:
         result = replay.replay_to(scan, given.to, options, progress=bar)
     else:
         result = replay.replay_here(scan, options, progress=bar)
-    replay.save(result, given.output)
+    if pipe is not None:
+        pipe.write(scan.header_xml, result.images)
+    if given.output is not None:
+        replay.save(result, given.output)
     for warning in result.summary.get("warnings", []):
         _say(f"warning: {warning}", sys.stderr)
-    _say(f"{len(result.images)} images -> {given.output}/ (maps/, contact.png, images.h5, summary.json)")
+    where = "stdout" if given.output is None else f"{given.output}/ (maps/, contact.png, images.h5, summary.json)"
+    _say(f"{len(result.images)} images -> {where}", sys.stderr if given.stdout else None)
     return EXIT_OK
 
 
@@ -456,6 +470,16 @@ def _recipe(given: argparse.Namespace) -> int:
             _say(f"{gadget}")
         return EXIT_OK
     _say(f"recipes: {', '.join(recipe_names())}\n\n{describe_gadgets()}")
+    return EXIT_OK
+
+
+def _openrecon(given: argparse.Namespace) -> int:
+    import json
+
+    from mrsi_gadgets.gadgets.openrecon import label, label_line
+
+    made = label(gpu=given.gpu, memory_mib=given.memory_mib)
+    _say(label_line(made) if given.dockerfile else json.dumps(made, indent=2, ensure_ascii=False))
     return EXIT_OK
 
 

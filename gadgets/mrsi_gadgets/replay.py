@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import sys
 import time
@@ -24,7 +25,8 @@ from mrsi_gadgets.mrd.header import parse_header
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.output.folder import write_results
 from mrsi_gadgets.stream.client import paced, send_scan
-from mrsi_gadgets.stream.messages import ConfigFile, ConfigText, Header, Image, Message
+from mrsi_gadgets.stream.messages import Close, ConfigFile, ConfigText, Header, Image, Message
+from mrsi_gadgets.stream.serialisation import encode
 from mrsi_gadgets.stream.session import Session
 from mrsi_gadgets.stream.transport import Connection
 
@@ -160,6 +162,28 @@ def configuration_message(
     if site_file is not None and site_file.is_file():
         return ConfigText(read_recipe(site_file, options.site))
     return ConfigFile(recipe)
+
+
+class ImagePipe:
+    """The standard output as an MRD stream: the scan's header, images, CLOSE.
+
+    Whatever else writes to the standard output from now on (a library's greeting) is sent to stderr instead. A scan
+    that failed writes nothing: its reader sees an end without CLOSE.
+    """
+
+    def __init__(self) -> None:
+        if sys.stdout is None or sys.stdout.isatty():
+            raise ConfigError("--stdout writes an MRD stream; pipe it into a program or a file")
+        self._file = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+        sys.stdout.flush()
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def write(self, header_xml: str, images: Iterable[Image]) -> None:
+        """Write a whole result."""
+        with self._file as file:
+            messages: list[Message] = [Header(header_xml), *images, Close()]
+            for message in messages:
+                file.write(encode(message))
 
 
 def save(result: ReplayResult, folder: Path) -> None:

@@ -16,7 +16,8 @@ from mrsi_gadgets.cli import main
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.io.mrd_file import read_images, read_scan
-from mrsi_gadgets.stream.messages import ConfigFile, ConfigText
+from mrsi_gadgets.stream.messages import Close, ConfigFile, ConfigText
+from mrsi_gadgets.stream.wire import Decoder
 from served import NODE_CONFIG, SESSION_S, assert_same_images, serving
 
 pytestmark = pytest.mark.timeout(180)
@@ -64,6 +65,21 @@ def test_a_stream_on_stdin_is_a_scan_and_its_configuration_counts_unless_one_is_
     on_stdin(stream_of(scan, *before))
     assert run("replay", "-", "-o", tmp_path / "result", "--device", "cpu", *options)[0] == 0
     assert summary_of(tmp_path / "result")["provenance"]["recipe"] == recipe
+
+
+def test_a_pipe_takes_a_stream_and_gives_one_back(scan, tmp_path):
+    """What a cluster runs: an MRD stream in, header and images out, CLOSE at the end, no other byte on stdout."""
+    command = [sys.executable, "-c", "import sys; from mrsi_gadgets.cli import main; sys.exit(main())",
+               "replay", "-", "--stdout", "--device", "cpu"]  # fmt: skip
+    done = subprocess.run(command, input=stream_of(scan, ConfigFile("fourier")), capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    messages = list(Decoder().feed(done.stdout))
+    assert messages[0].xml == scan.header_xml
+    assert isinstance(messages[-1], Close)
+    assert_same_images(messages[1:-1], images_here(scan, recipe="fourier"))
+    broken = subprocess.run(command, input=stream_of(scan, ConfigFile("nothing")), capture_output=True, check=False)
+    assert (broken.returncode, broken.stdout) == (1, b"")
+    assert b"there is no recipe" in broken.stderr
 
 
 @pytest.mark.usefixtures("no_picture")

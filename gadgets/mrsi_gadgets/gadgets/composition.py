@@ -63,9 +63,15 @@ class Chain:
         if Image not in flowing:
             raise ConfigError("the chain makes no images; end it with <console_images/>")
 
-    def with_method(self, element: str, **parameters: Any) -> Chain:
-        """Return the chain with other parameters of one gadget."""
-        changed = [replace(g, **parameters) if g.element == element else g for g in self.gadgets]
+    def with_attributes(self, element: str, attributes: Mapping[str, str]) -> Chain:
+        """Return the chain with attributes of one gadget as texts say.
+
+        Raises
+        ------
+        ConfigError
+            As `chain_from_xml`.
+        """
+        changed = [g.with_attributes(attributes) if g.element == element else g for g in self.gadgets]
         return replace(self, gadgets=tuple(changed))
 
     def start(self, context: Context) -> ThreadPoolExecutor:

@@ -19,11 +19,11 @@ from mrsi_gadgets.data import Role
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, Chain, find_recipe, recipe_from_text
 from mrsi_gadgets.gadgets.context import Context, Report
+from mrsi_gadgets.gadgets.openrecon import AS_RECIPE, gadget_parameter, profile_key
 from mrsi_gadgets.io.model_store import model_stores
 from mrsi_gadgets.io.trajectories import TrajectoryLookup, site_trajectories, trajectory_store
 from mrsi_gadgets.mrd.adapters import adapted
 from mrsi_gadgets.mrd.header import MrdHeader, parse_header
-from mrsi_gadgets.mrd.keys import PROFILE_KEYS, base_key
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.mrd.roles import classify
 from mrsi_gadgets.mrd.sorting import sort_readouts
@@ -245,7 +245,10 @@ def _next_of(messages: Iterator[Message], kind: type[Header], what: str) -> Head
 def _json_parameters(
     text: str, chain: Chain, settings: dict[str, str], options: ScanOptions, report: Report
 ) -> tuple[Chain, dict[str, str]]:
-    """Read the JSON parameters that FIRE and Open Recon send after the header (protocol 1.6)."""
+    """Read the JSON parameters that FIRE and Open Recon send after the header (protocol 1.6).
+
+    They may name a recipe, profile keys, and attributes of gadgets (`gadgets.openrecon`).
+    """
     try:
         parameters = json.loads(text)["parameters"]
         items = {str(key): str(value) for key, value in parameters.items()}
@@ -257,20 +260,20 @@ def _json_parameters(
     if wanted and options.recipe is None:
         chain = find_recipe(wanted, site=options.site)
     for key, value in items.items():
-        name = _profile_key(key)
-        if name is None:
-            report.warn(f"parameter '{key}' is not known and was ignored")
-        elif value != "":
+        name, attribute = profile_key(key), gadget_parameter(key)
+        if value in ("", AS_RECIPE):
+            continue
+        if name is not None:
             settings.setdefault(name, value)
+        elif attribute is None:
+            report.warn(f"parameter '{key}' is not known and was ignored")
+        elif options.recipe is not None:
+            report.warn(f"parameter '{key}' was ignored: the server's operator has chosen the recipe")
+        elif not any(gadget.element == attribute[0] for gadget in chain.gadgets):
+            report.warn(f"parameter '{key}' was ignored: recipe {chain.name} has no <{attribute[0]}>")
+        else:
+            chain = chain.with_attributes(attribute[0], {attribute[1]: value})
     return chain, settings
-
-
-def _profile_key(key: str) -> str | None:
-    """Map an Open Recon parameter id (letters and digits only) to a profile key: mrsiDwellUs -> mrsi_dwell_us."""
-    if base_key(key) in PROFILE_KEYS:
-        return key
-    squeezed = {name.replace("_", "").lower(): name for name in PROFILE_KEYS}
-    return squeezed.get(key.replace("_", "").lower())
 
 
 def _first_provenance(context: Context, chain: Chain) -> None:

@@ -29,12 +29,13 @@ def scores():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_maps_of_the_reference_brain_are_as_right_as_stated_and_better_than_fouriers(scores, name):
+def test_maps_of_the_reference_brain_are_as_right_as_stated_and_not_worse_than_fouriers(scores, name):
     ours, fourier = scores["subspace"].maps[name], scores["fourier"].maps[name]
-    assert ours.nrmse <= 0.10
-    assert ours.detail <= 0.8
-    assert ours.nrmse < fourier.nrmse
-    assert ours.detail < fourier.detail
+    assert ours.nrmse <= 0.06
+    assert ours.detail <= 0.5
+    # one brain and one noise: the measure of "not worse" is a ratio of 1.05
+    assert ours.nrmse < 1.05 * fourier.nrmse
+    assert ours.detail < 1.05 * fourier.detail
 
 
 @pytest.mark.slow

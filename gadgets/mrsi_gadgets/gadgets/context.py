@@ -19,6 +19,7 @@ from mrsi_gadgets.data import Protocol, SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.io.model_store import StoredModel, find_model
 from mrsi_gadgets.models.subspace import Subspace, learn_subspace
+from mrsi_gadgets.reconstruction.field_map import WaterLine
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Calibration:
     """(x, y, z) bool: where there is enough water (or metabolite) signal."""
     water: np.ndarray | None = None
     """(x, y, z) float32: water amplitude at t = 0 in the unit of SpectralImage, or None without a water reference."""
+    water_line: WaterLine | None = None
+    """How each voxel's water goes on in time, or None without a water reference."""
     water_image: SpectralImage | None = None
     """FIDs of the water reference, B0 and eddy currents taken out; kept where the header does not say that water is
     suppressed in the metabolite data."""

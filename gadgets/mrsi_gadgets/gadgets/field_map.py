@@ -171,6 +171,7 @@ class EstimateFieldMap(Gadget):
         calibration = context.calibration
         calibration.b0_hz, calibration.coil_maps = found.b0_hz, found.coil_maps
         calibration.mask, calibration.water = found.mask, found.water
+        calibration.water_line = found.line
         for name in ("b0_hz", "coil_maps", "mask", "water"):
             calibration.source[name] = found.source
         context.report.provenance["field_map"] = found.source

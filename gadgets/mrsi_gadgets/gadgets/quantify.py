@@ -17,6 +17,7 @@ from mrsi_gadgets.physics.macromolecules import macromolecule_basis
 from mrsi_gadgets.physics.nucleus import nucleus_of
 from mrsi_gadgets.physics.saturation import macromolecule_weight, relaxed
 from mrsi_gadgets.quantification.assembly import map_names
+from mrsi_gadgets.quantification.slice_spread import slice_spread
 from mrsi_gadgets.quantification.varpro import VarproModel, field_lineshape, fit_varpro, prepare_varpro
 
 LARGE_MISFIT = 3.0
@@ -66,8 +67,14 @@ class Quantify(Gadget):
     def calibrated(self, context: Context) -> tuple[np.ndarray, ...]:
         """Compute the lineshape that the field gives to each voxel, for each echo time."""
         _, b0_hz, mask = context.calibration.encoding()
+        return self._lineshapes(b0_hz, mask, context)
+
+    def _lineshapes(self, b0_hz: np.ndarray, mask: np.ndarray, context: Context) -> tuple[np.ndarray, ...]:
+        """Return the lineshapes of the field within the voxels of a mask, for each echo time."""
+        line = context.calibration.water_line
         with context.report.timed("lineshapes of the field"):
-            return tuple(field_lineshape(b0_hz, mask, model) for model in context.prepared[self].result())
+            spread = None if line is None else slice_spread(line, b0_hz, mask)
+            return tuple(field_lineshape(b0_hz, mask, model, spread) for model in context.prepared[self].result())
 
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
         """Turn spectral images into maps."""
@@ -78,10 +85,10 @@ class Quantify(Gadget):
             model = context.prepared[self].result()[item.echo or 0]
             ahead = context.calibrated.get(self)
             with context.report.timed("quantify"):
-                lineshape = None if ahead is None else ahead.result()[item.echo or 0]
+                known = self._lineshapes(item.b0_hz, item.mask, context) if ahead is None else ahead.result()
                 # what calibrates other nuclei than protons is a line of the same spectrum, and has its own map
                 water = context.calibration.water if nucleus_of(item.protocol).water_is_nuisance else None
-                maps = fit_varpro(item, model, water=water, lineshape=lineshape)
+                maps = fit_varpro(item, model, water=water, lineshape=known[item.echo or 0])
                 maps = replace(self._with_field(maps, context.calibration, water), echo=item.echo)
                 if item.outside_model is not None and item.model_score is not None:
                     maps = replace(maps, maps={**maps.maps, **_judged(item)})

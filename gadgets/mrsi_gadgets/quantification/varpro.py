@@ -69,7 +69,8 @@ def fit_varpro(
     intravoxel
         Whether the image's field map tells the lineshape that the field within each voxel makes.
     lineshape
-        (voxel, node) complex64: that lineshape, where `field_lineshape` has computed it already.
+        (voxel, node) complex64: that lineshape, where `field_lineshape` has computed it already (and only it knows the
+        field across the slice).
     start
         (voxel, 4) phase [rad], shift [Hz], Lorentz rate [1/s] and Gauss rate [1/s^2] of the voxels of the mask, from
         another method, to begin with instead of the search; beyond the allowed ranges they are put to their ends. Rows
@@ -101,7 +102,9 @@ def fit_varpro(
     return assemble_maps(image, inside, result, model, voxels, water, lines)
 
 
-def field_lineshape(b0_hz: np.ndarray, mask: np.ndarray, model: VarproModel) -> np.ndarray:
+def field_lineshape(
+    b0_hz: np.ndarray, mask: np.ndarray, model: VarproModel, spread_hz: np.ndarray | None = None
+) -> np.ndarray:
     """Return the lineshape that the field gives to each voxel of the mask, at the times the fit wants it.
 
     A shift that all voxels share does not change it, so it can be computed as soon as the field map is there.
@@ -112,13 +115,19 @@ def field_lineshape(b0_hz: np.ndarray, mask: np.ndarray, model: VarproModel) -> 
         (x, y, z) field [Hz] and where to fit.
     model
         What `prepare_varpro` made.
+    spread_hz
+        (x, y, z) difference of the field across the slice [Hz] (`slice_spread`); None: not known, none is assumed.
 
     Returns
     -------
     ndarray
         (voxel, node) complex64.
     """
-    return intravoxel_lineshape(b0_hz, mask, model.dictionary.expansion.node_times_s)
+    times = model.dictionary.expansion.node_times_s
+    lineshape = intravoxel_lineshape(b0_hz, mask, times)
+    if spread_hz is not None:
+        lineshape *= np.sinc(spread_hz[mask][:, None] * times)
+    return lineshape
 
 
 def voxels_of(

@@ -34,6 +34,8 @@ from mrsi_gadgets.reconstruction.gridding import alias_free, on_grid
 
 FIT_WINDOW_S = 0.02
 """Phase and decay are fitted up to here [s]: long against the noise, short against intravoxel dephasing."""
+_LINE_S, _LINE_NODES = 0.1, 40
+"""Up to where lines of water are kept [s], and at how many times."""
 EDDY_TIME_CONSTANTS_S = (0.002, 0.08)
 """Range of the shared phase course's time constant [s]: shorter is over before the first sample, longer is a field."""
 WATER_BAND_PPM = 0.5
@@ -46,6 +48,16 @@ _LEAST_SNR = 5.0
 """A line's amplitude over its deviation from which on a voxel is trusted."""
 _LEAST_SHARE = 0.3
 """Least part of the early signal that has to lie in that band."""
+
+
+@dataclass(frozen=True, eq=False)
+class WaterLine:
+    """How each voxel's water goes on in time, its frequency and the eddy currents taken out."""
+
+    times_s: np.ndarray
+    """(node,) [s]: middles of the intervals over which it is averaged."""
+    signal: np.ndarray
+    """(x, y, z, node) complex64 in the unit of SpectralImage."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +78,8 @@ class FieldMap:
     """(t,) [s]: times of `eddy_phase`."""
     source: str
     """Where it came from: ``water reference``, ``residual water`` or ``line at ... ppm``."""
+    line: WaterLine | None = None
+    """The reference's lines; None without a water reference."""
 
     def eddy_phase_at(self, times_s: np.ndarray) -> np.ndarray:
         """Return the eddy-current phase [rad] at other times (linear between, constant beyond)."""
@@ -129,6 +143,7 @@ def field_map_from_water(kt: KtData, *, eddy_currents: bool = True, noise_sd: fl
         eddy_phase=eddy,
         times_s=times,
         source="water reference",
+        line=_water_line(fids, times, b0),
     )
 
 
@@ -234,6 +249,16 @@ def field_map_from_strongest_line(kt: KtData, ppm: float, *, t2_star_s: float, n
         times_s=all_times,
         source=f"line at {ppm:g} ppm",
     )
+
+
+def _water_line(fids: np.ndarray, times: np.ndarray, b0: np.ndarray) -> WaterLine:
+    """Return lines at a few nodes, each the mean over an interval of the signal with its frequency taken out."""
+    used = max(1, int(np.sum(times <= _LINE_S)))
+    step = -(-used // _LINE_NODES)
+    nodes = used // step
+    flat = demodulate(fids[..., : nodes * step], b0, times[: nodes * step])
+    means = flat.reshape(*fids.shape[:3], nodes, step).mean(axis=-1)
+    return WaterLine(times[: nodes * step].reshape(nodes, step).mean(axis=1), means.astype(np.complex64))
 
 
 def _early_images(kt: KtData, times: np.ndarray) -> np.ndarray:

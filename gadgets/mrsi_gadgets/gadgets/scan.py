@@ -24,6 +24,7 @@ from mrsi_gadgets.io.model_store import model_stores
 from mrsi_gadgets.io.trajectories import TrajectoryLookup, site_trajectories, trajectory_store
 from mrsi_gadgets.mrd.adapters import adapted
 from mrsi_gadgets.mrd.header import MrdHeader, parse_header
+from mrsi_gadgets.mrd.images import readouts_of_images
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.mrd.roles import classify
 from mrsi_gadgets.mrd.sorting import sort_readouts
@@ -112,6 +113,10 @@ def run_scan(
     report = Report()
     if isinstance(following, Text):
         chain, settings = _json_parameters(following.text, chain, settings, options, report)
+        following = next(messages, None)
+    if isinstance(following, Image):
+        header, settings, messages = readouts_of_images(following, messages, header, settings)
+        report.provenance["input"] = "spectroscopic images of another reconstruction"
         following = next(messages, None)
     context = Context(
         protocol=read_protocol(header, settings, warn=report.warn),
@@ -317,7 +322,7 @@ def _readouts(
         elif isinstance(message, Waveform):
             log.debug("waveform %d ignored", int(message.head["waveform_id"]))
         elif isinstance(message, Image):
-            raise ConfigError("an image came where readouts are expected; send MRD acquisitions (1008)")
+            raise ConfigError("an image came among readouts; send either readouts or spectroscopic images")
         message = next(messages, None)
     context.report.provenance["readouts"] = count
     context.progress(f"the scan has ended: {count} readouts received")

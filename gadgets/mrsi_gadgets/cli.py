@@ -1,4 +1,4 @@
-"""The command ``mrsi``: serve, replay, compare, learn, simulate, check, convert, dicom, send, recipe, demo."""
+"""The command ``mrsi``: scans in, maps out, models, files, and everything around them (`mrsi --help` lists all)."""
 
 from __future__ import annotations
 
@@ -71,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands.add_parser("convert", parents=[common], help="turn a Siemens twix file into MRD"))
     _add_dicom(commands.add_parser("dicom", parents=[common], help="write a result's maps and spectra as DICOM"))
     _add_send(commands.add_parser("send", parents=[common], help="store a result in a DICOM archive"))
+    anonymous = commands.add_parser("anonymise", parents=[common], help="copy a raw file or result without identities")
+    anonymous.add_argument("source", type=Path, help="MRD .h5 file, or result folder of `mrsi replay`")
+    anonymous.add_argument("--output", "-o", type=Path, required=True, help="new file or folder")
+    anonymous.add_argument(
+        "--keep", type=_names, default=(), metavar="A,B", help="user parameters with texts that stay"
+    )
+    anonymous.set_defaults(run=_anonymise)
     openrecon = commands.add_parser("openrecon", parents=[common], help="the label of an Open Recon container")
     openrecon.add_argument("--gpu", action="store_true", help="the container can use a GPU")
     openrecon.add_argument("--memory-mib", type=_positive, default=8192, metavar="N", help="memory it needs")
@@ -470,6 +477,14 @@ def _recipe(given: argparse.Namespace) -> int:
             _say(f"{gadget}")
         return EXIT_OK
     _say(f"recipes: {', '.join(recipe_names())}\n\n{describe_gadgets()}")
+    return EXIT_OK
+
+
+def _anonymise(given: argparse.Namespace) -> int:
+    from mrsi_gadgets.anonymise import anonymise
+
+    removed = anonymise(given.source, given.output, given.keep)
+    _say(f"-> {given.output}; taken out: {', '.join(removed)}")
     return EXIT_OK
 
 

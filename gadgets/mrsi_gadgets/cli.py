@@ -212,6 +212,11 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stdout", action="store_true", help="write header and images to stdout as an MRD stream")
     parser.add_argument("--to", metavar="HOST:PORT", help="send to this MRD server instead of computing here")
     parser.add_argument("--realtime", action="store_true", help="pace the readouts by their time stamps")
+    parser.add_argument(
+        "--spectra", choices=["examples", "all", "none"],
+        help="spectra that are kept with the maps (default: what the recipe says, else all; with --to what the server "
+        "sends, with --stdout examples)",
+    )  # fmt: skip
     _add_scan_options(parser, recipe_help="default: the one an MRD stream on stdin names, else subspace")
     parser.set_defaults(run=_replay)
 
@@ -225,7 +230,8 @@ def _replay(given: argparse.Namespace) -> int:
     if given.output is not None:
         check_target(given.output)
     pipe = replay.ImagePipe() if given.stdout else None
-    options = _scan_options(given)
+    usual = "examples" if given.output is None else "all"
+    options = replace(_scan_options(given), spectra=given.spectra, usual_spectra=usual)
     if given.to and (given.device != "auto" or given.seed):
         raise ConfigError("--device and --seed are decisions of the server; leave them out with --to")
     if given.to and (given.threads or given.trajectories or given.models or (given.sequence and not given.realtime)):

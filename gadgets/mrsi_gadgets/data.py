@@ -8,7 +8,7 @@ Every array that comes from a file or a peer is brought to these conventions at 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from mrsi_gadgets.arrays import Array, like, namespace
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.fitted import FitExample, FittedSpectra
 
 LEAST_ECHO_TIME_S = 0.01
 """From this echo time on there is an echo."""
@@ -392,19 +393,6 @@ class Map:
 
 
 @dataclass(frozen=True, eq=False)
-class FitExample:
-    """One voxel's spectrum with its fit, for pictures."""
-
-    voxel: tuple[int, int, int]
-    data: np.ndarray
-    """complex64 (t,): the FID that was fitted, phased as the fit saw it."""
-    fit: np.ndarray
-    """complex64 (t,): metabolites + macromolecules + nuisance."""
-    nuisance: np.ndarray
-    """complex64 (t,): the nuisance part of `fit`."""
-
-
-@dataclass(frozen=True, eq=False)
 class Maps:
     """Quantification result of one frame: name -> map, all on one grid."""
 
@@ -419,3 +407,5 @@ class Maps:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     echo: int | None = None
     """Index of its echo time where the scan has several (`protocol` is then that of this echo), else None."""
+    spectra: Callable[[], FittedSpectra] | None = field(default=None, repr=False)
+    """Computes the spectra of all fitted voxels with their fits; costs time and memory only when it is called."""

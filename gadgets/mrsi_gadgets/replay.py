@@ -18,6 +18,7 @@ from tqdm import tqdm
 from mrsi_gadgets import __version__
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, is_recipe_path, read_recipe
+from mrsi_gadgets.gadgets.openrecon import parameter_id
 from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
 from mrsi_gadgets.io.mrd_file import read_scan
 from mrsi_gadgets.mrd.adapters import adapted
@@ -31,6 +32,9 @@ from mrsi_gadgets.stream.session import Session
 from mrsi_gadgets.stream.transport import Connection
 
 log = logging.getLogger("mrsi.replay")
+
+_SPECTRA = parameter_id("console_images", "spectra")
+"""JSON parameter that asks a server for spectra."""
 
 
 @dataclass
@@ -110,12 +114,14 @@ def replay_here(scan: Scan, options: ScanOptions, *, progress: bool = False, kee
 def replay_to(scan: Scan, address: str, options: ScanOptions, *, progress: bool = False) -> ReplayResult:
     """Send the scan to an MRD server and collect what it returns. Raises MrsiError, also for the server's errors.
 
-    Profile settings go along as JSON parameters behind the header, as FIRE sends its own.
+    Profile settings, and which spectra are wanted where that was said, go along as JSON parameters behind the header,
+    as FIRE sends its own.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ConfigError(f"address '{address}' is not HOST:PORT; for example --to 127.0.0.1:9002")
     config = configuration_message(options, scan.config)
+    parameters = dict(options.settings) | ({_SPECTRA: options.spectra} if options.spectra else {})
     result = ReplayResult()
     start = time.perf_counter()
     with _bar(scan, progress) as readouts:
@@ -124,7 +130,7 @@ def replay_to(scan: Scan, address: str, options: ScanOptions, *, progress: bool 
             int(port),
             config_name=config.name if isinstance(config, ConfigFile) else None,
             config_text=config.text if isinstance(config, ConfigText) else None,
-            parameters=options.settings or None,
+            parameters=parameters or None,
             header_xml=scan.header_xml,
             items=readouts,
         )

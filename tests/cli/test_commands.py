@@ -16,6 +16,7 @@ from mrsi_gadgets.cli import main
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.io.mrd_file import read_images, read_scan
+from mrsi_gadgets.output.results import gather
 from mrsi_gadgets.stream.messages import Close, ConfigFile, ConfigText
 from mrsi_gadgets.stream.wire import Decoder
 from served import NODE_CONFIG, SESSION_S, assert_same_images, serving
@@ -35,7 +36,7 @@ def test_replay_writes_maps_images_picture_and_summary(run, scan, scan_file, tmp
     assert {"b0.nii.gz", "mask.nii.gz", "images.h5", "contact.png", "summary.json"} <= names
     for name in ("tNAA", "tCr", "tCho", "Ins", "Glx", "NAA"):
         assert {f"maps/{name}.nii.gz", f"maps/{name}_sd.nii.gz", f"maps/{name}_per_water.nii.gz"} <= names
-    assert_same_images(read_images(folder / "images.h5"), images_here(scan, recipe="fourier"))
+    assert_same_images(read_images(folder / "images.h5"), images_here(scan, recipe="fourier", spectra="all"))
     summary = summary_of(folder)
     assert summary["warnings"] == []
     assert summary["provenance"]["recipe"] == "fourier"
@@ -95,8 +96,35 @@ def test_a_recipe_may_be_a_file_and_a_site_has_its_own(run, scan_file, tmp_path)
 
 
 @pytest.mark.usefixtures("no_picture")
+def test_a_replay_here_keeps_all_spectra_unless_recipe_or_option_say_something_else(run, scan_file, tmp_path):
+    recipe = tmp_path / "ours.xml"
+    recipe.write_text(NODE_CONFIG.replace("<console_images/>", '<console_images spectra="none"/>'))
+    found = {}
+    for name, options in (
+        ("usual", ("--config", "fourier")), ("few", ("--config", "fourier", "--spectra", "examples")),
+        ("recipe", ("--config", recipe)), ("both", ("--config", recipe, "--spectra", "all")),
+    ):  # fmt: skip
+        assert run("replay", scan_file, "-o", tmp_path / name, "--device", "cpu", *options)[0] == 0
+        results = gather(read_images(tmp_path / name / "images.h5"))
+        found[name] = (results.fitted() is not None, bool(results.spectra))
+    assert found == {"usual": (True, True), "few": (False, True), "recipe": (False, False), "both": (True, True)}
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_spectra_that_would_be_very_large_are_kept_only_where_they_are_asked_for(run, scan_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("mrsi_gadgets.gadgets.scan.MOST_SPECTRA_BYTES", 1000)
+    options = ("-o", tmp_path / "result", "--config", "fourier", "--device", "cpu")
+    _, _, err = run("replay", scan_file, *options)
+    assert "only a few spectra are kept" in err
+    assert "--spectra all" in err
+    assert gather(read_images(tmp_path / "result" / "images.h5")).fitted() is None
+    assert run("replay", scan_file, *options, "--spectra", "all")[2] == ""
+    assert gather(read_images(tmp_path / "result" / "images.h5")).fitted() is not None
+
+
+@pytest.mark.usefixtures("no_picture")
 def test_replay_to_a_server_gives_the_folder_of_a_replay_here(run, scan_file, tmp_path):
-    options = ("--config", "fourier", "--set", "mrsi_reference_ppm=4.66")
+    options = ("--config", "fourier", "--set", "mrsi_reference_ppm=4.66", "--spectra", "all")
     with serving(warm=0) as server:
         address = f"127.0.0.1:{server.port}"
         code, _, err = run("replay", scan_file, "-o", tmp_path / "there", "--to", address, *options)
@@ -112,8 +140,9 @@ def test_replay_to_a_server_gives_the_folder_of_a_replay_here(run, scan_file, tm
 @pytest.mark.usefixtures("no_picture")
 def test_realtime_keeps_the_pace_of_the_time_stamps_and_changes_no_result(run, scan, scan_file, tmp_path):
     code, _, _ = run(
-        "replay", scan_file, "-o", tmp_path / "result", "--config", "fourier", "--device", "cpu", "--realtime"
-    )
+        "replay", scan_file, "-o", tmp_path / "result", "--config", "fourier", "--device", "cpu", "--realtime",
+        "--spectra", "examples",
+    )  # fmt: skip
     assert code == 0
     ticks = len(scan.readouts) - 1
     assert summary_of(tmp_path / "result")["seconds"]["whole scan"] >= ticks * 2.5e-3
@@ -161,7 +190,9 @@ def test_the_installed_command_reads_a_pipe_and_answers_with_files_and_an_exit_c
     options = ["--config", "fourier", "--device", "cpu", "--threads", "1"]
     done = subprocess.run([*command, *options], input=stream_of(scan), capture_output=True, timeout=SESSION_S)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert_same_images(read_images(tmp_path / "result" / "images.h5"), images_here(scan, recipe="fourier"))
+    assert_same_images(
+        read_images(tmp_path / "result" / "images.h5"), images_here(scan, recipe="fourier", spectra="all")
+    )
     cut = subprocess.run(
         [*command[:-1], str(tmp_path / "cut"), *options], input=stream_of(scan)[:-2], capture_output=True,
         timeout=SESSION_S,

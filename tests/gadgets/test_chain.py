@@ -44,7 +44,7 @@ OTHERS = [
     CombineCoils(lost_energy=0.2),
     Reconstruct(method="fourier"), Reconstruct(method="low_rank"), Reconstruct(method="subspace", prior="none"),
     Reconstruct(method="subspace", rank=12), Reconstruct(prior="tv"), Reconstruct(prior="wavelet"), Quantify(),
-    ConsoleImages(maps=("Ins",), uncertainty=False, quantitative="none", spectra=False),
+    ConsoleImages(maps=("Ins",), uncertainty=False, quantitative="none", spectra="none"),
 ]  # fmt: skip
 """Gadgets with parameters other than their defaults."""
 

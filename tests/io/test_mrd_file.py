@@ -306,6 +306,14 @@ def test_series_are_kept_apart_and_sorted(tmp_path, rng):
     assert [int(image.head["image_series_index"]) for image in found] == [3, 5, 12, 12]
 
 
+def test_spectra_of_another_number_of_voxels_get_a_series_of_their_own(tmp_path, rng):
+    shapes = [(1, 1, 2, 3), (1, 2, 2, 3), (1, 1, 2, 3)]
+    with ImageFile(tmp_path / "a.h5") as file:
+        for shape in shapes:
+            file.append(random_image(rng, 7, 4, shape))
+    assert sorted(image.data.shape for image in read_images(tmp_path / "a.h5")) == sorted(shapes)
+
+
 def test_images_of_another_shape_in_a_series_are_refused(tmp_path, rng):
     file = ImageFile(tmp_path / "a.h5")
     file.append(random_image(rng, 5))

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mrsi_gadgets.data import FitExample, Geometry, Map, Maps, Protocol
+from mrsi_gadgets.data import Geometry, Map, Maps, Protocol
+from mrsi_gadgets.fitted import FitExample
 from mrsi_gadgets.stream.messages import ACQUISITION_HEADER
 
 READ = (0.9, 0.3, np.sqrt(1 - 0.9**2 - 0.3**2))

@@ -167,7 +167,7 @@ def test_quantitative_can_be_limited_or_left_out(maps):
         "tNAA values", "tNAA SD values", "tNAA_per_water values", "tNAA_per_water SD values", "tNAA_per_tCr values",
         "B0 values",
     }  # fmt: skip
-    without = by_title(maps_to_images(maps, reference_head=None, shown=SHOWN, quantitative="none", spectra=False))
+    without = by_title(maps_to_images(maps, reference_head=None, shown=SHOWN, quantitative="none", spectra="none"))
     assert list(without) == ["tNAA", "tNAA SD", "tCho", "tCho SD", "B0", "mask"]
     plain = by_title(maps_to_images(maps, reference_head=None, shown=SHOWN, uncertainty=False, quantitative="none"))
     assert list(plain) == ["tNAA", "tCho", "B0", "mask", "spectra"]

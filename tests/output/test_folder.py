@@ -20,7 +20,7 @@ WARNING = "no water reference: amounts are on an arbitrary scale"
 @pytest.fixture
 def images(maps, reference_head):
     return maps_to_images(
-        maps, reference_head=reference_head, shown=("tNAA",), quantitative="shown", spectra=False, warnings=[WARNING]
+        maps, reference_head=reference_head, shown=("tNAA",), quantitative="shown", spectra="none", warnings=[WARNING]
     )
 
 
@@ -110,7 +110,7 @@ def test_a_failure_leaves_the_earlier_result_as_it_was(tmp_path, images):
 
 def test_an_earlier_result_is_replaced_whole(tmp_path, maps, images):
     write_results(tmp_path / "out", images, summary={"run": 1})
-    other = maps_to_images(maps, reference_head=None, shown=("tCho",), quantitative="shown", spectra=False)
+    other = maps_to_images(maps, reference_head=None, shown=("tCho",), quantitative="shown", spectra="none")
     write_results(tmp_path / "out", other, summary={"run": 2})
     assert not (tmp_path / "out/maps/tNAA.nii.gz").exists()
     assert (tmp_path / "out/maps/tCho.nii.gz").exists()

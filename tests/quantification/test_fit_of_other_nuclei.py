@@ -190,6 +190,11 @@ def test_maps_have_the_names_and_units_of_their_nucleus_and_none_of_protons(rng,
         rest = np.linalg.norm(example.data - example.fit) / np.sqrt(2 * len(example.data)) / made.noise_sd
         assert rest == pytest.approx(1.0, abs=0.15)
         assert not example.nuisance.any()
+        # the parts add up to the fit, a molecule with a shift of its own included
+        whole = maps.spectra()
+        total = sum(whole.component(name) for name in whole.molecules)
+        assert np.abs(total - whole.fit).max() < 2e-5 * np.abs(whole.fit).max()
+        assert (whole.exponents is not None) == (nucleus == "31P")
 
 
 def test_atp_is_the_mean_of_its_phosphates_and_needs_all_of_them():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fit_voxels import SUMS, make_protocol
 
+from mrsi_gadgets.arrays import to_numpy
 from mrsi_gadgets.data import SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.quantification.bounds import crlb
@@ -166,6 +167,37 @@ def test_maps_carry_sums_ratios_units_and_examples(rng, make_voxels, models):
     for example in maps.examples:
         rest = np.linalg.norm(example.data - example.fit) / np.sqrt(2 * len(example.data)) / made.noise_sd
         assert rest < 1.15
+
+
+@pytest.mark.parametrize("rank", [None, 40])
+def test_spectra_of_all_voxels_show_data_fit_and_the_parts_of_the_fit(rng, make_voxels, models, monkeypatch, rank):
+    monkeypatch.setattr("mrsi_gadgets.quantification.resynthesis._PIECE", 7)
+    made = make_voxels(rng, (5, 4, 3), snr=40.0)
+    mask = np.ones((5, 4, 3), bool)
+    mask[2, 1, 0] = False
+    image = replace(made.image, mask=mask)
+    if rank is not None:
+        _, _, rows = np.linalg.svd(to_numpy(image.coefficients).reshape(60, -1), full_matrices=False)
+        basis = rows[:rank].astype(np.complex64)
+        image = replace(image, basis=basis, coefficients=(image.coefficients @ basis.conj().T).astype(np.complex64))
+    maps = fit_varpro(image, models(image.protocol))
+    whole = maps.spectra()
+    np.testing.assert_array_equal(whole.voxels, np.argwhere(mask))
+    x, y, z = whole.voxels.T
+    turned = whole.data * np.exp(1j * maps.maps["phase"].value[x, y, z])[:, None]
+    np.testing.assert_allclose(turned, to_numpy(image.fids())[x, y, z], atol=1e-5 * np.abs(turned).max())
+    total = sum(whole.component(name) for name in whole.molecules)
+    assert np.abs(total + whole.nuisance - whole.fit).max() < 2e-5 * np.abs(whole.fit).max()
+    # a part holds the molecule's amount: the column at its lineshape, times the map
+    naa = whole.component("NAA")
+    alone = whole.columns[whole.names.index("NAA")] * whole.lineshape
+    if rank is None:
+        np.testing.assert_allclose(naa, maps.maps["NAA"].value[x, y, z, None] * alone, atol=1e-5 * np.abs(naa).max())
+    rest = np.linalg.norm(whole.data - whole.fit) / np.sqrt(2 * whole.data.size) / made.noise_sd
+    assert rest < 1.15
+    for example in maps.examples:
+        row = np.flatnonzero((whole.voxels == example.voxel).all(axis=1))[0]
+        np.testing.assert_allclose(example.fit, whole.fit[row], atol=1e-5 * np.abs(example.fit).max())
 
 
 def test_progress_ends_at_one(rng, make_voxels, models):

@@ -22,6 +22,7 @@ from mrsi_gadgets import replay
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.output.meta import from_xml, values_of
+from mrsi_gadgets.output.results import gather
 from mrsi_gadgets.server.supervisor import Server
 from mrsi_gadgets.stream.messages import Close, ConfigFile, ConfigText, ErrorText, Image, Message, Text
 from mrsi_gadgets.stream.session import Peer
@@ -102,6 +103,31 @@ def test_a_live_scan_and_one_in_this_process_give_the_same_images_to_the_bit(ser
     answer = session(server.port, whole(scan, recipe))
     assert isinstance(answer[-1], Close)
     assert_same_images(images_of(answer), images_here(recipe))
+
+
+def test_spectra_of_all_voxels_come_the_same_to_the_bit_live_and_in_this_process(server, scan):
+    given = replay.Scan(scan.header_xml, scan.readouts, len(scan.readouts), "small")
+    options = ScanOptions(recipe="subspace", device="cpu", spectra="all")
+    here = replay.replay_here(given, options).images
+    live = replay.replay_to(given, f"127.0.0.1:{server.port}", ScanOptions(recipe="subspace", spectra="all")).images
+    assert_same_images(live, here)
+    fitted = gather(live).fitted()
+    assert len(fitted.voxels) == int(gather(live).mask[0].sum()) > 20
+    usual = replay.replay_here(given, ScanOptions(recipe="subspace", device="cpu")).images
+    assert gather(usual).fitted() is None
+
+
+@pytest.mark.parametrize("key", ["consoleImagesSpectra"])
+def test_a_peer_chooses_its_spectra_and_a_wrong_choice_is_refused(scan, key):
+    config, header = opening(scan)
+
+    def answer(choice: str) -> list[Message]:
+        text = Text(json.dumps({"version": "1.1.0", "parameters": {key: choice}}))
+        return session_in_thread([config, header, text, *scan.readouts, Close()])
+
+    assert gather(images_of(answer("all"))).fitted() is not None
+    assert gather(images_of(answer("none"))).spectra == []
+    assert any("must be one of examples, all, none" in m.text for m in answer("some") if isinstance(m, Text))
 
 
 def test_a_client_hears_of_the_progress_in_eight_columns_and_levels(scan):

@@ -10,7 +10,7 @@ from mrsi_gadgets.data import Maps
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget
-from mrsi_gadgets.output.console import maps_to_images
+from mrsi_gadgets.output.console import SPECTRA_CHOICES, maps_to_images
 from mrsi_gadgets.output.scaling import DisplayScales
 from mrsi_gadgets.physics.nucleus import nucleus_of
 from mrsi_gadgets.quantification.assembly import PH
@@ -26,7 +26,10 @@ class ConsoleImages(Gadget):
     element: ClassVar[str] = "console_images"
     accepts: ClassVar[tuple[type, ...]] = (Maps,)
     produces: ClassVar[tuple[type, ...]] = (Image,)
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"quantitative": ("all", "shown", "none")}
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "quantitative": ("all", "shown", "none"),
+        "spectra": SPECTRA_CHOICES,
+    }
 
     maps: tuple[str, ...] = ()
     """Maps to show; none named: the reported sums of the nucleus (tNAA, tCr, tCho, Ins, Glx of 1H), and pH."""
@@ -34,8 +37,9 @@ class ConsoleImages(Gadget):
     """Show the standard deviation of each of them too."""
     quantitative: str = "all"
     """Which exact float images go along: all, shown or none."""
-    spectra: bool = True
-    """Send the example spectra with their fits."""
+    spectra: str | None = None
+    """Which spectra go along with their fits: a few ``examples``, ``all`` fitted voxels, or ``none``; auto: examples,
+    and all where `mrsi replay` runs in its own process."""
 
     def prepare(self, context: Context) -> None:
         """Refuse maps that the fit cannot give; `quantify`, before it in the chain, has told which it can.
@@ -80,7 +84,7 @@ class ConsoleImages(Gadget):
                     shown=self.maps or self._sums(item),
                     uncertainty=self.uncertainty,
                     quantitative=self.quantitative,
-                    spectra=self.spectra,
+                    spectra=self.spectra or "examples",
                     warnings=report.warnings,
                     provenance=report.provenance,
                     scales=scales,

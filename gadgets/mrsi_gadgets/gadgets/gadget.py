@@ -38,7 +38,9 @@ class Gadget:
             A parameter has a value that it may not have.
         """
         for name, valid in self.choices.items():
-            choice(name, getattr(self, name), valid)
+            value = getattr(self, name)
+            if value is not None:  # auto
+                choice(name, value, valid)
 
     def prepare(self, context: Context) -> Any:
         """Compute what needs no data (models, dictionaries); runs while readouts arrive. Default: nothing."""

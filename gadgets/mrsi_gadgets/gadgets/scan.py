@@ -15,9 +15,10 @@ import numpy as np
 
 from mrsi_gadgets import __version__
 from mrsi_gadgets.arrays import one_blas_thread, select_device
-from mrsi_gadgets.data import Role
+from mrsi_gadgets.data import Protocol, Role
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, Chain, find_recipe, recipe_from_text
+from mrsi_gadgets.gadgets.console_images import ConsoleImages
 from mrsi_gadgets.gadgets.context import Context, Report
 from mrsi_gadgets.gadgets.openrecon import AS_RECIPE, gadget_parameter, profile_key
 from mrsi_gadgets.io.model_store import model_stores
@@ -28,10 +29,13 @@ from mrsi_gadgets.mrd.images import readouts_of_images
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.mrd.roles import classify
 from mrsi_gadgets.mrd.sorting import sort_readouts
+from mrsi_gadgets.output.spectra_images import bytes_of_spectra
 from mrsi_gadgets.stream.messages import Acquisition, ConfigFile, ConfigText, Header, Image, Message, Text, Waveform
 
 log = logging.getLogger("mrsi.scan")
 
+MOST_SPECTRA_BYTES = 512 << 20
+"""More than this nobody gets without having asked."""
 PROGRESS_S = 10.0
 """How often the peer hears how many readouts have come."""
 
@@ -55,6 +59,10 @@ class ScanOptions:
 
     models: Path | None = None
     """Folder of learned signal models; None: the user's own and ``models`` in the site's folder."""
+    spectra: str | None = None
+    """Which spectra go along with the maps, whatever peer and recipe say: examples, all or none."""
+    usual_spectra: str = "examples"
+    """The same where nobody says anything."""
 
     @property
     def model_folders(self) -> tuple[Path, ...]:
@@ -118,8 +126,10 @@ def run_scan(
         header, settings, messages = readouts_of_images(following, messages, header, settings)
         report.provenance["input"] = "spectroscopic images of another reconstruction"
         following = next(messages, None)
+    protocol = read_protocol(header, settings, warn=report.warn)
+    chain = _with_spectra(chain, protocol, options, report)
     context = Context(
-        protocol=read_protocol(header, settings, warn=report.warn),
+        protocol=protocol,
         report=report,
         device=select_device(options.device),
         seed=options.seed,
@@ -279,6 +289,26 @@ def _json_parameters(
         else:
             chain = chain.with_attributes(attribute[0], {attribute[1]: value})
     return chain, settings
+
+
+def _with_spectra(chain: Chain, protocol: Protocol, options: ScanOptions, report: Report) -> Chain:
+    """Return the chain with the spectra that are to go along with the maps.
+
+    All of them are sent without having been asked for only where they are not very large.
+    """
+    if options.spectra is not None:
+        return chain.with_attributes(ConsoleImages.element, {"spectra": options.spectra})
+    if all(gadget.spectra is not None for gadget in chain.gadgets if isinstance(gadget, ConsoleImages)):
+        return chain
+    usual = options.usual_spectra
+    size = bytes_of_spectra(int(np.prod(protocol.geometry.matrix)), protocol.n_times) * protocol.n_echoes
+    if usual == "all" and size > MOST_SPECTRA_BYTES:
+        report.warn(
+            f"only a few spectra are kept with the maps, because those of all voxels take up to {size / 1e6:.0f} MB; "
+            "ask for them with --spectra all"
+        )
+        usual = "examples"
+    return chain.with_attributes(ConsoleImages.element, {"spectra": usual})
 
 
 def _first_provenance(context: Context, chain: Chain) -> None:

@@ -307,6 +307,9 @@ class ImageFile:
     def append(self, image: Image, series: str | None = None) -> None:
         """Add an image to its series.
 
+        Complex images of another shape than those before them get a series of their own: how many voxels and columns
+        spectra have differs from frame to frame.
+
         Raises
         ------
         DataError
@@ -321,6 +324,8 @@ class ImageFile:
             )
         name = series or f"image_{int(image.head['image_series_index'])}"
         pixels = np.ascontiguousarray(image.data).view(_stored(PIXEL_TYPES[code]))
+        if name in self._group and image.data.dtype.kind == "c" and self._group[name]["data"].shape[1:] != shape:
+            name += "_" + "x".join(str(n) for n in shape)
         if name not in self._group:
             self._create(name, shape, pixels.dtype)
         kept = self._group[name]

@@ -1,8 +1,9 @@
 """Maps become MRD images for a scanner's console: pixels in fixed units, geometry, and both sets of meta names.
 
 Three kinds of series leave: uint16 pictures to look at, float images with the exact values (DataRole Quantitative), and
-one complex image with a few spectra and their fits (DataRole Spectroscopy). Everything `output.folder` writes is read
-from these images again, so a result is the same wherever the chain ran.
+one complex image with a few spectra and their fits (DataRole Spectroscopy). Where it is asked for, the spectra of all
+voxels and what their fits are made of follow as complex images (`output.spectra_images`). Everything `output.folder`
+writes is read from these images again, so a result is the same wherever the chain ran.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from mrsi_gadgets import __version__
-from mrsi_gadgets.data import FitExample, Geometry, Map, Maps
+from mrsi_gadgets.data import Geometry, Map, Maps, Protocol
 from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.fitted import FitExample, FittedSpectra
 from mrsi_gadgets.output.meta import to_xml
 from mrsi_gadgets.output.scaling import (
     DisplayScales,
@@ -27,6 +29,7 @@ from mrsi_gadgets.output.scaling import (
     mask_scale,
     signed_scale,
 )
+from mrsi_gadgets.output.spectra_images import parts_of, voxel_texts
 from mrsi_gadgets.stream.messages import IMAGE_HEADER, Image
 
 DISPLAY, VALUE, SD, B0, MASK, SPECTRA = "display", "value", "sd", "b0", "mask", "spectra"
@@ -39,7 +42,10 @@ _VALUES = "MRSI values"
 
 SERIES_PER_ECHO = 200
 """Series numbers of each echo time: more than one echo time ever has series."""
+FITTED_SERIES = 190
+"""First number of the series of all voxels' spectra: behind all others, whose numbers do not depend on them."""
 _QUANTITATIVE_CHOICES = ("all", "shown", "none")
+SPECTRA_CHOICES = ("examples", "all", "none")
 _DATA_TYPE = {"uint16": 1, "float32": 5, "complex64": 7}
 _MAGNITUDE, _COMPLEX = 1, 5
 
@@ -140,7 +146,7 @@ def maps_to_images(
     shown: Sequence[str],
     uncertainty: bool = True,
     quantitative: str = "all",
-    spectra: bool = True,
+    spectra: str = "examples",
     comments: Sequence[str] = (),
     warnings: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
@@ -163,7 +169,7 @@ def maps_to_images(
     quantitative
         Which exact float images go along: ``all`` maps, only the ``shown`` ones (with their ratios), or ``none``.
     spectra
-        Send the example spectra with their fits.
+        Which spectra go along with their fits: a few ``examples``, those and ``all`` fitted voxels, or ``none``.
     comments, warnings
         Sentences for the image comments; `warnings` also go into the key ``mrsi_warnings``.
     provenance
@@ -174,8 +180,10 @@ def maps_to_images(
     Raises
     ------
     ConfigError
-        A shown map does not exist, or `quantitative` is unknown.
+        A shown map does not exist, or `quantitative` or `spectra` is unknown.
     """
+    if spectra not in SPECTRA_CHOICES:
+        raise ConfigError(f"console_images spectra='{spectra}' is unknown; use {', '.join(SPECTRA_CHOICES)}")
     if quantitative not in _QUANTITATIVE_CHOICES:
         raise ConfigError(f"console_images quantitative='{quantitative}' is unknown; use all, shown or none")
     sources = {name: displayed_map(name, maps.maps) for name in shown}
@@ -189,9 +197,11 @@ def maps_to_images(
         bases = {name.partition("_per_")[0] for name in (*sources, *lines)}
         wanted = [name for name in maps.maps if quantitative == "all" or name.partition("_per_")[0] in bases]
         _add_quantitative(series, wanted, scales)
-    if spectra:
+    if spectra != "none":
         _add_spectra(series, maps.examples)
     _add_lines(series, lines, scales, uncertainty=uncertainty)
+    if spectra == "all" and maps.spectra is not None:
+        _add_fitted(series, maps.spectra())
     return series.images
 
 
@@ -271,19 +281,44 @@ def _add_spectra(series: _Series, examples: Sequence[FitExample]) -> None:
         # a frame without spectra keeps their number free, so that later series have the same one in all frames
         series.count += 1
         return
-    protocol = series.maps.protocol
-    rows = [np.stack([e.data, e.fit, e.nuisance]) for e in examples]
-    pixels = np.stack(rows).astype(np.complex64).transpose(2, 1, 0)
+    pixels = np.stack([np.stack([e.data, e.fit, e.nuisance]) for e in examples])
     meta = _roles("Spectroscopy", SPECTRA, "spectra") | {
         "mrsi_rows": ["data", "fit", "nuisance"],
-        "mrsi_voxels": [" ".join(str(int(i)) for i in e.voxel) for e in examples],
+        "mrsi_voxels": voxel_texts(e.voxel for e in examples),
+    }
+    meta |= _axis(series.maps.protocol)
+    series.add(_complex(pixels), "spectra", "signal", meta, ["x time, y data, fit and nuisance, z voxel"])
+
+
+def _add_fitted(series: _Series, fitted: FittedSpectra) -> None:
+    """Append the spectra of all voxels; their series have numbers of their own."""
+    if series.count >= FITTED_SERIES:
+        raise ConfigError(
+            f"console_images shows maps in {series.count} series, too many to number those of all spectra; name fewer "
+            "maps, or leave spectra at examples"
+        )
+    axis = _axis(series.maps.protocol)
+    for number, parts in enumerate(parts_of(fitted)):
+        series.count = FITTED_SERIES + number - 1
+        for i, part in enumerate(parts):
+            meta = _roles("Spectroscopy", part.kind, part.kind) | part.meta | axis
+            series.add(_complex(part.values), part.title, part.unit, meta, [part.note], place=(i, len(parts)))
+
+
+def _complex(values: np.ndarray) -> np.ndarray:
+    """Return (z, y, x) values as the pixels of a complex image."""
+    return values.astype(np.complex64).transpose(2, 1, 0)
+
+
+def _axis(protocol: Protocol) -> dict[str, Any]:
+    """Return what turns an FID into a spectrum over ppm."""
+    return {
         "mrsi_nucleus": protocol.nucleus,
         "mrsi_dwell_s": _number(protocol.dwell_s),
         "mrsi_transmit_frequency_hz": _number(protocol.transmit_frequency_hz),
         "mrsi_reference_ppm": _number(protocol.reference_ppm),
         "mrsi_acquisition_delay_s": _number(protocol.acquisition_delay_s),
     }
-    series.add(pixels, "spectra", "signal", meta, ["x time, y data, fit and nuisance, z voxel"])
 
 
 def _head(maps: Maps, reference: np.void | None, pixels: np.ndarray, series_index: int) -> np.void:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.fitted import FittedSpectra
 from mrsi_gadgets.output import console
 from mrsi_gadgets.output.meta import MetaValue, from_xml, value_of, values_of
 from mrsi_gadgets.output.nifti import image_affine_ras, image_values
+from mrsi_gadgets.output.spectra_images import KINDS, Gathered, voxels_of
 from mrsi_gadgets.stream.messages import Image
 
 _ORIGIN = {"version": "version", "recipe": "recipe", "protocol_fingerprint": "protocol"}
@@ -69,6 +71,11 @@ class Results:
     b0: dict[int, np.ndarray] = field(default_factory=dict)
     mask: dict[int, np.ndarray] = field(default_factory=dict)
     spectra: list[Spectrum] = field(default_factory=list)
+    """A few examples."""
+    gathered: dict[int, Gathered] = field(default_factory=dict)
+    """Frame -> the images of all its voxels' spectra; `fitted` reads them."""
+    axis: dict[str, Any] = field(default_factory=dict)
+    """What turns FIDs into spectra: the constants of `Spectrum`; empty where no spectra came."""
     shown: list[str] = field(default_factory=list)
     """Maps the console shows, in its order."""
     affine_ras: np.ndarray | None = None
@@ -110,18 +117,34 @@ class Results:
         own = self._of_echo(meta)
         if own is not None:
             own.add_part(image, meta, kind)
-            if kind != console.SPECTRA:
+            if kind != console.SPECTRA and kind not in KINDS:
                 self._check_grid(image)
             return
         self.add_part(image, meta, kind)
 
     def add_part(self, image: Image, meta: dict[str, MetaValue], kind: str) -> None:
         """Take in what an image of ours shows."""
-        if kind == console.SPECTRA:
-            self.spectra = self.spectra or _spectra(image, meta)
+        if kind == console.SPECTRA or kind in KINDS:
+            self.axis = self.axis or _axis(meta)
+            if kind == console.SPECTRA:
+                self.spectra = self.spectra or _spectra(image, meta, self.axis)
+            else:
+                frame = int(value_of(meta, "mrsi_frame", "0"))
+                self.gathered.setdefault(frame, Gathered()).add(kind, image, meta)
             return
         self._check_grid(image)
         self._add_map(image, meta, kind)
+
+    def fitted(self, frame: int = 0) -> FittedSpectra | None:
+        """Return the spectra of all fitted voxels of a frame, None where they did not come.
+
+        Raises
+        ------
+        DataError
+            Their images are not complete or contradict each other.
+        """
+        gathered = self.gathered.get(frame)
+        return None if gathered is None else gathered.spectra()
 
     def _of_echo(self, meta: dict[str, MetaValue]) -> Results | None:
         """Return the results of the image's own echo time, or None where the scan has one."""
@@ -142,6 +165,7 @@ class Results:
         for first in list(self.echoes.values())[:1]:
             self.maps, self.b0, self.mask = first.maps, first.b0, first.mask
             self.spectra, self.shown = first.spectra, first.shown
+            self.gathered, self.axis = first.gathered, first.axis
         for (name, unit, what, frame), values in self._pictures.items():
             if name == console.B0:
                 self.b0.setdefault(frame, values)
@@ -198,17 +222,19 @@ def stack_frames(frames: dict[int, np.ndarray]) -> np.ndarray:
     return ordered[0] if len(ordered) == 1 else np.stack(ordered, axis=-1)
 
 
-def _spectra(image: Image, meta: dict[str, MetaValue]) -> list[Spectrum]:
+def _axis(meta: dict[str, MetaValue]) -> dict[str, Any]:
+    constants: dict[str, Any] = {name: float(value_of(meta, f"mrsi_{name}")) for name in _CONSTANTS}
+    return constants | {"nucleus": value_of(meta, "mrsi_nucleus", "1H")}
+
+
+def _spectra(image: Image, meta: dict[str, MetaValue], axis: dict[str, Any]) -> list[Spectrum]:
     rows = values_of(meta, "mrsi_rows")
-    voxels = [tuple(int(i) for i in text.split()) for text in values_of(meta, "mrsi_voxels")]
+    voxels = voxels_of(meta).tolist()
     if rows != ["data", "fit", "nuisance"] or image.data.shape[:3] != (1, len(voxels), 3):
         raise DataError(f"the spectra image has shape {image.data.shape} and rows {rows}; expected data, fit, nuisance")
-    constants = {name: float(value_of(meta, f"mrsi_{name}")) for name in _CONSTANTS}
-    nucleus = value_of(meta, "mrsi_nucleus", "1H")
     found = []
-    for voxel, (data, fit, nuisance) in zip(voxels, image.data[0], strict=True):
-        place = (voxel[0], voxel[1], voxel[2])
-        found.append(Spectrum(place, data, fit, nuisance, nucleus=nucleus, **constants))
+    for (x, y, z), (data, fit, nuisance) in zip(voxels, image.data[0], strict=True):
+        found.append(Spectrum((x, y, z), data, fit, nuisance, **axis))
     return found
 
 

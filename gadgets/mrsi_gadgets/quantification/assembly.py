@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mrsi_gadgets.arrays import to_numpy
-from mrsi_gadgets.data import FitExample, Map, Maps, SpectralImage
+from mrsi_gadgets.data import Map, Maps, SpectralImage
 from mrsi_gadgets.physics.nucleus import nucleus_of
 from mrsi_gadgets.physics.phosphorus import ph_of_shift, ph_slope
 from mrsi_gadgets.quantification.design import PROFILE, group_weights
-from mrsi_gadgets.quantification.moving_line import at_place
 from mrsi_gadgets.quantification.nucleus_fit import fit_of
+from mrsi_gadgets.quantification.resynthesis import Resynthesis
 
 if TYPE_CHECKING:
     from mrsi_gadgets.quantification.passes import Voxels
@@ -158,7 +157,10 @@ def assemble_maps(
         for name, (value, variance, unit) in _fitted(result, model, divisor, lines).items()
     }
     maps["residual"] = Map(_volume(image, inside, result.misfit), "1 (root mean square over noise)")
-    examples = tuple(_example(image, inside, v, result, model, voxels) for v in _example_voxels(image, inside, result))
+    whole = Resynthesis(
+        image, inside, result.amplitudes, result.shape, result.nuisance, result.place, model, voxels.given
+    )
+    examples = whole.examples(_example_voxels(image, inside, result))
     provenance: dict[str, Any] = {
         **image.provenance,
         "quantification": method,
@@ -167,7 +169,9 @@ def assemble_maps(
         "voxels": len(inside),
         "unmodelled_lines": {line.name: int(line.voxels.sum()) for line in lines},
     }
-    return Maps(maps, image.mask, image.b0_hz, image.protocol, examples, image.frame, provenance)
+    return Maps(
+        maps, image.mask, image.b0_hz, image.protocol, examples, image.frame, provenance, spectra=whole.all_voxels
+    )
 
 
 def _fitted(
@@ -282,32 +286,3 @@ def _example_voxels(image: SpectralImage, inside: np.ndarray, result: FitResult)
     central = int(np.argmin(np.sum((place - place.mean(axis=0)) ** 2, axis=1)))
     typical = int(np.argsort(result.misfit)[len(inside) // 2])
     return list(dict.fromkeys([strongest, central, typical]))
-
-
-def _example(
-    image: SpectralImage, inside: np.ndarray, row: int, result: FitResult, model: VarproModel, voxels: Voxels
-) -> FitExample:
-    """Resynthesise one voxel in the time domain, with the fitted phase taken out of data and fit."""
-    times = image.protocol.times_s
-    phase, shift, lorentz, gauss = result.shape[row].astype(float)
-    expansion = model.dictionary.expansion
-    given = (to_numpy(voxels.given[row, :]) @ expansion.from_nodes) @ expansion.functions
-    shape = given * np.exp((2j * np.pi * shift - lorentz) * times - gauss * times**2)
-    molecules = (at_place(model, int(result.place[row])).design.columns @ result.amplitudes[row]) * shape
-    if image.basis is not None:
-        basis = to_numpy(image.basis)
-        molecules = (molecules @ basis.conj().T) @ basis
-    voxel = tuple(int(i) for i in np.unravel_index(inside[row], image.mask.shape))
-    data = to_numpy(image.coefficients[voxel[0], voxel[1], voxel[2], :])
-    if image.basis is not None:
-        data = data @ to_numpy(image.basis)
-    data = data * np.exp(-1j * phase)
-    nuisance = result.nuisance[row] @ model.coordinates.expand[: model.coordinates.n_dense] * np.exp(-1j * phase)
-    removed = model.coordinates.removed
-    nuisance = nuisance + removed @ (removed.conj().T @ (data - molecules))
-    return FitExample(
-        (voxel[0], voxel[1], voxel[2]),
-        data.astype(np.complex64),
-        (molecules + nuisance).astype(np.complex64),
-        nuisance.astype(np.complex64),
-    )

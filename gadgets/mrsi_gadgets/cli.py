@@ -217,6 +217,11 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         help="spectra that are kept with the maps (default: what the recipe says, else all; with --to what the server "
         "sends, with --stdout examples)",
     )  # fmt: skip
+    parser.add_argument(
+        "--tissue", type=Path, nargs="+", default=[], metavar="NIFTI",
+        help="fractions of grey matter, white matter and CSF (three files in this order, or their folder), for mM",
+    )  # fmt: skip
+    parser.add_argument("--b1", type=Path, metavar="NIFTI", help="real flip angle over the nominal one, for maps in mM")
     _add_scan_options(parser, recipe_help="default: the one an MRD stream on stdin names, else subspace")
     parser.set_defaults(run=_replay)
 
@@ -231,7 +236,14 @@ def _replay(given: argparse.Namespace) -> int:
         check_target(given.output)
     pipe = replay.ImagePipe() if given.stdout else None
     usual = "examples" if given.output is None else "all"
-    options = replace(_scan_options(given), spectra=given.spectra, usual_spectra=usual)
+    options = replace(
+        _scan_options(given), spectra=given.spectra, usual_spectra=usual, tissue=tuple(given.tissue), b1=given.b1
+    )
+    if given.to and (given.tissue or given.b1):
+        raise ConfigError(
+            "--tissue and --b1 are read where the chain runs; with --to, name the files in the server's recipe "
+            '(<absolute_units tissue="GM WM CSF"/>) and leave them out here'
+        )
     if given.to and (given.device != "auto" or given.seed):
         raise ConfigError("--device and --seed are decisions of the server; leave them out with --to")
     if given.to and (given.threads or given.trajectories or given.models or (given.sequence and not given.realtime)):

@@ -11,7 +11,7 @@ from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.output.console import SPECTRA_CHOICES, maps_to_images
-from mrsi_gadgets.output.scaling import DisplayScales
+from mrsi_gadgets.output.scaling import DisplayScales, base_name
 from mrsi_gadgets.physics.nucleus import nucleus_of
 from mrsi_gadgets.quantification.assembly import PH
 from mrsi_gadgets.stream.messages import Image
@@ -56,7 +56,7 @@ class ConsoleImages(Gadget):
             # lines that no molecule explains are found only in the data
             if name not in known and not name.startswith(_UNKNOWN_LINE):
                 sums = [group for group in nucleus_of(context.protocol).sums if group in known]
-                singles = [n for n in known if n not in sums and "_per_" not in n][:3]
+                singles = [n for n in known if n not in sums and base_name(n) == n][:3]
                 ratios = {f"NAME_per_{n.partition('_per_')[2]}" for n in known if "_per_" in n}
                 raise ConfigError(
                     f"<{self.element}> asks for the map '{name}', which the fit does not make; choose from the sums "

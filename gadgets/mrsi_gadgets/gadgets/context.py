@@ -44,6 +44,8 @@ class Calibration:
     water_image: SpectralImage | None = None
     """FIDs of the water reference, B0 and eddy currents taken out; kept where the header does not say that water is
     suppressed in the metabolite data."""
+    water_protocol: Protocol | None = None
+    """How `water` was measured: the protocol of the reference's own readouts and echo."""
     source: dict[str, str] = field(default_factory=dict)
     """Field name -> where it came from (``water reference``, ``residual water``, ``noise scan``, ...)."""
 
@@ -96,6 +98,10 @@ class Context:
     seed: int = 0
     models: tuple[Path, ...] = ()
     """Folders that learned signal models are looked for in."""
+    tissue: tuple[Path, ...] = ()
+    """Maps of tissue fractions that the operator gave, or their folder."""
+    b1: Path | None = None
+    """Map of the real flip angle over the nominal one that the operator gave."""
     reference_heads: dict[int, np.void] = field(default_factory=dict)
     """Frame -> ACQUISITION_HEADER of its first metabolite readout: geometry, stamps and uid for the images."""
     frame: int = 0

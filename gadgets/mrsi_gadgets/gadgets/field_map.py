@@ -63,6 +63,7 @@ class EstimateFieldMap(Gadget):
                     found = field_map_from_water(trusted, eddy_currents=self.eddy_currents)
                     if trusted is item and context.protocol.water_suppressed is not True:
                         context.calibration.water_image = self._water_image(item, found, context)
+                context.calibration.water_protocol = item.protocol.of_echo(item.echo)
                 del trusted
                 self._keep(found, context)
             elif isinstance(item, KtData) and item.role is Role.CALIBRATION:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mrsi_gadgets.gadgets.absolute_units import AbsoluteUnits
 from mrsi_gadgets.gadgets.combine_coils import CombineCoils
 from mrsi_gadgets.gadgets.console_images import ConsoleImages
 from mrsi_gadgets.gadgets.correct_drift import CorrectDrift
@@ -22,6 +23,7 @@ GADGETS: dict[str, type[Gadget]] = {
         RemoveNuisance,
         Reconstruct,
         Quantify,
+        AbsoluteUnits,
         ConsoleImages,
     )
 }

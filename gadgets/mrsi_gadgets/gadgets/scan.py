@@ -17,6 +17,7 @@ from mrsi_gadgets import __version__
 from mrsi_gadgets.arrays import one_blas_thread, select_device
 from mrsi_gadgets.data import Protocol, Role
 from mrsi_gadgets.errors import ConfigError, DataError
+from mrsi_gadgets.gadgets.absolute_units import AbsoluteUnits
 from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, Chain, find_recipe, recipe_from_text
 from mrsi_gadgets.gadgets.console_images import ConsoleImages
 from mrsi_gadgets.gadgets.context import Context, Report
@@ -64,6 +65,11 @@ class ScanOptions:
     usual_spectra: str = "examples"
     """The same where nobody says anything."""
 
+    tissue: tuple[Path, ...] = ()
+    """Maps of the fractions of grey matter, white matter and CSF, or the folder that holds them."""
+    b1: Path | None = None
+    """Map of the real flip angle over the nominal one."""
+
     @property
     def model_folders(self) -> tuple[Path, ...]:
         """Where learned signal models are looked for."""
@@ -110,6 +116,11 @@ def run_scan(
         One sentence for the peer.
     """
     chain = _configuration(messages, options)
+    if (options.tissue or options.b1) and not any(isinstance(gadget, AbsoluteUnits) for gadget in chain.gadgets):
+        raise ConfigError(
+            f"recipe {chain.name} has no <{AbsoluteUnits.element}/>, so tissue fractions and a B1 map change nothing; "
+            f"put it behind <quantify/>, or leave them out"
+        )
     header_xml = _next_of(messages, Header, "header")
     if header_xml is None:
         log.info("the peer closed without a header; nothing to do")
@@ -134,6 +145,8 @@ def run_scan(
         device=select_device(options.device),
         seed=options.seed,
         models=options.model_folders,
+        tissue=options.tissue,
+        b1=options.b1,
         may_overwrite=observe is None,
         on_progress=tell,
     )

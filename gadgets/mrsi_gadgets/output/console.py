@@ -21,8 +21,10 @@ from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.fitted import FitExample, FittedSpectra
 from mrsi_gadgets.output.meta import to_xml
 from mrsi_gadgets.output.scaling import (
+    CONCENTRATIONS,
     DisplayScales,
     Scale,
+    base_name,
     display_unit,
     is_unknown,
     map_title,
@@ -162,8 +164,9 @@ def maps_to_images(
         ACQUISITION_HEADER of a readout of this frame: uid, time stamps, counters and table position are copied from
         it; without one they are zero.
     shown
-        Maps to look at. A name NAME is shown as NAME_per_water where that exists (a unit that means the same in every
-        scan), else as NAME itself. Lines that no molecule of the model has are shown whether they are named or not.
+        Maps to look at. A name NAME is shown as NAME_mM (or NAME_molal) where that exists, else as NAME_per_water
+        (units that mean the same in every scan), else as NAME itself. Lines that no molecule of the model has are shown
+        whether they are named or not.
     uncertainty
         Show the standard deviations too.
     quantitative
@@ -194,8 +197,8 @@ def maps_to_images(
     series = _Series(maps, reference_head, tuple(warnings), tuple(comments), everything)
     _add_displays(series, sources, scales, uncertainty=uncertainty)
     if quantitative != "none":
-        bases = {name.partition("_per_")[0] for name in (*sources, *lines)}
-        wanted = [name for name in maps.maps if quantitative == "all" or name.partition("_per_")[0] in bases]
+        bases = {base_name(name) for name in (*sources, *lines)}
+        wanted = [name for name in maps.maps if quantitative == "all" or base_name(name) in bases]
         _add_quantitative(series, wanted, scales)
     if spectra != "none":
         _add_spectra(series, maps.examples)
@@ -213,7 +216,7 @@ def displayed_map(name: str, maps: Mapping[str, Map]) -> str:
     ConfigError
         Nothing of that name was quantified.
     """
-    for candidate in (f"{name}_per_water", name):
+    for candidate in (*(f"{name}{unit}" for unit in CONCENTRATIONS), f"{name}_per_water", name):
         if candidate in maps:
             return candidate
     raise ConfigError(f"console_images shows map '{name}', which was not quantified; choose from {', '.join(maps)}")

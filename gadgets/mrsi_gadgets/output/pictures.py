@@ -226,7 +226,13 @@ def _draw_map_column(
     figure: Any, grid: Any, column: int, item: ResultMap, frame: int, view: _View, marked: Sequence[Spectrum]
 ) -> None:
     first = column == 0
-    title = map_title(item.name).replace("_per_water", "").replace("_per_", " / ").replace("unknown line", "unknown")
+    title = (
+        map_title(item.name)
+        .replace("_per_water", "")
+        .removesuffix("_mM")
+        .replace("_per_", " / ")
+        .replace("unknown line", "unknown")
+    )
     factor, unit = display_unit(item.name, item.unit)
     value = item.frames[frame] * factor
     axes = figure.add_subplot(grid[0, column])

@@ -43,6 +43,8 @@ Set by hand from the concentrations of the field's reviews; it changes what is s
 """
 _TOP_OTHER_MM = 10.0
 
+CONCENTRATIONS = ("_mM", "_molal")
+"""Endings of the names of absolute concentrations."""
 _UNKNOWN = "unknown_"
 """How the names of maps begin that no molecule of the model stands for."""
 
@@ -120,7 +122,7 @@ class DisplayScales:
         elif name.endswith("_per_tCr"):
             top = _TOP_MM.get(name.removesuffix("_per_tCr"), _TOP_OTHER_MM) / _TCR_MM
         elif step == _CONCENTRATION_STEP:
-            top = _TOP_MM.get(name.partition("_per_")[0], _TOP_OTHER_MM)
+            top = _TOP_MM.get(base_name(name), _TOP_OTHER_MM)
         else:
             top = step * 1000
         return Scale(step, 0.0, top / 2, top)
@@ -144,6 +146,12 @@ def mask_scale() -> Scale:
 def is_unknown(name: str) -> bool:
     """Whether a map is of a line that no molecule of the model has."""
     return name.startswith(_UNKNOWN)
+
+
+def base_name(name: str) -> str:
+    """Return the molecule or sum of a map in any unit: ``tNAA`` of ``tNAA_per_water``, ``tNAA_mM`` and ``tNAA``."""
+    base = name.partition("_per_")[0]
+    return next((base.removesuffix(ending) for ending in CONCENTRATIONS if base.endswith(ending)), base)
 
 
 def map_title(name: str) -> str:

@@ -24,6 +24,7 @@ from mrsi_gadgets.gadgets.context import Context, Report
 from mrsi_gadgets.gadgets.openrecon import AS_RECIPE, gadget_parameter, profile_key
 from mrsi_gadgets.io.model_store import model_stores
 from mrsi_gadgets.io.trajectories import TrajectoryLookup, site_trajectories, trajectory_store
+from mrsi_gadgets.mrd.acquisition import describe_acquisition
 from mrsi_gadgets.mrd.adapters import adapted
 from mrsi_gadgets.mrd.header import MrdHeader, parse_header
 from mrsi_gadgets.mrd.images import readouts_of_images
@@ -150,7 +151,7 @@ def run_scan(
         may_overwrite=observe is None,
         on_progress=tell,
     )
-    _first_provenance(context, chain)
+    _first_provenance(context, chain, header)
     with one_blas_thread():
         executor = chain.start(context)
         try:
@@ -324,13 +325,14 @@ def _with_spectra(chain: Chain, protocol: Protocol, options: ScanOptions, report
     return chain.with_attributes(ConsoleImages.element, {"spectra": usual})
 
 
-def _first_provenance(context: Context, chain: Chain) -> None:
+def _first_provenance(context: Context, chain: Chain, header: MrdHeader) -> None:
     context.report.provenance.update(
         version=__version__,
         recipe=chain.name,
         chain=[f"{gadget}" for gadget in chain.gadgets],
         device=":".join(str(part) for part in context.device),
         seed=context.seed,
+        acquisition=describe_acquisition(header, context.protocol),
         protocol=dict(context.protocol.provenance),
         protocol_fingerprint=context.protocol.fingerprint(),
     )

@@ -39,11 +39,17 @@ def echo_weight(protocol: Protocol, t2_s: float) -> float:
 
 
 def relaxation_weight(protocol: Protocol, name: str) -> float:
-    """Return what steady state and echo leave of a molecule of grey matter, relative to the strongest one's."""
+    """Return what steady state and echo leave of a molecule, relative to the strongest one in grey matter.
+
+    The mean over grey and white matter: a fit that does not know the tissue is then off to either side alike.
+    """
     nucleus, field_t = nucleus_of(protocol), field_strength_t(protocol)
-    return saturation(protocol, nucleus.t1_s(name, "gm", field_t)) * echo_weight(
-        protocol, nucleus.t2_s(name, "gm", field_t)
-    )
+    weights = [
+        saturation(protocol, nucleus.t1_s(name, tissue, field_t))
+        * echo_weight(protocol, nucleus.t2_s(name, tissue, field_t))
+        for tissue in ("gm", "wm")
+    ]
+    return sum(weights) / 2
 
 
 def macromolecule_weight(protocol: Protocol) -> float:

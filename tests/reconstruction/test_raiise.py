@@ -7,10 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import synthetic
+from every_encoding import points_of
 
 from mrsi_gadgets.arrays import to_numpy
+from mrsi_gadgets.data import KtData
 from mrsi_gadgets.models.gate import calibrate_gate
 from mrsi_gadgets.models.training import Trained, TrainingSettings, train
+from mrsi_gadgets.operators.between_samples import continued, offset_nodes
+from mrsi_gadgets.operators.encoding import encoding_operator, offset_range
 from mrsi_gadgets.physics.ensemble import sample
 from mrsi_gadgets.reconstruction.raiise import ManifoldProjection
 from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
@@ -50,6 +54,28 @@ def make_scan(rng, noise, *, strange=False, nuisance=0.0):
     b0_hz = 8.0 * x * y
     kt = synthetic.measure((rho + water).astype(np.complex64), coil_maps, b0_hz, PROTOCOL, noise_sd=noise, rng=rng)
     return (kt, coil_maps, b0_hz, mask, noise), rho, inside
+
+
+def on_rings(call, rho, rng):
+    """The same FIDs by concentric rings, each sample at its own time, with about the same noise in the image."""
+    kt, coil_maps, b0_hz, mask, noise = call
+    k, late, _, _ = points_of("rings", PROTOCOL.geometry, PROTOCOL.dwell_s)
+    noise = noise * np.sqrt(len(k) / np.prod(MATRIX))
+    t = PROTOCOL.times_s + late[:, None]
+    empty = np.zeros((len(coil_maps), *t.shape), dtype=np.complex64)
+    rings = KtData(
+        samples=empty, k=k, t=t, count=np.ones(len(k)), role=kt.role, protocol=replace(PROTOCOL, encoding="rings"),
+        sample_time_s=PROTOCOL.dwell_s,
+    )  # fmt: skip
+    u, s, rows = np.linalg.svd(rho[mask], full_matrices=False)
+    some = s > 1e-5 * s[0]
+    shares = np.zeros((*MATRIX, int(some.sum())), dtype=np.complex64)
+    shares[mask] = u[:, some] * s[some]
+    nodes = offset_nodes(*offset_range(rings), PROTOCOL.dwell_s)
+    operator = encoding_operator(rings, coil_maps, b0_hz, continued(rows[some], PROTOCOL.times_s, nodes))
+    samples = operator(shares) * np.sqrt(np.prod(MATRIX))
+    drawn = rng.standard_normal((*samples.shape, 2), dtype=np.float32).view(np.complex64)[..., 0]
+    return rings.with_samples((samples + np.float32(noise) * drawn).astype(np.complex64)), coil_maps, b0_hz, mask, noise
 
 
 def error(image, rho, mask) -> float:
@@ -156,3 +182,19 @@ def test_water_is_kept_out_of_the_projection(trained, rng):
     wanted = to_numpy(whole.fids()) * np.exp(0j)
     errors = [np.linalg.norm((to_numpy(i.fids()) - wanted)[noisy]) for i in (image, plain)]
     assert errors[0] < 0.95 * errors[1]
+
+
+def test_on_rings_the_image_of_each_samples_own_noise_is_projected_and_judged(trained, rng):
+    call, rho, inside = make_scan(rng, 1.2, strange=True)
+    model = metabolites(trained)
+    rings = on_rings(call, rho, rng)
+    gate = calibrate_gate(trained.manifold, trained.subspace, samples=1500)
+    plain = reconstruct_subspace(*rings, model=model)
+    image = reconstruct_subspace(*rings, model=model, refinement=ManifoldProjection(trained.manifold, model, gate))
+    assert image.provenance["method"] == "raiise"
+    assert image.provenance["against_own_noise"] == plain.provenance["against_own_noise"]
+    mask = rings[3]
+    assert error(image, rho, mask & ~inside) < 0.95 * error(plain, rho, mask & ~inside)
+    assert image.outside_model[mask & inside].mean() > 0.9
+    # what gridding approximates does not count as strange
+    assert image.outside_model[mask & ~inside].mean() < 0.25

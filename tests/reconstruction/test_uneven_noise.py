@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -12,14 +10,11 @@ from every_encoding import DECAY_S, measured
 from synthetic import fid_error
 
 from mrsi_gadgets.arrays import to_numpy
-from mrsi_gadgets.gadgets.context import Context
-from mrsi_gadgets.gadgets.reconstruct import LearnedBasis, Reconstruct
 from mrsi_gadgets.operators.between_samples import continued, offset_nodes
 from mrsi_gadgets.operators.encoding import encoding_operator, offset_range, spectral_times
 from mrsi_gadgets.reconstruction import least_squares, uneven_noise
 from mrsi_gadgets.reconstruction.gridding import alias_free, with_density
 from mrsi_gadgets.reconstruction.prior_step import components_of, fit_prior, in_full
-from mrsi_gadgets.reconstruction.raiise import ManifoldProjection
 from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
 
 NOISE = 0.3
@@ -112,19 +107,3 @@ def test_torch_arrays_stay_torch_and_give_the_same(rng):
     assert found.provenance["against_own_noise"] == wanted.provenance["against_own_noise"]
     largest = np.abs(to_numpy(wanted.fids())).max()
     np.testing.assert_allclose(to_numpy(found.fids()), to_numpy(wanted.fids()), atol=2e-3 * largest)
-
-
-def test_raiise_leaves_such_data_to_subspace_and_says_so():
-    """The projection takes noise for white, and does worse than the prior with each sample's own noise."""
-    m = measured("rings", np.random.default_rng(0), noise=NOISE)
-    context = Context(protocol=m.kt.protocol)
-    context.calibration.coil_maps, context.calibration.b0_hz = m.coil_maps, m.b0_hz
-    context.calibration.mask = m.mask
-    gadget = Reconstruct(method="raiise")
-    known: Future[tuple[LearnedBasis, ...]] = Future()
-    known.set_result((LearnedBasis(m.model, None, cast("ManifoldProjection", object())),))
-    context.prepared[gadget] = known
-    (image,) = gadget.process(iter([m.kt]), context)
-    assert image.provenance["method"] == "subspace"
-    assert "against_own_noise" in image.provenance
-    assert any("the result is that of method subspace" in warning for warning in context.report.warnings)

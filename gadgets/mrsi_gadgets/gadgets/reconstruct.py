@@ -19,9 +19,7 @@ from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, offset_no
 from mrsi_gadgets.operators.encoding import EvolvedBasis, evolved_basis
 from mrsi_gadgets.reconstruction.dae import reconstruct_dae
 from mrsi_gadgets.reconstruction.fourier import reconstruct_fourier
-from mrsi_gadgets.reconstruction.gridding import with_density
 from mrsi_gadgets.reconstruction.joint import reconstruct_joint
-from mrsi_gadgets.reconstruction.least_squares import unevenly_sampled
 from mrsi_gadgets.reconstruction.locally_low_rank import reconstruct_locally_low_rank
 from mrsi_gadgets.reconstruction.low_rank import reconstruct_low_rank
 from mrsi_gadgets.reconstruction.prior_step import PRIORS
@@ -227,16 +225,7 @@ class Reconstruct(Gadget):
                 kt, *known, manifold=learned.projection.manifold, subspace=learned.model, prior=self.prior,
                 seed=context.seed, **given,
             )  # fmt: skip
-        projection = learned.projection
-        if projection is not None and kt.grid is None and kt.fully_sampled:
-            kt = with_density(kt)
-        if projection is not None and unevenly_sampled(kt):
-            # the projection takes the noise for white; with each sample's own noise the prior alone does better
-            context.report.warn(
-                "this encoding samples the middle of k-space more densely, which method raiise does not know how to "
-                "weigh yet: the result is that of method subspace"
-            )
-            projection = None
         return reconstruct_subspace(
-            kt, *known, model=learned.model, prior=self.prior, refinement=projection, seed=context.seed, **given
-        )
+            kt, *known, model=learned.model, prior=self.prior, refinement=learned.projection,
+            seed=context.seed, **given,
+        )  # fmt: skip

@@ -82,7 +82,8 @@ class Problem:
     own_noise: bool = False
     """Whether the samples themselves stand against the prior in the end (unevenly sampled k-space)."""
     fids: Array | None = None
-    """(voxel, t) FIDs of the least-squares image in units of their noise, where a refinement wants them."""
+    """(voxel, t) FIDs of the least-squares image in units of their noise, where a refinement wants them and gridding
+    has approximated nothing."""
 
     @property
     def weights(self) -> np.ndarray:
@@ -129,6 +130,7 @@ def least_squares(
     # rho is in the image's unit; the operators are unitary
     scale = float(np.sqrt(problem.mask.size))
     fids: Array | None = None
+    keep_fids = keep_fids and not problem.off_grid
     if not adapt:
         image = projected(rho, problem.basis, scale) if problem.direct else None
         fids = voxels_in(rho, problem.mask) / sample_sd if keep_fids else None

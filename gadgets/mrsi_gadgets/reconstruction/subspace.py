@@ -33,8 +33,10 @@ from mrsi_gadgets.reconstruction.edge_prior import EdgePrior
 from mrsi_gadgets.reconstruction.fourier import (
     Progress,
     check_calibration,
+    demodulate,
     how_sampled,
     image_noise_sd,
+    matched_image,
 )
 from mrsi_gadgets.reconstruction.gridding import on_grid, with_density
 from mrsi_gadgets.reconstruction.least_squares import (
@@ -55,6 +57,7 @@ from mrsi_gadgets.reconstruction.prior_step import (
     components_of,
     fit_prior,
     in_full,
+    voxels_in,
 )
 from mrsi_gadgets.reconstruction.regularisation import WeightChoice
 from mrsi_gadgets.reconstruction.solvers import Solution, Status
@@ -72,6 +75,11 @@ class LeastSquares:
     fitted: FittedPrior
     z: Array
     """(x, y, z, component) in the box, zero outside of the mask."""
+    smoothed: Array
+    """The same with the prior's step taken."""
+    best: Array
+    """The same as data and prior want it: `smoothed`, or where k-space is sampled unevenly what each sample's own noise
+    makes of it."""
     fids: Array
     """(voxel, t) of the mask, in units of the noise of their real parts."""
     basis: np.ndarray
@@ -206,7 +214,7 @@ def reconstruct_subspace(
     problem = Problem(
         kt, on_grid(kt) if kt.fully_sampled else kt, coil_maps, np.asarray(b0_hz, dtype=float), inside, noise_sd,
         np.asarray(model.basis), between, evolved if between is not None and between is given else None, direct,
-        np.random.default_rng(seed), rtol, direct and prior == "edges" and refinement is None and unevenly_sampled(kt),
+        np.random.default_rng(seed), rtol, direct and prior == "edges" and unevenly_sampled(kt),
     )  # fmt: skip
     provenance: dict[str, Any] = {
         "method": "subspace" if refinement is None else refinement.method,
@@ -275,14 +283,15 @@ def _regularise(
     if problem.direct:
         # u = z R^H times the noise, so the rows of the basis turn the other way; equal noise keeps them orthonormal
         rows = (components.rotation.conj().T @ problem.basis).astype(np.complex64)
+        smoothed = fitted.step(inside)
+        z = components.replaced(z, smoothed)
+        if problem.own_noise:
+            z = _against_own_noise(problem, components, z, fitted, provenance)
         if refinement is None:
-            turned = replace(problem, basis=rows, between=None)
-            z = components.replaced(z, fitted.step(inside))
-            if problem.own_noise:
-                z = _against_own_noise(problem, components, z, fitted, provenance)
-            return turned, z * float(noise[0]), errors, None
-        assert problem.fids is not None
-        found = LeastSquares(components, fitted, inside, problem.fids, problem.basis)
+            return replace(problem, basis=rows, between=None), z * float(noise[0]), errors, None
+        best = components.inside(z) if problem.own_noise else smoothed
+        fids = _as_measured(problem, components, z) if problem.fids is None else problem.fids
+        found = LeastSquares(components, fitted, inside, smoothed, best, fids, problem.basis)
         refined = refinement.complete(found, problem.rng, provenance)
         errors[components.box] = refined.errors
         image = components.replaced(z, refined.value)
@@ -305,9 +314,7 @@ def _against_own_noise(
     assert problem.between is not None
     assert fitted.edges is not None
     assert fitted.choice is not None
-    back = like(components.rotation.conj().T * components.noise, z, z.dtype)
-    operator = encoding_operator(problem.kt, problem.coil_maps, problem.b0_hz, problem.rows)
-    left = problem.kt.samples - operator(z @ back)
+    left = _left_of_samples(problem, components, z)
     z, solution = against_own_noise(
         problem.kt, problem.coil_maps, problem.b0_hz, problem.between, z, left=left, components=components,
         edges=fitted.edges, choice=fitted.choice, noise_sd=problem.noise_sd,
@@ -316,6 +323,29 @@ def _against_own_noise(
         "iterations": len(solution.residuals) - 1, "settled": solution.status is Status.CONVERGED,
     }  # fmt: skip
     return z
+
+
+def _left_of_samples(problem: Problem, components: Components, z: Array) -> Array:
+    """Return what components leave of the samples, (coil, point, t)."""
+    operator = encoding_operator(problem.kt, problem.coil_maps, problem.b0_hz, problem.rows)
+    return problem.kt.samples - operator(z @ like(components.rotation.conj().T * components.noise, z, z.dtype))
+
+
+def _as_measured(problem: Problem, components: Components, z: Array) -> Array:
+    """Return the FIDs (voxel, t) of data off the grid, in units of the noise of their real parts.
+
+    They are those of the image plus what is left of the samples, gridded. Their noise is that of a gridded image, as
+    much of it in each coefficient as elsewhere; what gridding approximates is wrong for the small rest alone. FIDs of
+    the gridded samples themselves look strange to a gate (a third of a brain on rings), and those of least squares have
+    more noise on the rows of the model than besides.
+    """
+    left = problem.kt.with_samples(_left_of_samples(problem, components, z))
+    rho = demodulate(
+        matched_image(on_grid(left), problem.coil_maps), problem.b0_hz, spectral_times(problem.kt), overwrite=True
+    )
+    known = voxels_in(z, problem.mask) @ like(components.rotation.conj().T @ problem.basis, z, z.dtype)
+    unit = 1 / (float(components.noise[0]) / float(np.sqrt(problem.mask.size)))
+    return known + voxels_in(rho, problem.mask) * like(np.float32(unit), z, z.dtype)
 
 
 def _regularise_in_general(

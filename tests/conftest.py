@@ -34,6 +34,14 @@ def no_models_of_the_user(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_spool_of_the_user(tmp_path_factory):
+    """Servers that tests start keep their raw data where nobody looks for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MRSI_SPOOL", str(tmp_path_factory.mktemp("spool")))
+        yield
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20261122)

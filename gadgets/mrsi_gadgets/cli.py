@@ -18,6 +18,7 @@ from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.logs import set_up_logging
 
 if TYPE_CHECKING:
+    from mrsi_gadgets.io.spool import SpoolOptions
     from mrsi_gadgets.output.dicom.write import DicomOptions
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
@@ -63,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"mrsi-gadgets {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands.add_parser("serve", parents=[common], help="wait for scanners, Gadgetrons and replays"))
+    _add_recover(
+        commands.add_parser("recover", parents=[common], help="list kept raw data of sessions, reconstruct one again")
+    )
     _add_replay(commands.add_parser("replay", parents=[common], help="reconstruct a raw file, here or on a server"))
     _add_compare(commands.add_parser("compare", parents=[common], help="run all methods on one raw file"))
     _add_learn(commands.add_parser("learn", parents=[common], help="train the signal models of a protocol"))
@@ -181,8 +185,31 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--idle-timeout", type=_seconds, metavar="SECONDS", help="give a silent peer up for lost (default: never)"
     )
     parser.add_argument("--max-message-mib", type=_positive, metavar="N", help="refuse larger messages (default: 1024)")
+    spool = parser.add_mutually_exclusive_group()
+    spool.add_argument(
+        "--spool", type=Path, metavar="DIR",
+        help="folder for the raw data of every session (also MRSI_SPOOL; default: in the user's state directory)",
+    )  # fmt: skip
+    spool.add_argument("--no-spool", action="store_true", help="keep no raw data")
+    parser.add_argument(
+        "--spool-limit", type=_seconds, metavar="GIB", help="keep at most so much of them (default: 50)", default=50.0
+    )
     _add_scan_options(parser, recipe_help="default: the one that the peer asks for")
     parser.set_defaults(run=_serve)
+
+
+def _spool_options(given: argparse.Namespace) -> SpoolOptions | None:
+    from mrsi_gadgets.io.spool import GIBIBYTE, SpoolOptions, check_folder, default_folder
+
+    folder = given.spool or default_folder()
+    if given.no_spool:
+        return None
+    if folder is None:
+        raise ConfigError(
+            "there is no home folder to keep raw data in; name a folder with --spool, or keep none with --no-spool"
+        )
+    check_folder(folder)
+    return SpoolOptions(folder, int(given.spool_limit * GIBIBYTE))
 
 
 def _serve(given: argparse.Namespace) -> int:
@@ -192,7 +219,7 @@ def _serve(given: argparse.Namespace) -> int:
     options = ServerOptions(
         host=given.host, port=given.port, peer=Peer(given.peer), scan=_scan_options(given), warm=given.warm,
         log_level=given.log_level or "INFO", log_format=given.log_format, max_sessions=given.max_sessions,
-        idle_timeout_s=given.idle_timeout, max_message_mib=given.max_message_mib,
+        idle_timeout_s=given.idle_timeout, max_message_mib=given.max_message_mib, spool=_spool_options(given),
     )  # fmt: skip
     server = Server(options)
     # a service manager ends us with SIGTERM, a terminal with SIGINT: both in order
@@ -203,6 +230,57 @@ def _serve(given: argparse.Namespace) -> int:
         server.serve_forever()
     finally:
         server.stop()
+    return EXIT_OK
+
+
+def _add_recover(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("session", type=_positive, nargs="?", help="its number; without one all are listed")
+    parser.add_argument("--output", "-o", type=Path, help="reconstruct it: folder for maps, images and pictures")
+    parser.add_argument("--h5", type=Path, metavar="FILE", help="write its raw data to an MRD .h5 file")
+    parser.add_argument("--remove", action="store_true", help="remove its raw data for good")
+    parser.add_argument("--incomplete", action="store_true", help="reconstruct a scan that was cut off")
+    parser.add_argument(
+        "--spool", type=Path, metavar="DIR", help="folder that `mrsi serve` keeps raw data in (also MRSI_SPOOL)"
+    )
+    _add_scan_options(parser, recipe_help="default: as the session asked for")
+    parser.set_defaults(run=_recover, device=None, seed=None)
+
+
+def _recover(given: argparse.Namespace) -> int:
+    from mrsi_gadgets import recover
+    from mrsi_gadgets.output.folder import check_target
+    from mrsi_gadgets.replay import save
+
+    wanted = (given.output, given.h5, given.remove or None)
+    if given.session is None:
+        if any(wanted):
+            raise ConfigError("say which session: `mrsi recover` lists their numbers")
+        _say(recover.listing(recover.spool_folder(given.spool)))
+        return EXIT_OK
+    if sum(one is not None for one in wanted) != 1:
+        raise ConfigError(
+            "say what to do with the session: -o RESULT reconstructs it, --h5 FILE exports, --remove ends it"
+        )
+    folder = recover.spool_folder(given.spool)
+    if given.remove:
+        _say(recover.remove(folder, [given.session]))
+    elif given.h5 is not None:
+        _say(recover.write_h5(folder, given.session, given.h5))
+    else:
+        check_target(given.output)
+        here = {
+            "recipe": given.config, "site": given.config_dir, "device": given.device, "seed": given.seed,
+            "sequence": given.sequence, "trajectories": _trajectories(given), "models": _models(given),
+            "settings": _settings(given.set) or None,
+        }  # fmt: skip
+        changes = {name: value for name, value in here.items() if value is not None}
+        result = recover.recover(
+            folder, given.session, changes, incomplete=given.incomplete, progress=sys.stderr.isatty()
+        )
+        save(result, given.output)
+        for warning in result.summary.get("warnings", []):
+            _say(f"warning: {warning}", sys.stderr)
+        _say(f"{len(result.images)} images -> {given.output}/ (maps/, contact.png, images.h5, summary.json)")
     return EXIT_OK
 
 

@@ -58,6 +58,8 @@ class Scan:
     name: str
     config: ConfigFile | ConfigText | None = None
     """What the scan itself says about its recipe (an MRD stream may)."""
+    limitations: tuple[str, ...] = ()
+    """What the result has to say about the scan: that it was cut off, for instance."""
 
 
 def open_scan(source: str) -> Scan:
@@ -97,8 +99,9 @@ def replay_here(scan: Scan, options: ScanOptions, *, progress: bool = False, kee
 
     with _bar(scan, progress) as readouts:
         report = run_scan(
-            messages(readouts), _collector(result.images), options, observe=result.observed.append if keep else None
-        )
+            messages(readouts), _collector(result.images), options, limitations=scan.limitations,
+            observe=result.observed.append if keep else None,
+        )  # fmt: skip
     if report is not None:
         result.summary = {
             "input": scan.name,

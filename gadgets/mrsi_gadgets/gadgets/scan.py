@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +89,7 @@ def run_scan(
     *,
     observe: Callable[[Any], None] | None = None,
     tell: Callable[[str], None] | None = None,
+    limitations: Iterable[str] = (),
 ) -> Report | None:
     """Run one scan.
 
@@ -105,6 +106,8 @@ def run_scan(
         Sees every item between two gadgets (KtData, SpectralImage, Maps).
     tell
         Takes progress sentences for the console.
+    limitations
+        What is known to be wrong with the scan beforehand; the result says it as one of its warnings.
 
     Returns
     -------
@@ -131,6 +134,8 @@ def run_scan(
     following = next(messages, None)
     settings = dict(options.settings)
     report = Report()
+    for sentence in limitations:
+        report.warn(sentence)
     if isinstance(following, Text):
         chain, settings = _json_parameters(following.text, chain, settings, options, report)
         following = next(messages, None)

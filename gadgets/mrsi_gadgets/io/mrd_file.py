@@ -219,6 +219,10 @@ class ScanWriter:
         if self._bytes >= SLAB_BYTES:
             self._flush()
 
+    def note(self, group: str, name: str, text: str) -> None:
+        """Keep a text beside the scan, in a group of its own, which readers of MRD files do not look at."""
+        self._output.file.require_group(group).create_dataset(name, data=text, dtype=h5py.string_dtype())
+
     def close(self) -> None:
         """Finish the file and give it its name."""
         self._flush()
@@ -283,6 +287,19 @@ def write_scan(
     with ScanWriter(path, header_xml, group) as writer:
         for item in items:
             writer.append(item)
+
+
+def read_note(path: str | os.PathLike[str], group: str, name: str) -> str | None:
+    """Read a text that `ScanWriter.note` has kept; None where there is none.
+
+    Raises
+    ------
+    DataError
+        There is no such file, it is no HDF5 file, or it is truncated.
+    """
+    with open_file(Path(path)) as file:
+        found = file.get(f"{group}/{name}")
+        return None if found is None else text_of(found[()])
 
 
 class ImageFile:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import json
 import logging
 import signal
 import socket
@@ -24,8 +25,11 @@ from mrsi_gadgets.arrays import select_device
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.composition import find_recipe
 from mrsi_gadgets.gadgets.scan import ScanOptions
+from mrsi_gadgets.io.spool import SessionSpool, Spool, SpoolOptions
+from mrsi_gadgets.io.spool_log import State
 from mrsi_gadgets.server.worker import READY, limits_of, options_to_text
 from mrsi_gadgets.stream.endpoints import keep_alive
+from mrsi_gadgets.stream.framing import FrameScanner
 from mrsi_gadgets.stream.relay import Relay, report_failure
 from mrsi_gadgets.stream.session import Peer
 
@@ -61,6 +65,8 @@ class ServerOptions:
     """Upper bound of one message; None admits whatever MRD 1.x can express."""
     log_level: str = "INFO"
     log_format: str = "text"
+    spool: SpoolOptions | None = None
+    """Where the raw data of every session are kept before they are processed; None: nowhere."""
 
 
 class SessionProcess:
@@ -156,6 +162,7 @@ class Server:
         self._stopped = threading.Event()
         self._numbers = itertools.count(1)
         self._limits = limits_of(options.max_message_mib)
+        self._spool = Spool(options.spool) if options.spool is not None else None
         self._sessions: dict[threading.Thread, SessionProcess | None] = {}
         self._silent: dict[threading.Thread, socket.socket] = {}
         """Clients that have not sent a byte yet."""
@@ -170,6 +177,8 @@ class Server:
         """
         if self.options.host not in ("127.0.0.1", "::1", "localhost"):
             log.warning("listening on %s: anyone who reaches this port can run a reconstruction", self.options.host)
+        if self._spool is not None:
+            self._spool.start()
         for _ in range(self.options.warm):
             self._warm.append(SessionProcess(self.options))
         for process in self._warm:
@@ -228,6 +237,8 @@ class Server:
             thread.join(max(0.0, deadline - time.monotonic()))
         for process in warm:
             process.end()
+        if self._spool is not None:
+            self._spool.stop()
 
     def _take(self) -> SessionProcess | None:
         """Return a warm process and start its successor; None where as many sessions run as may.
@@ -269,7 +280,7 @@ class Server:
         """
         try:
             if self._says_something(client):
-                self._session(client, peer, next(self._numbers))
+                self._numbered_session(client, peer)
             else:
                 log.debug("%s went away without a byte", peer)
         finally:
@@ -294,7 +305,19 @@ class Server:
             with self._lock:
                 self._silent.pop(thread, None)
 
-    def _session(self, client: socket.socket, peer: str, number: int) -> None:
+    def _numbered_session(self, client: socket.socket, peer: str) -> None:
+        """Give a session its number and, where there is a spool, a place for its raw data."""
+        if self._spool is None:
+            self._session(client, peer, next(self._numbers), None)
+            return
+        kept = self._spool.open({"scan": json.loads(options_to_text(self.options.scan))})
+        ending = _Ending(State.FAILED, "an internal error of the server ended the session")
+        try:
+            ending = self._session(client, peer, kept.number, kept)
+        finally:
+            kept.end(ending.state, ending.cause, readouts=ending.readouts, closed=ending.closed)
+
+    def _session(self, client: socket.socket, peer: str, number: int, kept: SessionSpool | None) -> _Ending:
         """Run one session in a process, or tell the peer why there is none."""
         worker: SessionProcess | None = None
         known = {"session": str(number)}
@@ -304,8 +327,7 @@ class Server:
             if worker is not None:
                 worker.begin(number)
                 log.info("session %d: process %d", number, worker.process.pid, extra=known)
-                self._relay(client, worker, number)
-                return
+                return self._relay(client, worker, number, kept)
             sentence = (
                 f"the server runs as many sessions as it may ({self.options.max_sessions}); send the scan again when "
                 "one of them has ended, or start the server with a larger --max-sessions"
@@ -313,7 +335,7 @@ class Server:
         except OSError as error:
             log.error("session %d failed: %s", number, error, extra=known)
             if worker is not None:
-                return
+                return _Ending(State.FAILED, f"the session could not be served ({error.strerror})")
             sentence = (
                 f"no session process could be started ({error.strerror}); free memory or processes on the server's "
                 "machine and send the scan again"
@@ -322,41 +344,83 @@ class Server:
             if worker is not None:
                 worker.end()
         log.error("session %d: refused: %s", number, sentence, extra=known | {"failure": sentence})
+        scanner = FrameScanner(self._limits)
         report_failure(
-            client, self.options.peer, sentence, limits=self._limits, idle_timeout_s=self.options.idle_timeout_s
-        )
+            client, self.options.peer, sentence, scanner, self._limits, idle_timeout_s=self.options.idle_timeout_s,
+            keep=kept.keep if kept is not None else None,
+        )  # fmt: skip
+        return _Ending(State.FAILED, sentence, scanner.readouts, scanner.closed)
 
-    def _relay(self, client: socket.socket, worker: SessionProcess, number: int) -> None:
+    def _relay(self, client: socket.socket, worker: SessionProcess, number: int, kept: SessionSpool | None) -> _Ending:
         """Pass one session through; where its process dies, tell the peer."""
         relay = Relay(
             client, worker.socket, peer=self.options.peer, limits=self._limits,
-            idle_timeout_s=self.options.idle_timeout_s,
+            idle_timeout_s=self.options.idle_timeout_s, keep=kept.keep if kept is not None else None,
         )  # fmt: skip
+        if kept is not None:
+            _tell_of_problems(kept, relay, number)
         in_order = relay.run()
         if in_order or relay.client_lost:
             relay.close()
-            self._say_how_it_ended(relay, worker.failure(), number)
-            return
+            return self._say_how_it_ended(relay, worker.failure(), number, kept)
         if self._stopped.is_set():
-            sentence = "the server was stopped before the result was complete; send the scan again"
+            sentence = f"the server was stopped before the result was complete; {_remedy(kept)}"
         else:
             sentence = (
                 f"the reconstruction process of session {number} died before its result was complete "
-                f"({worker.cause_of_end()}); send the scan again, or replay it from the scanner's own raw data"
+                f"({worker.cause_of_end()}); {_remedy(kept)}"
             )
         relay.report_failure(sentence)
-        self._say_how_it_ended(relay, sentence, number)
+        return self._say_how_it_ended(relay, sentence, number, kept)
 
     @staticmethod
-    def _say_how_it_ended(relay: Relay, failure: str | None, number: int) -> None:
+    def _say_how_it_ended(relay: Relay, failure: str | None, number: int, kept: SessionSpool | None) -> _Ending:
         """Write the one line by which a session's end is found in the log."""
         known = {"session": str(number), "peer": relay.peer.value, "received": relay.received, "failure": failure}
+        state, cause = State.FINISHED, ""
         if relay.client_lost:
+            state, cause = State.ABORTED, failure or "the peer went away before its scan was complete"
             log.warning("session %d: the peer went away before its scan was complete", number, extra=known)
         elif failure is not None:
+            state, cause = State.FAILED, failure
             log.warning("session %d: ended with an error: %s", number, failure, extra=known)
         else:
             log.info("session %d: closed in order", number, extra=known)
+        if state is not State.FINISHED and kept is not None and kept.kept and relay.readouts:
+            log.warning(
+                "session %d: %d readouts are kept in %s", number, relay.readouts, kept.folder,
+                extra={"session": str(number)},
+            )  # fmt: skip
+        return _Ending(state, cause, relay.readouts, relay.closed_by_client)
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How a session has ended, for the spool."""
+
+    state: State
+    cause: str = ""
+    readouts: int = 0
+    closed: bool = False
+
+
+def _remedy(kept: SessionSpool | None) -> str:
+    """Say what to do about a session that has failed on our side."""
+    if kept is None or not kept.kept or kept.problem:
+        return "send the scan again, or replay it from the scanner's own raw data"
+    return f"its raw data are kept on the server, where `mrsi recover {kept.number} -o RESULT` reconstructs them"
+
+
+def _tell_of_problems(kept: SessionSpool, relay: Relay, number: int) -> None:
+    """Have console and log told once where raw data are not kept."""
+
+    def told(sentence: str) -> None:
+        log.error("%s", sentence, extra={"session": str(number)})
+        relay.tell(sentence)
+
+    kept.on_problem = told
+    if kept.problem:  # from the start: the log has it already
+        relay.tell(kept.problem)
 
 
 def _listen(options: ServerOptions) -> socket.socket:

@@ -214,6 +214,8 @@ class FrameScanner:
         """Bytes of whole messages seen."""
         self.messages = 0
         """Whole messages seen."""
+        self.readouts = 0
+        """Whole readouts, and images, among them."""
         self.closed = False
         """CLOSE has been seen."""
         self.framing_lost = False
@@ -284,5 +286,7 @@ class FrameScanner:
         """Count the message that has just ended."""
         self.messages += 1
         self.offset += self._length
-        if self._number == MessageId.CLOSE:
+        if self._number in (MessageId.ACQUISITION, MessageId.IMAGE):
+            self.readouts += 1
+        elif self._number == MessageId.CLOSE:
             self.closed = True

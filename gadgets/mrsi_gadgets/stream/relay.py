@@ -10,13 +10,15 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
 from mrsi_gadgets.errors import MrsiError, ProtocolError
 from mrsi_gadgets.stream.endpoints import LINGER_S, SocketEndpoint
 from mrsi_gadgets.stream.framing import FrameScanner
 from mrsi_gadgets.stream.limits import MEBIBYTE, Limits
-from mrsi_gadgets.stream.messages import ConfigFile, ConfigText, Query
+from mrsi_gadgets.stream.messages import ConfigFile, ConfigText, Query, Text
 from mrsi_gadgets.stream.serialisation import encode
 from mrsi_gadgets.stream.session import Peer, detect_peer, failure_messages
 from mrsi_gadgets.stream.wire import Decoder
@@ -24,7 +26,10 @@ from mrsi_gadgets.stream.wire import Decoder
 LOG = logging.getLogger("mrsi.stream")
 CHUNK_BYTES = MEBIBYTE
 POLL_S = 0.1
-"""How soon the thread towards the worker notices that the worker is gone."""
+"""How soon the thread towards the worker notices that the worker is gone, and how often the worker is looked at."""
+
+Keep = Callable[[memoryview], None]
+"""Takes the client's bytes, as far as they can be framed, before anybody processes them; must not raise."""
 
 
 class PeerWatch:
@@ -57,6 +62,7 @@ def report_failure(
     limits: Limits | None = None,
     *,
     idle_timeout_s: float | None = None,
+    keep: Keep | None = None,
 ) -> None:
     """Tell a peer that its session has failed, and close its socket.
 
@@ -78,6 +84,8 @@ def report_failure(
         What a message may announce, for a session that has not begun yet.
     idle_timeout_s
         Give up a peer that sends nothing for so long; None waits for ever.
+    keep
+        Gets what the peer still sends.
     """
     scanner = scanner or FrameScanner(limits)
     watch = PeerWatch(peer, limits)
@@ -95,8 +103,8 @@ def report_failure(
             count = endpoint.read_into(space)
             if not count:
                 break
+            _take(scanner, space[:count], keep)
             watch.look(space[:count])
-            _follow(scanner, space[:count])
     send_failure(endpoint, watch.peer, sentence, told=told)
 
 
@@ -112,11 +120,14 @@ def send_failure(endpoint: SocketEndpoint, peer: Peer, sentence: str, *, told: b
     endpoint.close()
 
 
-def _follow(scanner: FrameScanner, chunk: memoryview) -> None:
-    """Follow boundaries; once framing is lost there is nothing to follow."""
-    if not scanner.framing_lost:
-        with suppress(ProtocolError):  # the worker, which parses, reports it; the scanner remembers it
-            scanner.advance(chunk)
+def _take(scanner: FrameScanner, chunk: memoryview, keep: Keep | None) -> None:
+    """Have the client's bytes kept and follow their boundaries; once framing is lost they mean nothing."""
+    if scanner.framing_lost:
+        return
+    if keep is not None and not scanner.closed:
+        keep(chunk)
+    with suppress(ProtocolError):  # the worker, which parses, reports it; the scanner remembers it
+        scanner.advance(chunk)
 
 
 class Relay:
@@ -138,6 +149,10 @@ class Relay:
     idle_timeout_s
         Let go of a client that has sent nothing for so long when the worker has ended its output; None waits for its
         CLOSE.
+    keep
+        Gets the client's bytes before the worker does.
+    watch
+        Called every `POLL_S` while the worker runs; may end it.
     """
 
     def __init__(
@@ -148,7 +163,12 @@ class Relay:
         peer: Peer = Peer.AUTO,
         limits: Limits | None = None,
         idle_timeout_s: float | None = None,
+        keep: Keep | None = None,
+        watch: Callable[[], None] | None = None,
     ) -> None:
+        self._keep = keep
+        self._look_at_worker = watch or (lambda: None)
+        self._notices: deque[str] = deque()
         self._idle_timeout_s = idle_timeout_s if idle_timeout_s is not None else float("inf")
         self._client = SocketEndpoint(client)
         self._worker_socket = worker
@@ -173,6 +193,20 @@ class Relay:
         """Whole messages from the client so far."""
         return self._up.messages
 
+    @property
+    def readouts(self) -> int:
+        """Whole readouts from the client so far."""
+        return self._up.readouts
+
+    @property
+    def closed_by_client(self) -> bool:
+        """Whether the client's CLOSE has come."""
+        return self._up.closed
+
+    def tell(self, sentence: str) -> None:
+        """Warn the client at the next occasion; a Gadgetron, which aborts at a text, hears nothing."""
+        self._notices.append(sentence)
+
     def run(self) -> bool:
         """Pass bytes until the worker ends its output.
 
@@ -183,8 +217,15 @@ class Relay:
         self._upward.start()
         space = memoryview(bytearray(CHUNK_BYTES))
         try:
-            while count := self._worker.read_into(space):
-                self._pass_down(space[:count])
+            while True:
+                if self._worker.readable(POLL_S):
+                    count = self._worker.read_into(space)
+                    if not count:
+                        break
+                    self._pass_down(space[:count])
+                else:
+                    self._pass_notices()
+                self._look_at_worker()
         except OSError as problem:  # a worker that died with unread input resets the pair
             LOG.warning("the worker's socket failed: %s", problem)
         except ProtocolError as problem:
@@ -200,6 +241,16 @@ class Relay:
             return
         whole = bytes(self._held) + bytes(chunk[:boundary])
         self._held = bytearray(chunk[boundary:])
+        self._pass_notices()
+        self._write(whole)
+
+    def _pass_notices(self) -> None:
+        """Send the warnings that wait, once it is known that the client can read them; between whole messages."""
+        while self._notices and self.peer is Peer.FIRE:
+            self._write(encode(Text(f"WARNING {self._notices.popleft()}")))
+
+    def _write(self, whole: bytes) -> None:
+        """Send whole messages to a client that still takes them."""
         if self._client_deaf:
             return
         try:
@@ -221,8 +272,8 @@ class Relay:
                 count = self._client.read_into(space)
                 if not count:
                     break
+                _take(self._up, space[:count], self._keep)
                 self._watch.look(space[:count])
-                _follow(self._up, space[:count])
                 self._forward(space[:count])
         self.client_lost = self.client_lost or not self._up.closed
         with suppress(OSError):
@@ -248,6 +299,7 @@ class Relay:
         A console hears the reason at once, while its scan may still run; a Gadgetron would lose an early ERROR.
         """
         self._worker_gone.set()
+        self._pass_notices()
         told = self.peer is Peer.FIRE
         if told:
             with suppress(OSError):  # a client that takes no more bytes is told nothing; `send_failure` logs it

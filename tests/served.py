@@ -12,7 +12,8 @@ import numpy as np
 
 from mrsi_gadgets.gadgets.node import run_connection
 from mrsi_gadgets.gadgets.scan import ScanOptions
-from mrsi_gadgets.server.supervisor import Server, ServerOptions
+from mrsi_gadgets.server.process import ServerOptions
+from mrsi_gadgets.server.supervisor import Server
 from mrsi_gadgets.stream.messages import Close, ConfigFile, ConfigText, ErrorText, Header, Image, Message, Text
 from mrsi_gadgets.stream.session import Peer
 from mrsi_gadgets.stream.transport import Connection

@@ -169,6 +169,13 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _gibibytes(text: str) -> float:
+    try:
+        return _seconds(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of GiB above 0") from None
+
+
 def _whole(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 0")
@@ -192,8 +199,20 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     spool.add_argument("--no-spool", action="store_true", help="keep no raw data")
     parser.add_argument(
-        "--spool-limit", type=_seconds, metavar="GIB", help="keep at most so much of them (default: 50)", default=50.0
+        "--spool-limit", type=_gibibytes, metavar="GIB", help="keep at most so much of them (default: 50)", default=50.0
     )
+    parser.add_argument(
+        "--memory-limit", type=_gibibytes, metavar="GIB",
+        help="end a session process that takes more memory (default: nine tenths of the machine's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hang-limit", type=_seconds, metavar="SECONDS", default=60.0,
+        help="end a session process that has work and shows no sign of it for so long (default: 60)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--silence-limit", type=_seconds, metavar="SECONDS", default=3600.0,
+        help="end a session process that has said nothing for so long after its scan (default: 3600)",
+    )  # fmt: skip
     _add_scan_options(parser, recipe_help="default: the one that the peer asks for")
     parser.set_defaults(run=_serve)
 
@@ -213,13 +232,18 @@ def _spool_options(given: argparse.Namespace) -> SpoolOptions | None:
 
 
 def _serve(given: argparse.Namespace) -> int:
-    from mrsi_gadgets.server.supervisor import Server, ServerOptions
+    from mrsi_gadgets.server.process import ServerOptions
+    from mrsi_gadgets.server.supervisor import Server
+    from mrsi_gadgets.server.watchdog import GIBIBYTE, ProcessLimits
     from mrsi_gadgets.stream.session import Peer
 
     options = ServerOptions(
         host=given.host, port=given.port, peer=Peer(given.peer), scan=_scan_options(given), warm=given.warm,
         log_level=given.log_level or "INFO", log_format=given.log_format, max_sessions=given.max_sessions,
         idle_timeout_s=given.idle_timeout, max_message_mib=given.max_message_mib, spool=_spool_options(given),
+        limits=ProcessLimits(
+            int(given.memory_limit * GIBIBYTE) if given.memory_limit else None, given.hang_limit, given.silence_limit
+        ),
     )  # fmt: skip
     server = Server(options)
     # a service manager ends us with SIGTERM, a terminal with SIGINT: both in order

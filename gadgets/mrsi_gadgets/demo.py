@@ -20,7 +20,8 @@ from mrsi_gadgets.phantom.presets import find_preset
 from mrsi_gadgets.phantom.scoring import Scores, score
 from mrsi_gadgets.phantom.simulate import write_simulation
 from mrsi_gadgets.phantom.truth import Truth
-from mrsi_gadgets.server.supervisor import Server, ServerOptions
+from mrsi_gadgets.server.process import ServerOptions
+from mrsi_gadgets.server.supervisor import Server
 
 log = logging.getLogger("mrsi.demo")
 

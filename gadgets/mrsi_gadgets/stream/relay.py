@@ -152,7 +152,8 @@ class Relay:
     keep
         Gets the client's bytes before the worker does.
     watch
-        Called every `POLL_S` while the worker runs; may end it.
+        Called at least every `POLL_S` while the worker runs and the client takes its output, with the bytes that have
+        come from the worker and whether nothing more comes from the client; may end the worker.
     """
 
     def __init__(
@@ -164,10 +165,11 @@ class Relay:
         limits: Limits | None = None,
         idle_timeout_s: float | None = None,
         keep: Keep | None = None,
-        watch: Callable[[], None] | None = None,
+        watch: Callable[[int, bool], None] | None = None,
     ) -> None:
         self._keep = keep
-        self._look_at_worker = watch or (lambda: None)
+        self._look_at_worker = watch or (lambda passed, scan_ended: None)
+        self._passed = 0
         self._notices: deque[str] = deque()
         self._idle_timeout_s = idle_timeout_s if idle_timeout_s is not None else float("inf")
         self._client = SocketEndpoint(client)
@@ -222,10 +224,11 @@ class Relay:
                     count = self._worker.read_into(space)
                     if not count:
                         break
+                    self._passed += count
                     self._pass_down(space[:count])
                 else:
                     self._pass_notices()
-                self._look_at_worker()
+                self._look_at_worker(self._passed, self._up.closed or not self._upward.is_alive())
         except OSError as problem:  # a worker that died with unread input resets the pair
             LOG.warning("the worker's socket failed: %s", problem)
         except ProtocolError as problem:

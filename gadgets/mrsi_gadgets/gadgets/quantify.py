@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -18,13 +18,22 @@ from mrsi_gadgets.physics.nucleus import nucleus_of
 from mrsi_gadgets.physics.saturation import macromolecule_weight, relaxed
 from mrsi_gadgets.quantification.assembly import map_names
 from mrsi_gadgets.quantification.slice_spread import slice_spread
-from mrsi_gadgets.quantification.varpro import VarproModel, field_lineshape, fit_varpro, prepare_varpro
+from mrsi_gadgets.quantification.varpro import VarproModel, field_doubt, field_lineshape, fit_varpro, prepare_varpro
 
 LARGE_MISFIT = 3.0
 """Root mean square of the residual over the noise from which on the maps are doubted as a whole."""
 LEAST_POINTS = 32
 MANY_AT_BOUND = 0.1
 """Share of voxels at the end of the searched frequencies from which on it is told."""
+
+
+class FieldLines(NamedTuple):
+    """What the field does to the lines of each voxel."""
+
+    lineshape: np.ndarray
+    """(voxel, node) complex64."""
+    doubt: np.ndarray
+    """(voxel, mode, node) complex64: what the lineshape may be off by."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +73,20 @@ class Quantify(Gadget):
         )
         return models
 
-    def calibrated(self, context: Context) -> tuple[np.ndarray, ...]:
+    def calibrated(self, context: Context) -> tuple[FieldLines, ...]:
         """Compute the lineshape that the field gives to each voxel, for each echo time."""
         _, b0_hz, mask = context.calibration.encoding()
         return self._lineshapes(b0_hz, mask, context)
 
-    def _lineshapes(self, b0_hz: np.ndarray, mask: np.ndarray, context: Context) -> tuple[np.ndarray, ...]:
+    def _lineshapes(self, b0_hz: np.ndarray, mask: np.ndarray, context: Context) -> tuple[FieldLines, ...]:
         """Return the lineshapes of the field within the voxels of a mask, for each echo time."""
         line = context.calibration.water_line
         with context.report.timed("lineshapes of the field"):
             spread = None if line is None else slice_spread(line, b0_hz, mask)
-            return tuple(field_lineshape(b0_hz, mask, model, spread) for model in context.prepared[self].result())
+            return tuple(
+                FieldLines(field_lineshape(b0_hz, mask, model, spread), field_doubt(b0_hz, mask, model))
+                for model in context.prepared[self].result()
+            )
 
     def process(self, items: Iterator[Any], context: Context) -> Iterator[Any]:
         """Turn spectral images into maps."""
@@ -88,7 +100,7 @@ class Quantify(Gadget):
                 known = self._lineshapes(item.b0_hz, item.mask, context) if ahead is None else ahead.result()
                 # what calibrates other nuclei than protons is a line of the same spectrum, and has its own map
                 water = context.calibration.water if nucleus_of(item.protocol).water_is_nuisance else None
-                maps = fit_varpro(item, model, water=water, lineshape=known[item.echo or 0])
+                maps = fit_varpro(item, model, water=water, **known[item.echo or 0]._asdict())
                 maps = replace(self._with_field(maps, context.calibration, water), echo=item.echo)
                 if item.outside_model is not None and item.model_score is not None:
                     maps = replace(maps, maps={**maps.maps, **_judged(item)})

@@ -14,6 +14,7 @@ from mrsi_gadgets.physics.phosphorus import ph_of_shift, ph_slope
 from mrsi_gadgets.quantification.design import PROFILE, group_weights
 from mrsi_gadgets.quantification.nucleus_fit import fit_of
 from mrsi_gadgets.quantification.resynthesis import Resynthesis
+from mrsi_gadgets.quantification.uncertainty import with_doubt
 
 if TYPE_CHECKING:
     from mrsi_gadgets.quantification.passes import Voxels
@@ -49,6 +50,10 @@ class FitResult:
     """(voxel, n_dense) expected nuisance signal in the leading coordinates."""
     place: np.ndarray
     """(voxel,) int: place of the molecule that has a shift of its own (`moving_line`); any number where none has."""
+    doubt: np.ndarray
+    """(voxel, column + 4, mode): what a doubtful lineshape adds, for weights of unit variance (`uncertainty`)."""
+    evidence: np.ndarray
+    """(voxel, 3): what the residuals say of that variance (`uncertainty.Doubt`)."""
 
     @staticmethod
     def concatenate(parts: Sequence[FitResult]) -> FitResult:
@@ -117,8 +122,8 @@ def assemble_maps(
     """Arrange the result of the fit as maps.
 
     Beside every value that was fitted stand two deviations (`data.Map`): `sd`, what is known of its error (the fit's
-    Jacobian with all priors, the noise as reconstruction left it, misfit beyond noise), and `crlb`, what the noise of
-    the samples alone would allow an unbiased fit.
+    Jacobian with all priors, the noise as reconstruction left it, misfit beyond noise, errors of the lineshape), and
+    `crlb`, what the noise of the samples alone would allow an unbiased fit.
 
     Parameters
     ----------
@@ -142,6 +147,7 @@ def assemble_maps(
     method
         What the provenance calls the method.
     """
+    result, doubt = with_doubt(result)
     divisor = None
     if water is not None:
         smooth = smooth_in_mask(water, image.mask & (water > 0), water_fwhm_voxels).ravel()[inside] / _WATER_PROTONS
@@ -168,6 +174,7 @@ def assemble_maps(
         "nuisance": list(model.coordinates.bands),
         "voxels": len(inside),
         "unmodelled_lines": {line.name: int(line.voxels.sum()) for line in lines},
+        "lineshape_weights_sd": round(doubt, 3),
     }
     return Maps(
         maps, image.mask, image.b0_hz, image.protocol, examples, image.frame, provenance, spectra=whole.all_voxels

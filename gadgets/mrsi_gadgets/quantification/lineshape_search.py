@@ -53,6 +53,8 @@ class LineshapeExpansion:
     """(node,) times at which h is evaluated [s]."""
     from_nodes: np.ndarray
     """(node, k): values at the nodes -> coefficients."""
+    functions_at_nodes: np.ndarray
+    """(k, node): coefficients -> values at the nodes."""
 
     @property
     def rank(self) -> int:
@@ -76,12 +78,18 @@ class LineshapeExpansion:
         """
         xp = namespace(shape)
         time = like(self.node_times_s, shape, "float32")[None, :]
+        h = self.values_at_nodes(shape, given)
+        stack = xp.stack([h, 1j * h, (2j * np.pi) * time * h, -time * h, -(time**2) * h], axis=1)
+        return xp.matmul(xp.astype(stack, xp.complex64), like(self.from_nodes, shape, "complex64"))
+
+    def values_at_nodes(self, shape: Array, given: Array) -> Array:
+        """Return h at the nodes, (voxel, node) complex64; parameters as for `coefficients`."""
+        xp = namespace(shape)
+        time = like(self.node_times_s, shape, "float32")[None, :]
         p = [xp.astype(shape[:, i : i + 1], xp.float32) for i in range(N_SHAPE)]
         size = xp.exp(-p[2] * time - p[3] * time**2)
         angle = p[0] + 2 * np.pi * p[1] * time
-        h = size * (xp.cos(angle) + 1j * xp.sin(angle)) * given
-        stack = xp.stack([h, 1j * h, (2j * np.pi) * time * h, -time * h, -(time**2) * h], axis=1)
-        return xp.matmul(xp.astype(stack, xp.complex64), like(self.from_nodes, shape, "complex64"))
+        return size * (xp.cos(angle) + 1j * xp.sin(angle)) * given
 
 
 def expand_lineshapes(
@@ -113,7 +121,9 @@ def expand_lineshapes(
     n_nodes = min(n_nodes, len(times_s))
     place = 0.5 - 0.5 * np.cos(np.pi * (np.arange(n_nodes) + 0.5) / n_nodes)
     nodes = np.unique(np.round(place * (len(times_s) - 1)).astype(int))
-    return LineshapeExpansion(functions, np.asarray(times_s)[nodes], np.linalg.pinv(functions[:, nodes]))
+    return LineshapeExpansion(
+        functions, np.asarray(times_s)[nodes], np.linalg.pinv(functions[:, nodes]), functions[:, nodes]
+    )
 
 
 class FirstEstimate(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from mrsi_gadgets.quantification.lineshape_search import N_SHAPE
 from mrsi_gadgets.quantification.moving_line import at_place
 from mrsi_gadgets.quantification.preparation import VarproModel
 from mrsi_gadgets.quantification.refinement import Fit, Problem, covariance, model_at, propagated, refine
+from mrsi_gadgets.quantification.uncertainty import doubt_of
 from mrsi_gadgets.quantification.unmodelled import FORBIDDEN
 
 _CHANCE = 1.15
@@ -53,6 +54,28 @@ class Voxels(NamedTuple):
     """(coordinate, k): directions of the noise that matters; None: white noise."""
     start: Array | None = None
     """(voxel, 4) float32: lineshape to begin with; NaN, and None: search it."""
+    patterns: Array | None = None
+    """(voxel, mode, node) complex64: what the lineshape may be off by (`uncertainty.lineshape_doubt`); None: nothing.
+    """
+
+    def take(self, rows: Any) -> Voxels:
+        """Return some voxels: a slice, or their indices on the host."""
+        xp = namespace(self.data)
+
+        def some(array: Array | None) -> Array | None:
+            if array is None:
+                return None
+            if isinstance(rows, slice):
+                return array[rows, ...]
+            return xp.take(array, like(rows, array), axis=0)
+
+        spread = None if self.spread is None else self.spread[rows]
+        data, given = some(self.data), some(self.given)
+        assert data is not None
+        assert given is not None
+        return Voxels(
+            data, self.noise_sd[rows], given, spread, self.directions, some(self.start), some(self.patterns)
+        )  # fmt: skip
 
 
 class FirstPass(NamedTuple):
@@ -159,19 +182,6 @@ def _taken(first: FirstPass, rows: np.ndarray) -> FirstPass:
     )
 
 
-def _taken_voxels(voxels: Voxels, rows: np.ndarray) -> Voxels:
-    xp = namespace(voxels.data)
-    index = like(rows, voxels.data, "int64")
-    return Voxels(
-        xp.take(voxels.data, index, axis=0),
-        voxels.noise_sd[rows],
-        xp.take(voxels.given, index, axis=0),
-        None if voxels.spread is None else voxels.spread[rows],
-        voxels.directions,
-        None if voxels.start is None else xp.take(voxels.start, index, axis=0),
-    )
-
-
 def final_pass_of_places(
     first: FirstPass, voxels: Voxels, place: np.ndarray, model: VarproModel, shape_prior: np.ndarray
 ) -> FitResult:
@@ -190,7 +200,7 @@ def final_pass_of_places(
         parts, order = [], []
         for one in np.unique(place[rows]):
             some = rows[place[rows] == one]
-            part = final_pass(_taken(first, some), _taken_voxels(voxels, some), at_place(model, int(one)), shape_prior)
+            part = final_pass(_taken(first, some), voxels.take(some), at_place(model, int(one)), shape_prior)
             parts.append(replace(part, place=np.full(len(some), one)))
             order.append(some)
         found = FitResult.concatenate(parts)
@@ -311,6 +321,7 @@ def result_of(
     xp = namespace(fit.shape)
     coordinates, dictionary = model.coordinates, model.dictionary
     cov, variance = covariance(fit.normal, fit.free)
+    cov_of_fit = cov
     if voxels.spread is not None and voxels.directions is not None:
         directions = like(voxels.directions, fit.residual, "complex64")
         spread = like(voxels.spread / more[:, None], fit.shape, "float32")
@@ -318,6 +329,7 @@ def result_of(
         cov = xp.matmul(cov, xp.matmul(actual, cov))
         own = xp.linalg.diagonal(cov)
         variance = xp.where(own > 0, own, variance)
+    doubt, evidence = _doubt(fit, problem, voxels, model, cov_of_fit, more)
     head = fit.residual[:, : coordinates.n_dense, None]
     # expectation of the nuisance, (C - 2 I) C^-1 r in white noise, with C^-1 = W^H W / 2
     nuisance = head - xp.matmul(xp.matrix_transpose(xp.conj(whiten)), xp.matmul(whiten, head))
@@ -335,7 +347,29 @@ def result_of(
         more * _misfit(problem, fit),
         to_numpy(nuisance[:, :, 0]) * sd[:, None],
         np.full(len(sd), 0 if model.moving is None else model.moving.home),
+        doubt * unit[:, :, None],
+        evidence,
     )
+
+
+def _doubt(
+    fit: Fit, problem: Problem, voxels: Voxels, model: VarproModel, inverse: Array, more: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what a doubtful lineshape adds to the unknowns (voxel, unknown, mode), and what the residual says of it.
+
+    The latter is (voxel, 3), as in `uncertainty.Doubt`.
+    """
+    if voxels.patterns is None:
+        return np.zeros((*fit.normal.shape[:2], 0)), np.zeros((len(more), 3))
+    directions = spread = None
+    if voxels.spread is not None and voxels.directions is not None:
+        directions = like(voxels.directions, fit.residual, "complex64")
+        spread = like(voxels.spread / more[:, None], fit.shape, "float32")
+    found = doubt_of(
+        problem, model.dictionary, fit, inverse, voxels.patterns, like(1 / more, fit.shape, "float32"), directions,
+        spread,
+    )  # fmt: skip
+    return to_numpy(found.response).astype(float), to_numpy(found.evidence)
 
 
 def bare_bound(fit: Fit, model: VarproModel) -> Array:

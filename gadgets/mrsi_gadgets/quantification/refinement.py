@@ -228,6 +228,22 @@ def whitened_columns(problem: Problem, dictionary: ShapedDictionary, shape: Arra
     return _whiten(_columns(dictionary, coefficients, parts), problem.whiten)
 
 
+def whitened_modes(
+    problem: Problem, dictionary: ShapedDictionary, shape: Array, amplitudes: Array, modes: Array
+) -> Array:
+    """Return what lineshapes `modes` (voxel, mode, node), times the fitted one, make of the model's whitened signal.
+
+    (voxel, 2 coordinate, mode), `stacked`.
+    """
+    xp = namespace(shape)
+    count = modes.shape[1]
+    ones = xp.ones_like(modes[:, 0, :])
+    plain = dictionary.expansion.values_at_nodes(shape, ones)[:, None, :] * modes
+    coefficients = xp.matmul(xp.astype(plain, xp.complex64), like(dictionary.expansion.from_nodes, shape, "complex64"))
+    parts = _signal(dictionary, coefficients, amplitudes)[:, :count, :]
+    return _whiten(xp.asarray(xp.matrix_transpose(parts), copy=True), problem.whiten)
+
+
 def information(problem: Problem, dictionary: ShapedDictionary, shape: Array, amplitudes: Array) -> Array:
     """Return the Fisher information (voxel, unknown, unknown) of all unknowns at given values, priors included."""
     return _linearise(problem, shape, amplitudes, dictionary).gram

@@ -29,9 +29,10 @@ from mrsi_gadgets.quantification.passes import (
     with_unmodelled,
 )
 from mrsi_gadgets.quantification.preparation import VarproModel, prepare_varpro
+from mrsi_gadgets.quantification.uncertainty import lineshape_doubt
 from mrsi_gadgets.quantification.unmodelled import UnmodelledLine, find_lines, with_lines
 
-__all__ = ["VarproModel", "field_lineshape", "fit_varpro", "prepare_varpro"]
+__all__ = ["VarproModel", "field_doubt", "field_lineshape", "fit_varpro", "prepare_varpro"]
 
 _PIECE = 400
 """At most about this many voxels are fitted at once. Large pieces keep the interpreter out of the way of the threads;
@@ -50,6 +51,7 @@ def fit_varpro(
     water: np.ndarray | None = None,
     intravoxel: bool = True,
     lineshape: np.ndarray | None = None,
+    doubt: np.ndarray | None = None,
     start: np.ndarray | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Maps:
@@ -96,7 +98,7 @@ def fit_varpro(
             lineshape = np.ones((len(inside), len(model.dictionary.expansion.node_times_s)), np.complex64)
         elif lineshape is None:
             lineshape = field_lineshape(image.b0_hz, image.mask, model)
-        voxels = voxels_of(image, inside, model, lineshape, start)
+        voxels = voxels_of(image, inside, model, lineshape, start, doubt)
         basis = None if image.basis is None else to_numpy(image.basis)
         result, model, lines = _fit(voxels, model, image.mask, basis, progress or (lambda _: None))
     return assemble_maps(image, inside, result, model, voxels, water, lines)
@@ -130,9 +132,18 @@ def field_lineshape(
     return lineshape
 
 
+def field_doubt(b0_hz: np.ndarray, mask: np.ndarray, model: VarproModel) -> np.ndarray:
+    """Return the patterns that errors of `field_lineshape` are made of, (voxel, mode, node) complex64.
+
+    See `uncertainty.lineshape_doubt`. It can be computed as soon as the field map is there, too.
+    """
+    return lineshape_doubt(b0_hz, mask, model.dictionary.expansion)
+
+
 def voxels_of(
-    image: SpectralImage, inside: np.ndarray, model: VarproModel, lineshape: np.ndarray, start: np.ndarray | None
-) -> Voxels:
+    image: SpectralImage, inside: np.ndarray, model: VarproModel, lineshape: np.ndarray, start: np.ndarray | None,
+    doubt: np.ndarray | None = None,
+) -> Voxels:  # fmt: skip
     """Bring the voxels of the mask into the coordinates of the fit, with their noise and known lineshape."""
     xp = namespace(image.coefficients)
     flat = xp.reshape(image.coefficients, (-1, image.coefficients.shape[3]))
@@ -149,7 +160,10 @@ def voxels_of(
             f"the lineshapes to begin with are {start.shape}; give {N_SHAPE} of each of {len(inside)} voxels"
         )
     begin = None if start is None else like(start, signal, "float32")
-    return Voxels(data, noise, like(lineshape, signal, "complex64"), spread, directions, begin)
+    if doubt is None:
+        doubt = field_doubt(image.b0_hz, image.mask, model)
+    given = like(lineshape, signal, "complex64")
+    return Voxels(data, noise, given, spread, directions, begin, like(doubt, signal, "complex64"))
 
 
 def _noise(
@@ -192,16 +206,7 @@ def _fit(
     size = -(-n // (2 * -(-n // (2 * _PIECE))))
     for i in range(0, n, size):
         rows = slice(i, min(i + size, n))
-        pieces.append(
-            Voxels(
-                voxels.data[rows, :],
-                voxels.noise_sd[rows],
-                voxels.given[rows, :],
-                None if voxels.spread is None else voxels.spread[rows],
-                voxels.directions,
-                None if voxels.start is None else voxels.start[rows, :],
-            )
-        )
+        pieces.append(voxels.take(rows))
 
     def first(piece: Voxels) -> tuple[FirstPass, np.ndarray]:
         return first_pass_of_places(piece, model)

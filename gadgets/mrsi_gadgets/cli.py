@@ -73,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_simulate(commands.add_parser("simulate", parents=[common], help="write a numerical brain's scan and truth"))
     _add_check(commands.add_parser("check", parents=[common], help="say what a raw file holds, lacks and contradicts"))
     _add_convert(commands.add_parser("convert", parents=[common], help="turn a Siemens twix file into MRD"))
+    report = commands.add_parser("report", parents=[common], help="one HTML page of a result: maps, spectra, origin")
+    report.add_argument("result", type=Path, help="result folder of `mrsi replay`")
+    report.add_argument("--output", "-o", type=Path, metavar="FILE.html", help="default: report.html in the folder")
+    report.set_defaults(run=_report)
     _add_dicom(commands.add_parser("dicom", parents=[common], help="write a result's maps and spectra as DICOM"))
     _add_send(commands.add_parser("send", parents=[common], help="store a result in a DICOM archive"))
     anonymous = commands.add_parser("anonymise", parents=[common], help="copy a raw file or result without identities")
@@ -527,6 +531,14 @@ def _convert(given: argparse.Namespace) -> int:
     from mrsi_gadgets.io.twix import convert_twix
 
     _say(convert_twix(given.file, given.output, sequence=given.sequence))
+    return EXIT_OK
+
+
+def _report(given: argparse.Namespace) -> int:
+    from mrsi_gadgets.output.report import write_report
+
+    path = write_report(given.result, given.output)
+    _say(f"report -> {path} ({path.stat().st_size / 1e6:.1f} MB; open it in a browser)")
     return EXIT_OK
 
 

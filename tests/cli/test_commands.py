@@ -303,3 +303,22 @@ def test_a_command_line_that_cannot_be_read_exits_with_2(arguments, capsys):
         main(arguments.split())
     assert ended.value.code == 2
     assert "usage: mrsi" in capsys.readouterr().err
+
+
+# --- report ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_replay_and_then_a_report_give_a_page_with_the_spectra_of_all_voxels(run, refused, scan_file, tmp_path):
+    folder = tmp_path / "result"
+    assert run("replay", scan_file, "-o", folder, "--config", "fourier", "--device", "cpu")[0] == 0
+    code, out, err = run("report", folder)
+    assert (code, err) == (0, "")
+    assert str(folder / "report.html") in out
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert '"molecules":["NAA"' in text
+    assert str(scan_file) not in text
+    # the page belongs to the result: the next one replaces both
+    assert run("replay", scan_file, "-o", folder, "--config", "fourier", "--device", "cpu")[0] == 0
+    assert not (folder / "report.html").exists()
+    assert "holds no images.h5" in refused("report", tmp_path)

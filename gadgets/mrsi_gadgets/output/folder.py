@@ -35,7 +35,7 @@ from mrsi_gadgets.output.results import ResultMap, Results, stack_frames
 from mrsi_gadgets.stream.messages import Image
 
 _WRITER = "mrsi-gadgets"
-_OURS = {"maps", "b0.nii.gz", "mask.nii.gz", "images.h5", "contact.png", "summary.json"}
+_OURS = {"maps", "b0.nii.gz", "mask.nii.gz", "images.h5", "contact.png", "summary.json", "report.html"}
 _ECHO = re.compile(r"te[0-9]+(p[0-9]+)?ms")
 """Folder of one echo time."""
 _DECIMAL_POINT = re.compile(r"(?<=[0-9])\.(?=[0-9])")

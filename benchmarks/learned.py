@@ -1,7 +1,7 @@
 """Learned models against everything simpler: FID and map errors, bias and scatter, lesions, over SNR.
 
     python benchmarks/learned.py [--models FOLDER] [--preset csi48] [--snr 10 20 40 100] [--brains 4]
-                                 [--realisations 10] [--methods ...] [--quick]
+                                 [--realisations 10] [--methods ...] [--nuisance 5 10] [--quick]
 
 Brains (seeds from 50 on) and noise were never seen in training: models are trained on ensembles of FIDs and no brain at
 all. All methods get the same data of the same calibration. There are no water, lipids and drift in them, since the
@@ -11,6 +11,10 @@ oracle knows. Maps are those of the same fit. Numbers are medians over brains an
 median over scans of raiise over the best method without a network on the same scan. Bias and scatter: maps of the first
 brain over its noise realisations, mean of them against the truth and standard deviation, both over the norm of the
 truth. Point spread, measures and the atlas: docs/explanation/measures.md.
+
+--nuisance WATER LIPIDS puts residual water and scalp lipids (times NAA) and drift into the data and runs the whole
+chain: drift corrected, both removed (`remove_nuisance always="true"`), each method as the recipes have it, with rows
+for what is left of water and lipids. The truth of FIDs is the same, so what is left counts as error.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,10 +36,19 @@ import numpy as np
 from common import NAMES, calibrate, describe_machine, learned_models, prepare, table
 
 from mrsi_gadgets.arrays import centred_fftn, centred_ifftn, one_blas_thread, to_numpy
-from mrsi_gadgets.data import KtData, SpectralImage
+from mrsi_gadgets.data import KtData, Role, SpectralImage
+from mrsi_gadgets.gadgets.combine_coils import CombineCoils
 from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.correct_drift import CorrectDrift
+from mrsi_gadgets.gadgets.field_map import EstimateFieldMap
+from mrsi_gadgets.gadgets.prewhiten import Prewhiten
 from mrsi_gadgets.gadgets.quantify import Quantify
+from mrsi_gadgets.gadgets.reconstruct import Reconstruct
+from mrsi_gadgets.gadgets.remove_nuisance import RemoveNuisance
 from mrsi_gadgets.io.model_store import StoredModel, find_model
+from mrsi_gadgets.mrd.header import parse_header
+from mrsi_gadgets.mrd.profile import read_protocol
+from mrsi_gadgets.mrd.sorting import sort_readouts
 from mrsi_gadgets.phantom.presets import PRESETS
 from mrsi_gadgets.phantom.scoring import common_resolution, fid_error, score, unknown_recovery
 from mrsi_gadgets.phantom.simulate import SimulatedScan, simulate
@@ -56,8 +69,12 @@ LINEAR = (
     "locally low rank",
     "subspace, best rank",
     "subspace, edges",
+    "low rank",
 )
 NETWORKS = ("dae", "raiise")
+CHAIN = {"fourier": "fourier", "low rank": "low_rank", "subspace, edges": "subspace", "raiise": "raiise"}
+"""What the gadget calls these methods."""
+WITH_NUISANCE = ("fourier", "fourier, Hamming", "low rank", "subspace, edges", "raiise")
 Known = tuple[KtData, Context, StoredModel]
 
 
@@ -71,6 +88,8 @@ class Task:
     noise: int
     methods: tuple[str, ...]
     store: str
+    nuisance: tuple[float, float] | None = None
+    """Residual water and lipids over NAA, and drift: the whole chain; None: none of them in the data."""
 
 
 @dataclass
@@ -137,11 +156,40 @@ def reconstruct(method: str, known: Known, error: Callable[[SpectralImage], floa
     raise ValueError(method)
 
 
+def without_nuisance(scan: SimulatedScan, store: Path) -> tuple[KtData, Context]:
+    """Bring a scan to the reconstruction step through all gadgets of the recipes, water and lipids removed."""
+    header = parse_header(scan.header_xml)
+    context = Context(protocol=read_protocol(header), models=(store,))
+    items: Iterator[Any] = sort_readouts(scan.acquisitions, context.protocol, context.report, header)
+    remove = RemoveNuisance(method="union_of_subspaces", always=True)
+    prepare(remove, context)
+    for gadget in (Prewhiten(), CorrectDrift(), EstimateFieldMap(), CombineCoils(), remove):
+        items = gadget.process(items, context)
+    with one_blas_thread():
+        found = [item for item in items if isinstance(item, KtData) and item.role is Role.METABOLITE]
+    return found[0], context
+
+
+def as_in_the_chain(method: str, kt: KtData, context: Context) -> SpectralImage:
+    """Run one method as the recipes have it."""
+    gadget = Reconstruct(method=method)
+    prepare(gadget, context)
+    (image,) = gadget.process(iter([kt]), context)
+    return image
+
+
 def run_task(task: Task) -> Outcome:
     """Simulate a scan, run every method on it, score."""
-    preset = replace(PRESETS[task.preset], drift_hz_per_minute=0.0)
-    scan = simulate(preset, snr=task.snr, seed=task.brain, noise_seed=task.noise, nuisance=False)
-    kt, context = calibrate(scan, compress=True)
+    preset = PRESETS[task.preset]
+    if task.nuisance is None:
+        preset = replace(preset, drift_hz_per_minute=0.0)
+        scan = simulate(preset, snr=task.snr, seed=task.brain, noise_seed=task.noise, nuisance=False)
+        kt, context = calibrate(scan, compress=True)
+    else:
+        water, lipid = task.nuisance
+        preset = replace(preset, residual_water=water, lipid=lipid)
+        scan = simulate(preset, snr=task.snr, seed=task.brain, noise_seed=task.noise)
+        kt, context = without_nuisance(scan, Path(task.store))
     stored = find_model((Path(task.store),), context.protocol)
     if stored is None:
         raise SystemExit(f"there is no model for {task.preset} in {task.store}; train one with mrsi learn")
@@ -157,7 +205,10 @@ def run_task(task: Task) -> Outcome:
     for method in task.methods:
         start = time.perf_counter()
         with one_blas_thread():
-            image = reconstruct(method, (kt, context, stored), error)
+            if task.nuisance is not None and method in CHAIN:
+                image = as_in_the_chain(CHAIN[method], kt, context)
+            else:
+                image = reconstruct(method, (kt, context, stored), error)
         seconds = time.perf_counter() - start
         outcome.numbers[method] = measure(image, scan, quantify, context, outcome, method) | {
             "fid": error(image), "seconds": seconds,
@@ -282,7 +333,8 @@ def tasks_of(given: argparse.Namespace) -> list[Task]:
             # three scans of dae, one of them of another brain
             slow = snr <= 20 and number in (0, 1, given.realisations)
             methods = tuple(m for m in given.methods if m != "dae" or slow)
-            tasks.append(Task(given.preset, snr, brain, noise, methods, str(given.models)))
+            nuisance = None if given.nuisance is None else tuple(given.nuisance)
+            tasks.append(Task(given.preset, snr, brain, noise, methods, str(given.models), nuisance))
     return tasks
 
 
@@ -293,11 +345,16 @@ def main() -> int:
     parser.add_argument("--snr", type=float, nargs="*", default=[10.0, 20.0, 40.0, 100.0])
     parser.add_argument("--brains", type=int, default=4)
     parser.add_argument("--realisations", type=int, default=10)
-    parser.add_argument("--methods", nargs="*", default=[*LINEAR, *NETWORKS])
+    parser.add_argument("--methods", nargs="*")
+    parser.add_argument(
+        "--nuisance", type=float, nargs=2, metavar=("WATER", "LIPIDS"), help="the whole chain, see above"
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--quick", action="store_true", help="one brain, two realisations, SNR 20, no dae")
     given = parser.parse_args()
+    if given.methods is None:
+        given.methods = [*LINEAR[:-1], *NETWORKS] if given.nuisance is None else list(WITH_NUISANCE)
     if given.quick:
         given.snr, given.brains, given.realisations = [20.0], 1, 2
         given.methods = [m for m in given.methods if m != "dae"]
@@ -311,7 +368,12 @@ def main() -> int:
             outcomes.append(future.result())
             print(f"  {len(outcomes)} of {len(tasks)} scans done", file=sys.stderr, flush=True)
     outcomes.sort(key=lambda o: (o.task.snr, o.task.brain, o.task.noise))
-    print(f"{given.preset}, {len(tasks)} scans in {time.perf_counter() - start:.0f} s")
+    strengths = (
+        ""
+        if given.nuisance is None
+        else " with residual water {:g} and lipids {:g} times NAA removed".format(*given.nuisance)
+    )
+    print(f"{given.preset}{strengths}, {len(tasks)} scans in {time.perf_counter() - start:.0f} s")
     found = report(outcomes, given.methods, given.snr)
     if given.output:
         given.output.write_text(json.dumps(found, indent=1))

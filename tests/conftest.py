@@ -116,3 +116,12 @@ def pytest_collection_modifyitems(items) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and devices == 0:
             item.add_marker(pytest.mark.skip(reason=f"needs a CUDA device ({why})"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; pages are loaded one after the other."""
+    from browser import headless_browser
+
+    with headless_browser() as found:
+        yield found

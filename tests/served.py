@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -48,6 +49,16 @@ def serving(**changes) -> Iterator[Server]:
         server.stop()
         thread.join(SESSION_S)
     assert not thread.is_alive(), "the server did not stop"
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 30.0) -> bool:
+    """Whether a condition comes true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def connected(port: int) -> socket.socket:

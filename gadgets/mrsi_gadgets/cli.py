@@ -217,8 +217,26 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--silence-limit", type=_seconds, metavar="SECONDS", default=3600.0,
         help="end a session process that has said nothing for so long after its scan (default: 3600)",
     )  # fmt: skip
+    page = parser.add_mutually_exclusive_group()
+    page.add_argument(
+        "--web-port", type=_positive, metavar="PORT", help="port of this machine for page, /health, /metrics (9080)"
+    )
+    page.add_argument("--no-page", action="store_true", help="serve neither page nor /health nor /metrics")
     _add_scan_options(parser, recipe_help="default: the one that the peer asks for")
     parser.set_defaults(run=_serve)
+
+
+def _web_port(given: argparse.Namespace) -> int | None:
+    from mrsi_gadgets.server.web import USUAL_PORT, is_free
+
+    if given.no_page or given.web_port:
+        return given.web_port or None
+    if is_free(USUAL_PORT):
+        return USUAL_PORT
+    logging.getLogger("mrsi.server").warning(
+        "port %d is taken, so there is no page, /health or /metrics; choose another port with --web-port", USUAL_PORT
+    )
+    return None
 
 
 def _spool_options(given: argparse.Namespace) -> SpoolOptions | None:
@@ -248,6 +266,7 @@ def _serve(given: argparse.Namespace) -> int:
         limits=ProcessLimits(
             int(given.memory_limit * GIBIBYTE) if given.memory_limit else None, given.hang_limit, given.silence_limit
         ),
+        web_port=_web_port(given),
     )  # fmt: skip
     server = Server(options)
     # a service manager ends us with SIGTERM, a terminal with SIGINT: both in order

@@ -10,6 +10,7 @@ from typing import Any
 
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
+from mrsi_gadgets.gadgets.watch import ScanWatch
 from mrsi_gadgets.stream.messages import ConfigText, Header, Message, Text
 from mrsi_gadgets.stream.session import Peer, Session, State
 from mrsi_gadgets.stream.transport import Connection, Outcome, serve
@@ -17,10 +18,13 @@ from mrsi_gadgets.stream.transport import Connection, Outcome, serve
 log = logging.getLogger("mrsi.node")
 
 
-def run_connection(connection: Connection, options: ScanOptions, received: Iterable[Message] = ()) -> Outcome:
+def run_connection(
+    connection: Connection, options: ScanOptions, received: Iterable[Message] = (), watch: ScanWatch | None = None
+) -> Outcome:
     """Run one session on `connection`: the scan, its progress texts, and every failure in the peer's own dialect.
 
     `received` are messages that somebody else has already read from the peer; what it raises is told to the peer too.
+    `watch` is told what happens in the scan.
     """
 
     def handle(messages: Iterator[Message], send: Callable[[Message], None]) -> None:
@@ -29,7 +33,7 @@ def run_connection(connection: Connection, options: ScanOptions, received: Itera
             if connection.peer is Peer.FIRE:
                 send(Text(f"INFO    {sentence}"))
 
-        report = run_scan(chain_iterators(received, messages), send, options, tell=tell)
+        report = run_scan(chain_iterators(received, messages), send, options, tell=tell, watch=watch)
         if report is not None:
             for warning in report.warnings if connection.peer is Peer.FIRE else ():
                 send(Text(f"WARNING {warning}"))

@@ -22,6 +22,7 @@ from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, Chain, find_recipe,
 from mrsi_gadgets.gadgets.console_images import ConsoleImages
 from mrsi_gadgets.gadgets.context import Context, Report
 from mrsi_gadgets.gadgets.openrecon import AS_RECIPE, gadget_parameter, profile_key
+from mrsi_gadgets.gadgets.watch import ScanWatch
 from mrsi_gadgets.io.model_store import model_stores
 from mrsi_gadgets.io.trajectories import TrajectoryLookup, site_trajectories, trajectory_store
 from mrsi_gadgets.mrd.acquisition import describe_acquisition
@@ -90,6 +91,7 @@ def run_scan(
     observe: Callable[[Any], None] | None = None,
     tell: Callable[[str], None] | None = None,
     limitations: Iterable[str] = (),
+    watch: ScanWatch | None = None,
 ) -> Report | None:
     """Run one scan.
 
@@ -108,6 +110,8 @@ def run_scan(
         Takes progress sentences for the console.
     limitations
         What is known to be wrong with the scan beforehand; the result says it as one of its warnings.
+    watch
+        Is told what happens, for whoever looks at the server from outside.
 
     Returns
     -------
@@ -159,13 +163,36 @@ def run_scan(
     _first_provenance(context, chain, header)
     with one_blas_thread():
         executor = chain.start(context)
+        if watch is not None:
+            send = _watched(watch, context, header, chain.name, send)
         try:
             source = _Source(following, messages, header, settings, trajectory_store(options.trajectory_folder))
-            _run(chain, source, context, send, observe)
+            _run(chain, source, context, send, observe, watch)
         finally:
             # what is being prepared ends inside this block: outside of it, it would take more threads than it may
             executor.shutdown(wait=True, cancel_futures=True)
     return report
+
+
+def _watched(
+    watch: ScanWatch, context: Context, header: MrdHeader, recipe: str, send: Callable[[Message], None]
+) -> Callable[[Message], None]:
+    """Have the watch told what is measured, what calibration gave and what is sent; return the `send` that does so."""
+    watch.begins(context.protocol, header, recipe)
+    calibrate = context.on_calibration
+
+    def calibrated() -> None:
+        if calibrate is not None:
+            calibrate()
+        watch.calibrated(context.calibration)
+
+    def watched(message: Message) -> None:
+        send(message)
+        if isinstance(message, Image):
+            watch.image(message)
+
+    context.on_calibration = calibrated
+    return watched
 
 
 @dataclass(frozen=True)
@@ -185,11 +212,12 @@ def _run(
     context: Context,
     send: Callable[[Message], None],
     observe: Callable[[Any], None] | None,
+    watch: ScanWatch | None,
 ) -> None:
     """Pull the readouts through sorting and gadgets; compute at once, send what the scan can no longer take back."""
     clock = _Clock()
     outgoing = _Outgoing(send)
-    readouts = _readouts(source.first, source.others, context, clock, outgoing)
+    readouts = _readouts(source.first, source.others, context, clock, outgoing, watch)
     data = sort_readouts(
         readouts, context.protocol, context.report, source.header, settings=source.settings,
         trajectories=source.trajectories,
@@ -197,7 +225,10 @@ def _run(
     for item in chain.run(data, context, observe):
         if isinstance(item, Image):
             outgoing.take(item, context.frame)
-    context.report.seconds["last readout to last image"] = time.perf_counter() - clock.last_readout
+    latency = time.perf_counter() - clock.last_readout
+    context.report.seconds["last readout to last image"] = latency
+    if watch is not None:
+        watch.finished(latency)
 
 
 class _Outgoing:
@@ -344,7 +375,12 @@ def _first_provenance(context: Context, chain: Chain, header: MrdHeader) -> None
 
 
 def _readouts(
-    first: Message | None, messages: Iterator[Message], context: Context, clock: _Clock, outgoing: _Outgoing
+    first: Message | None,
+    messages: Iterator[Message],
+    context: Context,
+    clock: _Clock,
+    outgoing: _Outgoing,
+    watch: ScanWatch | None,
 ) -> Iterator[Acquisition]:
     count = 0
     dynamic = context.protocol.axes.get("dynamic", "none")
@@ -355,6 +391,8 @@ def _readouts(
         preparing = _still_preparing(preparing)
         if isinstance(message, Acquisition):
             count += 1
+            if watch is not None:
+                watch.readout(message)
             frame = _frame_of(message.head, dynamic)
             known = frame in context.reference_heads
             if (outgoing.holding or not known) and classify(message.head, context.protocol) is Role.METABOLITE:
@@ -376,6 +414,8 @@ def _readouts(
         message = next(messages, None)
     context.report.provenance["readouts"] = count
     context.progress(f"the scan has ended: {count} readouts received")
+    if watch is not None:
+        watch.ended()
     outgoing.ended_in_order()
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.io.spool import SpoolOptions
@@ -40,6 +44,8 @@ class ServerOptions:
     """Upper bound of one message; None admits whatever MRD 1.x can express."""
     log_level: str = "INFO"
     log_format: str = "text"
+    web_port: int | None = None
+    """Port of this machine for page, /health and /metrics; 0: any free one; None: none of these."""
     spool: SpoolOptions | None = None
     """Where the raw data of every session are kept before they are processed; None: nowhere."""
     limits: ProcessLimits = field(default_factory=ProcessLimits)
@@ -55,6 +61,8 @@ class SessionProcess:
     def __init__(self, options: ServerOptions) -> None:
         self.socket, theirs = socket.socketpair()
         self._ready, ready = socket.socketpair()
+        self._listener: threading.Thread | None = None
+        self._failure: str | None = None
         with theirs, ready:
             command = [
                 sys.executable, "-m", self.module,
@@ -64,6 +72,8 @@ class SessionProcess:
             ]  # fmt: skip
             if options.idle_timeout_s is not None:
                 command += ["--idle-timeout", str(options.idle_timeout_s)]
+            if options.web_port is not None:
+                command.append("--watched")
             if options.max_message_mib is not None:
                 command += ["--max-message-mib", str(options.max_message_mib)]
             try:
@@ -84,19 +94,36 @@ class SessionProcess:
         except OSError:
             return False
 
-    def begin(self, number: int) -> None:
-        """Tell the process which session it runs, before the session's first byte."""
+    def begin(self, number: int, told: Callable[[dict[str, Any]], None] | None = None) -> None:
+        """Tell the process which session it runs, before the session's first byte, and listen to what it says.
+
+        `told` takes what a page may show of the scan.
+        """
         with contextlib.suppress(OSError):  # a process that has died is met when its stream ends
+            self._ready.settimeout(None)
             self._ready.sendall(str(number).encode("ascii"))
+        self._listener = threading.Thread(target=self._listen, args=(told,), name=f"session {number}", daemon=True)
+        self._listener.start()
+
+    def _listen(self, told: Callable[[dict[str, Any]], None] | None) -> None:
+        """Body of the thread that hears the process: lines of JSON to the end of its stream."""
+        rest = b""
+        with contextlib.suppress(OSError):
+            while part := self._ready.recv(1 << 16):
+                *lines, rest = (rest + part).split(b"\n")
+                for line in lines:
+                    with contextlib.suppress(ValueError, AttributeError):
+                        what = json.loads(line.removeprefix(READY))
+                        if what.get("kind") == "failure":
+                            self._failure = str(what.get("sentence"))
+                        elif told is not None:
+                            told(what)
 
     def failure(self) -> str | None:
         """Return the sentence of a session that has ended with an error, None of one that has not."""
-        said = b""
-        with contextlib.suppress(OSError):
-            self._ready.settimeout(GRACE_S)
-            while part := self._ready.recv(1 << 16):
-                said += part
-        return said.removeprefix(READY).decode("utf-8", "replace") or None
+        if self._listener is not None:
+            self._listener.join(GRACE_S)
+        return self._failure
 
     @property
     def alive(self) -> bool:
@@ -117,6 +144,10 @@ class SessionProcess:
     def end(self) -> None:
         """Let go of the process: it sees the end of its stream and ends by itself, or is killed after a grace time."""
         self.socket.close()
+        with contextlib.suppress(OSError):
+            self._ready.shutdown(socket.SHUT_RDWR)  # who listens comes back
+        if self._listener is not None:
+            self._listener.join(GRACE_S)
         self._ready.close()
         try:
             self.process.wait(timeout=GRACE_S)

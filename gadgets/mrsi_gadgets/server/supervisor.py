@@ -17,14 +17,17 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 
 from mrsi_gadgets.arrays import select_device
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.composition import find_recipe
 from mrsi_gadgets.io.spool import SessionSpool, Spool
 from mrsi_gadgets.io.spool_log import State
+from mrsi_gadgets.server.monitor import Monitor
 from mrsi_gadgets.server.process import ServerOptions, SessionProcess
 from mrsi_gadgets.server.watchdog import Watchdog
+from mrsi_gadgets.server.web import WebServer
 from mrsi_gadgets.server.worker import limits_of, options_to_text
 from mrsi_gadgets.stream.endpoints import keep_alive
 from mrsi_gadgets.stream.framing import FrameScanner
@@ -59,6 +62,8 @@ class Server:
         self._numbers = itertools.count(1)
         self._limits = limits_of(options.max_message_mib)
         self._spool = Spool(options.spool) if options.spool is not None else None
+        self._monitor = Monitor() if options.web_port is not None else None
+        self._web = None if self._monitor is None else WebServer(self._monitor, options.web_port or 0)
         self._sessions: dict[threading.Thread, SessionProcess | None] = {}
         self._silent: dict[threading.Thread, socket.socket] = {}
         """Clients that have not sent a byte yet."""
@@ -75,6 +80,8 @@ class Server:
             log.warning("listening on %s: anyone who reaches this port can run a reconstruction", self.options.host)
         if self._spool is not None:
             self._spool.start()
+        if self._web is not None:
+            self._web.start()
         for _ in range(self.options.warm):
             self._warm.append(SessionProcess(self.options))
         for process in self._warm:
@@ -133,8 +140,15 @@ class Server:
             thread.join(max(0.0, deadline - time.monotonic()))
         for process in warm:
             process.end()
+        if self._web is not None:
+            self._web.stop()
         if self._spool is not None:
             self._spool.stop()
+
+    @property
+    def web_port(self) -> int | None:
+        """Port of page, /health and /metrics, or None."""
+        return None if self._web is None else self._web.port
 
     def _take(self) -> SessionProcess | None:
         """Return a warm process and start its successor; None where as many sessions run as may.
@@ -202,16 +216,21 @@ class Server:
                 self._silent.pop(thread, None)
 
     def _numbered_session(self, client: socket.socket, peer: str) -> None:
-        """Give a session its number and, where there is a spool, a place for its raw data."""
-        if self._spool is None:
-            self._session(client, peer, next(self._numbers), None)
-            return
-        kept = self._spool.open({"scan": json.loads(options_to_text(self.options.scan))})
+        """Give a session its number and, where there is a spool, a place for its raw data; note how it ended."""
+        kept: SessionSpool | None = None
+        if self._spool is not None:
+            kept = self._spool.open({"scan": json.loads(options_to_text(self.options.scan))})
+        number = next(self._numbers) if kept is None else kept.number
         ending = _Ending(State.FAILED, "an internal error of the server ended the session")
+        if self._monitor is not None:
+            self._monitor.begins(number, peer)
         try:
-            ending = self._session(client, peer, kept.number, kept)
+            ending = self._session(client, peer, number, kept)
         finally:
-            kept.end(ending.state, ending.cause, readouts=ending.readouts, closed=ending.closed)
+            if self._monitor is not None:
+                self._monitor.ends(number, failure=ending.cause, cause=ending.kind)
+            if kept is not None:
+                kept.end(ending.state, ending.cause, readouts=ending.readouts, closed=ending.closed)
 
     def _session(self, client: socket.socket, peer: str, number: int, kept: SessionSpool | None) -> _Ending:
         """Run one session in a process, or tell the peer why there is none."""
@@ -221,7 +240,7 @@ class Server:
         try:
             worker = self._take()
             if worker is not None:
-                worker.begin(number)
+                worker.begin(number, partial(self._monitor.told, number) if self._monitor is not None else None)
                 log.info("session %d: process %d", number, worker.process.pid, extra=known)
                 return self._relay(client, worker, number, kept)
             sentence = (
@@ -245,7 +264,7 @@ class Server:
             client, self.options.peer, sentence, scanner, self._limits, idle_timeout_s=self.options.idle_timeout_s,
             keep=kept.keep if kept is not None else None,
         )  # fmt: skip
-        return _Ending(State.FAILED, sentence, scanner.readouts, scanner.closed)
+        return _Ending(State.FAILED, sentence, scanner.readouts, scanner.closed, "refused")
 
     def _relay(self, client: socket.socket, worker: SessionProcess, number: int, kept: SessionSpool | None) -> _Ending:
         """Pass one session through; where its process dies, tell the peer."""
@@ -261,7 +280,9 @@ class Server:
         if in_order or relay.client_lost:
             relay.close()
             return self._say_how_it_ended(relay, worker.failure(), number, kept)
+        kind = "died"
         if self._stopped.is_set():
+            kind = "stopped"
             sentence = f"the server was stopped before the result was complete; {_remedy(kept)}"
         else:
             sentence = (
@@ -269,15 +290,18 @@ class Server:
                 f"({watchdog.reason or worker.cause_of_end()}); {_remedy(kept)}"
             )
         relay.report_failure(sentence)
-        return self._say_how_it_ended(relay, sentence, number, kept)
+        return self._say_how_it_ended(relay, sentence, number, kept, kind)
 
     @staticmethod
-    def _say_how_it_ended(relay: Relay, failure: str | None, number: int, kept: SessionSpool | None) -> _Ending:
+    def _say_how_it_ended(
+        relay: Relay, failure: str | None, number: int, kept: SessionSpool | None, kind: str = "error"
+    ) -> _Ending:
         """Write the one line by which a session's end is found in the log."""
         known = {"session": str(number), "peer": relay.peer.value, "received": relay.received, "failure": failure}
         state, cause = State.FINISHED, ""
         if relay.client_lost:
             state, cause = State.ABORTED, failure or "the peer went away before its scan was complete"
+            kind = "peer lost"
             log.warning("session %d: the peer went away before its scan was complete", number, extra=known)
         elif failure is not None:
             state, cause = State.FAILED, failure
@@ -289,17 +313,19 @@ class Server:
                 "session %d: %d readouts are kept in %s", number, relay.readouts, kept.folder,
                 extra={"session": str(number)},
             )  # fmt: skip
-        return _Ending(state, cause, relay.readouts, relay.closed_by_client)
+        return _Ending(state, cause, relay.readouts, relay.closed_by_client, kind)
 
 
 @dataclass(frozen=True)
 class _Ending:
-    """How a session has ended, for the spool."""
+    """How a session has ended, for spool and page."""
 
     state: State
     cause: str = ""
     readouts: int = 0
     closed: bool = False
+    kind: str = "error"
+    """One of `monitor.CAUSES`, where it has failed."""
 
 
 def _remedy(kept: SessionSpool | None) -> str:

@@ -2,8 +2,8 @@
 
 Started by the supervisor as ``python -m mrsi_gadgets.server.worker OPTIONS`` with one end of a socket pair. It waits
 there for the relayed bytes of one session; an end of the stream before any byte means that it was not needed. A second
-socket pair is between worker and supervisor alone: READY up, the session's number down, and at the end the sentence of
-a failure up, or nothing.
+socket pair is between worker and supervisor alone: READY up, the session's number down, then lines of JSON up: what a
+page shows of the scan, where there is one, and at the end the sentence of a failure.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import os
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from mrsi_gadgets.gadgets.node import run_connection
 from mrsi_gadgets.gadgets.scan import ScanOptions
+from mrsi_gadgets.gadgets.watch import ScanWatch
 from mrsi_gadgets.logs import set_up_logging
 from mrsi_gadgets.server.rehearsal import rehearse
 from mrsi_gadgets.stream.limits import MEBIBYTE, Limits
@@ -27,7 +29,7 @@ from mrsi_gadgets.stream.session import Peer
 from mrsi_gadgets.stream.transport import Connection
 
 READY = b"\x06"
-"""No sentence begins with it."""
+"""No line begins with it."""
 _NUMBER_BYTES = 32
 _M_MMAP_THRESHOLD = -3
 _LARGE_BLOCK = 8 << 20
@@ -93,6 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--options", required=True)
     parser.add_argument("--idle-timeout", type=float)
     parser.add_argument("--max-message-mib", type=int)
+    parser.add_argument("--watched", action="store_true")
     parser.add_argument("--log-level", default="INFO")
     parser.add_argument("--log-format", default="text")
     given = parser.parse_args(arguments)
@@ -117,10 +120,17 @@ def main(arguments: list[str] | None = None) -> int:
             session, peer=Peer(given.peer), name=number, idle_timeout_s=given.idle_timeout,
             limits=limits_of(given.max_message_mib),
         )  # fmt: skip
-        outcome = run_connection(connection, options_from_text(given.options))
-        with contextlib.suppress(OSError):
+
+        def tell(what: dict[str, Any]) -> None:
+            with contextlib.suppress(OSError):  # a supervisor that is gone hears nothing
+                supervisor.sendall(json.dumps(what).encode() + b"\n")
+
+        outcome = run_connection(
+            connection, options_from_text(given.options), watch=ScanWatch(tell) if given.watched else None
+        )
+        if outcome.failure is not None:
             # so that the supervisor's last line tells a failed session from a finished one
-            supervisor.sendall((outcome.failure or "").encode("utf-8", "replace"))
+            tell({"kind": "failure", "sentence": outcome.failure})
     return 0
 
 

@@ -1,0 +1,193 @@
+"""The server seen from outside: health, metrics, and the page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+
+from mrsi_gadgets.errors import ConfigError, MrsiError
+from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
+from mrsi_gadgets.gadgets.watch import ScanWatch
+from mrsi_gadgets.server.monitor import KEPT, Monitor
+from mrsi_gadgets.server.web import WebServer
+from mrsi_gadgets.stream.messages import Close, ConfigFile, Header
+from mrsi_gadgets.stream.wire import encode
+from served import connected, opening, serving, session, wait_until
+from small_scan import small_scan
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def monitor():
+    return Monitor()
+
+
+@pytest.fixture
+def site(monitor):
+    web = WebServer(monitor, 0)
+    web.start()
+    yield f"http://127.0.0.1:{web.port}"
+    web.stop()
+
+
+def get(address, **headers):
+    with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=10) as answer:
+        return answer.read().decode(), dict(answer.headers)
+
+
+def watched_scan(monitor, number=1, scan=None, config="fourier"):
+    scan = scan or small_scan()
+    monitor.begins(number, "127.0.0.1:5")
+    watch = ScanWatch(lambda what: monitor.told(number, json.loads(json.dumps(what, allow_nan=False))))
+    messages = iter([ConfigFile(config), Header(scan.header_xml), *scan.readouts])
+    try:
+        run_scan(messages, lambda message: None, ScanOptions(device="cpu"), watch=watch)
+    except MrsiError as error:
+        monitor.ends(number, failure=str(error), cause="error")
+    else:
+        monitor.ends(number)
+
+
+def test_health_counts_running_sessions(monitor, site):
+    monitor.begins(1, "127.0.0.1:5")
+    told = json.loads(get(site + "/health")[0])
+    assert told["status"] == "ok"
+    assert told["sessions_running"] == 1
+    monitor.ends(1)
+    assert json.loads(get(site + "/health")[0])["sessions_running"] == 0
+
+
+def test_a_scan_tells_counts_maps_and_spectra(monitor):
+    scan = small_scan()
+    watched_scan(monitor)
+    (session,) = monitor.summaries()
+    assert session["state"] == "finished"
+    assert session["readouts"] == {"noise": 2, "water_reference": 48, "metabolite": 48}
+    assert session["about"]["expected"] == 48
+    assert session["filled"]["metabolite"]["shape"] == [8, 6]
+    assert session["latency_s"] > 0
+    pictures = monitor.pictures(1)
+    assert pictures["preview"]["title"] == "water"
+    titles = [one["title"] for one in pictures["maps"]]
+    assert "tNAA" in titles
+    assert "tNAA SD" in titles
+    assert len(pictures["spectra"]) >= 1
+    spectrum = pictures["spectra"][0]
+    # NAA is the highest line of data and fit below 2.5 ppm
+    near = [(value, ppm) for ppm, value in zip(spectrum["ppm"], spectrum["fit"], strict=True) if ppm < 2.5]
+    assert max(near)[1] == pytest.approx(2.01, abs=0.03)
+    assert scan.protocol.measurement_id not in json.dumps(monitor.summaries())
+
+
+def test_a_scan_that_fails_shows_its_sentence_and_no_map(monitor):
+    watched_scan(monitor)
+    broken = small_scan()
+    watched_scan(monitor, 2, broken.with_readouts(broken.noise + broken.water))
+    newest = monitor.summaries()[0]
+    assert newest["state"] == "failed"
+    assert newest["failure"]
+    assert newest["maps"] == 0
+
+
+def test_metrics_count_outcomes_and_causes(monitor, site):
+    watched_scan(monitor)
+    for number, cause in ((2, "died"), (3, "died"), (4, "refused")):
+        monitor.begins(number, "x")
+        monitor.ends(number, failure="no", cause=cause)
+    text, headers = get(site + "/metrics")
+    assert headers["content-type"].startswith("text/plain")
+    for line in (
+        'mrsi_sessions_total{outcome="finished"} 1.0', 'mrsi_sessions_total{outcome="failed"} 3.0',
+        'mrsi_failures_total{cause="died"} 2.0', 'mrsi_failures_total{cause="refused"} 1.0', "mrsi_readouts_total 98.0",
+        "mrsi_sessions_running 0.0", "mrsi_latency_seconds_count 1.0",
+    ):  # fmt: skip
+        assert line in text.splitlines(), line
+
+
+def test_only_the_last_sessions_are_kept_and_running_ones_always(monitor):
+    monitor.begins(1, "x")
+    for number in range(2, KEPT + 10):
+        monitor.begins(number, "x")
+        monitor.ends(number)
+    numbers = [session["number"] for session in monitor.summaries()]
+    assert numbers[-1] == 1
+    assert len(numbers) <= KEPT + 1
+
+
+def test_foreign_host_names_are_refused(site):
+    # a page elsewhere whose name is made to point here (DNS rebinding) must not read scans
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        get(site + "/health", Host="evil.example")
+    assert refused.value.code == 400
+    refused.value.close()
+
+
+def test_the_page_allows_no_foreign_content(site):
+    page, headers = get(site + "/")
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_a_taken_port_is_refused(site):
+    with pytest.raises(ConfigError, match="choose another"):
+        WebServer(Monitor(), int(site.rpartition(":")[2]))
+
+
+def test_a_live_server_tells_how_its_sessions_went(tmp_path):
+    scan = small_scan()
+    with serving(web_port=0) as live:
+        site = f"http://127.0.0.1:{live.web_port}"
+        session(live.port, [*opening(scan), *scan.readouts, Close()])
+        session(live.port, [ConfigFile("nothing"), Header(scan.header_xml), Close()])
+        with connected(live.port) as sock:
+            sock.sendall(b"".join(encode(m) for m in [*opening(scan), *scan.readouts[:60]]))
+            assert wait_until(lambda: json.loads(get(site + "/health")[0])["sessions_running"] == 1)
+        wanted = {
+            'mrsi_sessions_total{outcome="finished"} 1.0', 'mrsi_sessions_total{outcome="failed"} 2.0',
+            'mrsi_failures_total{cause="error"} 1.0', 'mrsi_failures_total{cause="peer lost"} 1.0',
+        }  # fmt: skip
+        assert wait_until(lambda: wanted <= set(get(site + "/metrics")[0].splitlines()))
+        first = json.loads(get(site + "/sessions/1")[0])
+        assert {"tNAA", "tNAA SD", "B0"} <= {one["title"] for one in first["maps"]}
+
+
+# --- in a browser ---------------------------------------------------------------------------------------------------
+
+
+def test_the_page_follows_a_scan_and_shows_failures(monitor, site, browser):
+    from selenium.webdriver.common.by import By
+
+    def wait_for(condition):
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(browser, 20).until(lambda _: condition())
+
+    def all_of(selector):
+        return browser.find_elements(By.CSS_SELECTOR, selector)
+
+    browser.get(site)
+    wait_for(lambda: "connected" in browser.find_element(By.ID, "alive").text)
+    assert "No scan has come yet" in browser.find_element(By.TAG_NAME, "nav").text
+    monitor.begins(7, "127.0.0.1:99")
+    wait_for(lambda: "Session 7" in browser.find_element(By.TAG_NAME, "nav").text)
+    monitor.ends(7, failure="<b>no</b> water reference came; send one", cause="error")
+    wait_for(lambda: all_of("#failure"))
+    # text of a peer is shown as text
+    assert browser.find_element(By.ID, "failure").text == "<b>no</b> water reference came; send one"
+    watched_scan(monitor, 8)
+    wait_for(lambda: all_of('figure[data-map="tNAA"]'))
+    wait_for(lambda: "finished" in browser.find_element(By.CSS_SELECTOR, 'button[data-number="8"]').text)
+    assert "48 metabolite" in browser.find_element(By.ID, "readouts").text
+    assert len(all_of("figure[data-voxel] canvas")) >= 1
+    colours = browser.execute_script(
+        "const c = document.querySelector('figure[data-map=\"tCho\"] canvas'); "
+        "return new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
+    )
+    assert colours > 10
+    browser.find_element(By.CSS_SELECTOR, 'button[data-number="7"]').click()
+    wait_for(lambda: all_of("#failure"))
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -189,6 +190,10 @@ def _whole(text: str) -> int:
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=9002)
+    parser.add_argument(
+        "--allow", type=_networks, default=(), metavar="NETWORK,...",
+        help="addresses or networks that may speak to the server besides this machine (default: all that reach it)",
+    )  # fmt: skip
     parser.add_argument("--peer", default="auto", choices=["auto", "fire", "gadgetron"], help="dialect of the peers")
     parser.add_argument("--warm", type=int, default=1, help="session processes kept warm")
     parser.add_argument("--max-sessions", type=_positive, default=8, metavar="N", help="sessions at once (default: 8)")
@@ -224,6 +229,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     page.add_argument("--no-page", action="store_true", help="serve neither page nor /health nor /metrics")
     _add_scan_options(parser, recipe_help="default: the one that the peer asks for")
     parser.set_defaults(run=_serve)
+
+
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        return tuple(ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of addresses or networks ({problem})") from None
 
 
 def _web_port(given: argparse.Namespace) -> int | None:
@@ -266,7 +278,7 @@ def _serve(given: argparse.Namespace) -> int:
         limits=ProcessLimits(
             int(given.memory_limit * GIBIBYTE) if given.memory_limit else None, given.hang_limit, given.silence_limit
         ),
-        web_port=_web_port(given),
+        web_port=_web_port(given), allowed=given.allow,
     )  # fmt: skip
     server = Server(options)
     # a service manager ends us with SIGTERM, a terminal with SIGINT: both in order

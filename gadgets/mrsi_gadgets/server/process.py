@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from mrsi_gadgets.gadgets.scan import ScanOptions
@@ -44,6 +45,8 @@ class ServerOptions:
     """Upper bound of one message; None admits whatever MRD 1.x can express."""
     log_level: str = "INFO"
     log_format: str = "text"
+    allowed: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Networks whose peers may speak to the server, besides this machine; none: everybody who reaches the port."""
     web_port: int | None = None
     """Port of this machine for page, /health and /metrics; 0: any free one; None: none of these."""
     spool: SpoolOptions | None = None

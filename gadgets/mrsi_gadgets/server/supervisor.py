@@ -16,8 +16,10 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from mrsi_gadgets.arrays import select_device
 from mrsi_gadgets.errors import ConfigError
@@ -76,7 +78,7 @@ class Server:
         ConfigError
             A session process cannot start.
         """
-        if self.options.host not in ("127.0.0.1", "::1", "localhost"):
+        if self.options.host not in ("127.0.0.1", "::1", "localhost") and not self.options.allowed:
             log.warning("listening on %s: anyone who reaches this port can run a reconstruction", self.options.host)
         if self._spool is not None:
             self._spool.start()
@@ -104,6 +106,10 @@ class Server:
                 self._stopped.wait(ACCEPT_RETRY_S)
                 continue
             peer = f"{address[0]}:{address[1]}"
+            if not is_allowed(address[0], self.options.allowed):
+                log.warning("%s may not speak to this server and was sent away; --allow lists who may", peer)
+                client.close()
+                continue
             log.debug("connection from %s", peer)
             thread = threading.Thread(target=self._connection, args=(client, peer), name=f"peer {peer}", daemon=True)
             with self._lock:
@@ -326,6 +332,17 @@ class _Ending:
     closed: bool = False
     kind: str = "error"
     """One of `monitor.CAUSES`, where it has failed."""
+
+
+def is_allowed(address: str, networks: Sequence[IPv4Network | IPv6Network]) -> bool:
+    """Tell whether a peer's address may speak to the server: this machine's own always, others if a network has them.
+
+    Without networks everybody may.
+    """
+    own = ip_address(address.partition("%")[0])
+    if isinstance(own, IPv6Address) and own.ipv4_mapped is not None:
+        own = own.ipv4_mapped
+    return not networks or own.is_loopback or any(own in network for network in networks)
 
 
 def _remedy(kept: SessionSpool | None) -> str:

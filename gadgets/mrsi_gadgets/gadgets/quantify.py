@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from mrsi_gadgets.data import Map, Maps, Protocol, SpectralImage
-from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.context import Calibration, Context
 from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.physics.basis import metabolite_basis
@@ -17,6 +18,7 @@ from mrsi_gadgets.physics.macromolecules import macromolecule_basis
 from mrsi_gadgets.physics.nucleus import nucleus_of
 from mrsi_gadgets.physics.saturation import macromolecule_weight, relaxed
 from mrsi_gadgets.quantification.assembly import map_names
+from mrsi_gadgets.quantification.freedom import LINESHAPES, FitOptions
 from mrsi_gadgets.quantification.slice_spread import slice_spread
 from mrsi_gadgets.quantification.varpro import VarproModel, field_doubt, field_lineshape, fit_varpro, prepare_varpro
 
@@ -43,9 +45,42 @@ class Quantify(Gadget):
     element: ClassVar[str] = "quantify"
     accepts: ClassVar[tuple[type, ...]] = (SpectralImage,)
     produces: ClassVar[tuple[type, ...]] = (Maps,)
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"method": ("varpro",)}
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"method": ("varpro",), "lineshape": LINESHAPES}
 
     method: str = "varpro"
+    window_ppm: tuple[str, ...] = ()
+    """Lower and upper end of the part of the spectrum that is fitted [ppm], such as "0.5 4.2"; empty: all of it."""
+    lineshape: str = "voigt"
+    """voigt, gauss or lorentz, on top of each molecule's own decay; free: Voigt times a smooth function."""
+    own_shifts: tuple[str, ...] = ()
+    """Groups of molecules with a small shift and width of their own, such as "Ins Glu+Gln"."""
+    own_shift_hz: float = 0.5
+    """SD of the prior of such a shift [Hz]."""
+    own_width: float = 2.0
+    """SD of the prior of such a group's further Lorentz rate [1/s]."""
+    delay_ms: float = 0.0
+    """SD of the prior of an error of the acquisition delay [ms], a phase of first order; 0: none is fitted."""
+
+    def __post_init__(self) -> None:
+        self.options()
+
+    def options(self) -> FitOptions:
+        """Return what the attributes say.
+
+        Raises
+        ------
+        ConfigError
+            They say what cannot be.
+        """
+        try:
+            window = tuple(float(end) for end in self.window_ppm)
+        except ValueError:
+            window = (math.nan,)
+        if len(window) not in (0, 2) or not all(map(math.isfinite, window)):
+            raise ConfigError(f'window_ppm is "{" ".join(self.window_ppm)}"; give two numbers, such as "0.5 4.2"')
+        groups = tuple(tuple(group.split("+")) for group in self.own_shifts)
+        ends = None if not window else (window[0], window[1])
+        return FitOptions(ends, self.lineshape, groups, self.own_shift_hz, self.own_width, self.delay_ms)
 
     def prepare(self, context: Context) -> tuple[VarproModel, ...]:
         """Simulate the basis and build the dictionaries of this protocol, for each echo time, before its data come."""
@@ -57,7 +92,7 @@ class Quantify(Gadget):
             )
         with context.report.timed("prepare fit"):
             nucleus = nucleus_of(protocol)
-            models = tuple(_model(protocol.of_echo(echo)) for echo in range(protocol.n_echoes))
+            models = tuple(_model(protocol.of_echo(echo), self.options()) for echo in range(protocol.n_echoes))
         context.map_names = map_names(models[0])
         context.report.provenance["t1_weights"] = (
             f"steady state from TR and flip angle, relative to {nucleus.strongest}"
@@ -137,12 +172,12 @@ class Quantify(Gadget):
         return replace(maps, maps={**maps.maps, "water": Map(water, "a.u. (water signal at t = 0)")})
 
 
-def _model(protocol: Protocol) -> VarproModel:
+def _model(protocol: Protocol, options: FitOptions | None = None) -> VarproModel:
     """Return the fit's model of one echo time."""
     macromolecules = None
     if nucleus_of(protocol).water_is_nuisance:
         macromolecules = relaxed(macromolecule_basis(protocol), macromolecule_weight(protocol))
-    return prepare_varpro(protocol, relaxed(metabolite_basis(protocol)), macromolecules)
+    return prepare_varpro(protocol, relaxed(metabolite_basis(protocol)), macromolecules, options=options)
 
 
 def _judged(image: SpectralImage) -> dict[str, Map]:

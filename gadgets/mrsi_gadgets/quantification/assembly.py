@@ -12,6 +12,7 @@ from mrsi_gadgets.data import Map, Maps, SpectralImage
 from mrsi_gadgets.physics.nucleus import nucleus_of
 from mrsi_gadgets.physics.phosphorus import ph_of_shift, ph_slope
 from mrsi_gadgets.quantification.design import PROFILE, group_weights
+from mrsi_gadgets.quantification.lineshape_search import N_SHAPE
 from mrsi_gadgets.quantification.nucleus_fit import fit_of
 from mrsi_gadgets.quantification.resynthesis import Resynthesis
 from mrsi_gadgets.quantification.uncertainty import with_doubt
@@ -25,6 +26,12 @@ AMOUNT = "a.u. (amount per voxel, one scale for all)"
 UNKNOWN_AMOUNT = "a.u. ({} per voxel on the scale of the amounts, in phase with the molecules)"
 PER_WATER = "1 (molecules per water molecule, not corrected for relaxation)"
 RATIO = "1 (ratio to {})"
+FURTHER = {
+    "shift": "Hz (of its group, beside the common shift)",
+    "width": "1/s (Lorentz rate of its group, beside the common one)",
+    "delay": "ms (error of the acquisition delay, a phase of first order)",
+}
+"""Units of the lineshape's further parameters that have maps."""
 PH = "pH"
 """Name of the map of pH within cells."""
 _WATER_PROTONS = 2.0
@@ -43,7 +50,7 @@ class FitResult:
     crlb: np.ndarray
     """(voxel, column + 4, column + 4): inverse of the Fisher information of the data alone (`passes.bare_bound`)."""
     shape: np.ndarray
-    """(voxel, 4): phase [rad], shift [Hz], Lorentz rate [1/s], Gauss rate [1/s^2]."""
+    """(voxel, parameter): phase [rad], shift [Hz], Lorentz rate [1/s], Gauss rate [1/s^2]."""
     misfit: np.ndarray
     """(voxel,) root mean square of the whitened residual; 1 is noise."""
     nuisance: np.ndarray
@@ -230,7 +237,8 @@ def map_names(model: VarproModel) -> tuple[str, ...]:
         f"{name}_per_{what}" for what in (*water, *fit_of(model.protocol).ratio_to) for name in names if name != what
     ]
     moving = () if model.moving is None else (f"{model.moving.name}_shift", PH)
-    return (*names, *ratios, *moving, "shift", "linewidth", "phase", "residual", *water)
+    further = [n for n in model.dictionary.freedom.names[N_SHAPE:] if n.partition("_")[0] in FURTHER]
+    return (*names, *ratios, *moving, *further, "shift", "linewidth", "phase", "residual", *water)
 
 
 def _ratio(result: FitResult, weights: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -272,7 +280,13 @@ def _shape_maps(result: FitResult, model: VarproModel) -> dict[str, tuple[np.nda
     by_gauss = 2 * np.log(2) / (np.pi**2 * np.maximum(root, 1e-6))
     cov = result.covariance[:, n + 2 :, n + 2 :]
     spread = by_lorentz**2 * cov[:, 0, 0] + by_gauss**2 * cov[:, 1, 1] + 2 * by_lorentz * by_gauss * cov[:, 0, 1]
-    return {
+    own = result.shape[:, N_SHAPE:], result.variance[:, n + N_SHAPE :]
+    further = {
+        name: (own[0][:, i], own[1][:, i], FURTHER[name.partition("_")[0]])
+        for i, name in enumerate(model.dictionary.freedom.names[N_SHAPE:])
+        if name.partition("_")[0] in FURTHER
+    }
+    return further | {
         "shift": (result.shape[:, 1], result.variance[:, n + 1], "Hz"),
         "linewidth": (width, np.maximum(spread, 0.0), "Hz"),
         "phase": (result.shape[:, 0], result.variance[:, n], "rad"),

@@ -67,7 +67,9 @@ def crlb(
     bands = len(model.coordinates.factors)
     energy = np.zeros((n, bands)) if nuisance_energy is None else np.asarray(nuisance_energy)
     nodes = len(model.dictionary.expansion.node_times_s)
-    precision = np.zeros((n, m + N_SHAPE))
+    freedom = model.dictionary.freedom
+    precision = np.zeros((n, m + freedom.count))
+    precision[:, m + N_SHAPE :] = freedom.prior[1, N_SHAPE:] ** -2.0
     scale = np.maximum(_amount(model, relative), 1e-3)
     # deviations of the macromolecules have no meaning without their prior
     counted = np.ones(m, bool) if with_priors else model.design.typical == 0
@@ -76,10 +78,10 @@ def crlb(
         np.zeros((n, model.dictionary.products.shape[1]), np.complex64),
         whitener(energy.astype(np.float32), model.coordinates),
         (np.ones((n, nodes)) if given is None else np.asarray(given)).astype(np.complex64),
-        np.zeros((n, m + N_SHAPE)),
+        np.zeros((n, m + freedom.count)),
         precision,
     )
-    place = (np.zeros((n, N_SHAPE)) if shape is None else np.asarray(shape)).astype(np.float32)
+    place = (np.zeros((n, freedom.count)) if shape is None else np.asarray(shape)).astype(np.float32)
     fisher = information(problem, model.dictionary, place, relative.astype(np.float32))
     diagonal = np.sqrt(np.diagonal(fisher, axis1=1, axis2=2))
     inverse = np.linalg.inv(fisher / diagonal[:, :, None] / diagonal[:, None, :])

@@ -16,11 +16,15 @@ import numpy as np
 
 from mrsi_gadgets.arrays import Array, device, like, namespace
 from mrsi_gadgets.data import Protocol
+from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.quantification.design import NuisanceBand
 
 _DENSE_TOLERANCE = 1e-4
 _SIGNAL_TOLERANCE = 1e-2
 _SEARCH_FRACTION = 0.03
+_NOTHING = 1e-10
+"""Directions with less than this fraction of the strongest one's energy are rounding errors."""
+_LEAST_POINTS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +36,9 @@ class Coordinates:
     expand: np.ndarray
     """(coordinate, t) complex128: coordinates @ expand = FID."""
     removed: np.ndarray
-    """(t, k) orthonormal basis of what is projected out."""
+    """(t, k) orthonormal basis of the bands that are projected out."""
+    outside: np.ndarray
+    """(t, k) orthonormal basis of what lies outside of the window that is fitted; orthogonal to `removed`."""
     n_dense: int
     """Leading coordinates that nuisance reaches."""
     factors: tuple[np.ndarray, ...]
@@ -44,13 +50,20 @@ class Coordinates:
 
     def columns(self, fids: np.ndarray) -> np.ndarray:
         """Return FIDs (t, m) in these coordinates, (coordinate, m)."""
-        return self.expand.conj() @ (fids - self.removed @ (self.removed.conj().T @ fids))
+        return self.expand.conj() @ _without(_without(fids, self.outside), self.removed)
 
 
 def fid_coordinates(
-    protocol: Protocol, bands: Sequence[NuisanceBand], dictionary: np.ndarray, weights: np.ndarray
+    protocol: Protocol,
+    bands: Sequence[NuisanceBand],
+    dictionary: np.ndarray,
+    weights: np.ndarray,
+    window_ppm: tuple[float, float] | None = None,
 ) -> Coordinates:
     """Choose coordinates for full FIDs.
+
+    A window of the spectrum is the span of the discrete frequencies within it: data and molecules are projected onto it
+    alike, which is a fit of these points of the spectrum, and white noise stays white.
 
     Parameters
     ----------
@@ -62,10 +75,19 @@ def fid_coordinates(
         (t, m): everything molecules can reach.
     weights
         (m,) amplitude each member of the dictionary may have, which decides what may be left out.
+    window_ppm
+        Part of the spectrum that is fitted [ppm]; None: all of it.
+
+    Raises
+    ------
+    ConfigError
+        The window holds fewer than 16 points of the spectrum.
     """
-    removed = _span([b.factor(protocol) for b in bands if b.removed], protocol.n_times, 0.0)
+    outside = _outside(protocol, window_ppm)
+    removed = _span([_without(b.factor(protocol), outside) for b in bands if b.removed], protocol.n_times, 0.0)
+    dictionary = _without(dictionary, outside)
     modelled = [b for b in bands if not b.removed]
-    factors = [_without(b.factor(protocol), removed) for b in modelled]
+    factors = [_without(_without(b.factor(protocol), outside), removed) for b in modelled]
     dense = _span(factors, protocol.n_times, _DENSE_TOLERANCE)
     rest = _without(_without(dictionary * weights, removed), dense)
     u, s, _ = np.linalg.svd(rest, full_matrices=False)
@@ -73,8 +95,25 @@ def fid_coordinates(
     dense_factors = tuple(dense.conj().T @ f for f in factors)
     names = tuple(b.name for b in modelled)
     return Coordinates(
-        frame.conj(), frame.T, removed, dense.shape[1], dense_factors, names, _n_dominated(dense_factors)
+        frame.conj(), frame.T, removed, outside, dense.shape[1], dense_factors, names, _n_dominated(dense_factors)
     )
+
+
+def _outside(protocol: Protocol, window_ppm: tuple[float, float] | None) -> np.ndarray:
+    """Return the discrete frequencies (t, k) outside of a window, orthonormal."""
+    n = protocol.n_times
+    if window_ppm is None:
+        return np.zeros((n, 0), complex)
+    hz = np.fft.fftfreq(n, protocol.dwell_s)
+    low, high = protocol.hz(np.array(window_ppm))
+    within = (hz >= low) & (hz <= high)
+    if within.sum() < _LEAST_POINTS:
+        raise ConfigError(
+            f"the window of {window_ppm[0]:g} to {window_ppm[1]:g} ppm holds {int(within.sum())} points of the "
+            f"spectrum; at least {_LEAST_POINTS} are needed, so widen it"
+        )
+    turns = 2j * np.pi * np.outer(np.arange(n) * protocol.dwell_s, hz[~within])
+    return np.exp(turns) / n**0.5
 
 
 def _span(factors: list[np.ndarray], n_times: int, tolerance: float) -> np.ndarray:
@@ -82,7 +121,7 @@ def _span(factors: list[np.ndarray], n_times: int, tolerance: float) -> np.ndarr
     if not factors:
         return np.zeros((n_times, 0), complex)
     u, s, _ = np.linalg.svd(np.concatenate(factors, axis=1), full_matrices=False)
-    return u[:, s**2 > tolerance * s[0] ** 2] if tolerance > 0 else u
+    return u[:, s**2 > max(tolerance, _NOTHING) * s[0] ** 2]
 
 
 def _without(columns: np.ndarray, frame: np.ndarray) -> np.ndarray:

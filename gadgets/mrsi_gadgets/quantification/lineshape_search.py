@@ -55,6 +55,8 @@ class LineshapeExpansion:
     """(node, k): values at the nodes -> coefficients."""
     functions_at_nodes: np.ndarray
     """(k, node): coefficients -> values at the nodes."""
+    nodes: np.ndarray
+    """(node,) int: which times they are."""
 
     @property
     def rank(self) -> int:
@@ -93,7 +95,12 @@ class LineshapeExpansion:
 
 
 def expand_lineshapes(
-    times_s: np.ndarray, allowed: LineshapeRange, *, tolerance: float = 1e-4, n_nodes: int = 44
+    times_s: np.ndarray,
+    allowed: LineshapeRange,
+    *,
+    tolerance: float = 1e-4,
+    n_nodes: int = 44,
+    factors: np.ndarray | None = None,
 ) -> LineshapeExpansion:
     """Build the basis of all lineshapes within `allowed`.
 
@@ -107,6 +114,8 @@ def expand_lineshapes(
         Singular values below this fraction of the largest are left out.
     n_nodes
         Times at which lineshapes will be evaluated.
+    factors
+        (t, any): factors that some of them may have beside; None: none.
     """
     reach = allowed.shift_hz + allowed.margin_hz
     shifts = np.linspace(-reach, reach, 25)
@@ -115,6 +124,9 @@ def expand_lineshapes(
     f, a, g = (x.ravel()[None, :] for x in np.meshgrid(shifts, lorentz, gauss, indexing="ij"))
     t = np.asarray(times_s, float)[:, None]
     members = np.exp((2j * np.pi * f - a) * t - g * t**2)
+    if factors is not None:
+        some = members[:, np.linspace(0, members.shape[1] - 1, factors.shape[1]).astype(int)]
+        members = np.concatenate([members, some * factors], axis=1)
     u, s, _ = np.linalg.svd(members, full_matrices=False)
     functions = u[:, s > tolerance * s[0]].T
     # Nodes crowd at both ends, where a fit of smooth functions from few of their values is most delicate.
@@ -122,7 +134,7 @@ def expand_lineshapes(
     place = 0.5 - 0.5 * np.cos(np.pi * (np.arange(n_nodes) + 0.5) / n_nodes)
     nodes = np.unique(np.round(place * (len(times_s) - 1)).astype(int))
     return LineshapeExpansion(
-        functions, np.asarray(times_s)[nodes], np.linalg.pinv(functions[:, nodes]), functions[:, nodes]
+        functions, np.asarray(times_s)[nodes], np.linalg.pinv(functions[:, nodes]), functions[:, nodes], nodes
     )
 
 

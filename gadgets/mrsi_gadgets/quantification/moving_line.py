@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mrsi_gadgets.quantification.refinement import ShapedDictionary
-
 if TYPE_CHECKING:
     from mrsi_gadgets.data import Protocol
     from mrsi_gadgets.quantification.coordinates import Coordinates
@@ -163,6 +161,5 @@ def at_place(model: VarproModel, place: int) -> VarproModel:
     columns[:, which] = moving.columns[place]
     products = model.dictionary.products.copy()
     products[:, :, which] = moving.products[place]
-    known = model.dictionary
-    dictionary = ShapedDictionary(known.expansion, known.allowed, products, known.bounded, known.n_dense)
+    dictionary = replace(model.dictionary, products=products)
     return replace(model, design=replace(model.design, columns=columns), dictionary=dictionary)

@@ -13,6 +13,7 @@ from mrsi_gadgets.quantification.assembly import FitResult
 from mrsi_gadgets.quantification.coordinates import band_energy, whitener
 from mrsi_gadgets.quantification.lineshape_search import N_SHAPE
 from mrsi_gadgets.quantification.moving_line import at_place
+from mrsi_gadgets.quantification.preparation import WEAK_PRIOR as WEAK_PRIOR
 from mrsi_gadgets.quantification.preparation import VarproModel
 from mrsi_gadgets.quantification.refinement import Fit, Problem, covariance, model_at, propagated, refine
 from mrsi_gadgets.quantification.uncertainty import doubt_of
@@ -22,21 +23,12 @@ _CHANCE = 1.15
 """Misfit that noise alone may leave."""
 _FIRST_STEPS, _FINAL_STEPS = 2, 20
 _FIRST_SETTLED = 0.5
+_FURTHER_ROUNDS = 3
 _ROUNDS = 4
 """How often a molecule with a shift of its own may move on; two are enough where it stands out of the noise."""
 _ENOUGH_VOXELS = 30
 _NO_INFORMATION = 1e-12
 _ROWS_FOR_VARIANCE = 256
-_SMALLEST_SPREAD = np.array([0.02, 0.2, 0.7, 8.0])
-"""SD of phase [rad], shift [Hz], Lorentz rate [1/s] and Gauss rate [1/s^2] that are never assumed smaller."""
-_TAILS = np.array([0.0, 1 / 3, 1 / 3, 1 / 3])
-"""1 / nu of the Student t distribution that the lineshape parameters have over the voxels (0: Gaussian).
-
-Most voxels are alike, but where the shim is bad (above the sinuses) lines are several times broader. A Gaussian prior
-that fits the many would pull those to the mean, and their amplitudes with them: by half, in a test. The phase is the
-coil combination's and has no such tails."""
-WEAK_PRIOR = np.array([[0.0, 0.0, 3.0, 0.0], [np.inf, 8.0, 20.0, 2000.0]])
-"""Mean and SD of the lineshape parameters before anything is known."""
 
 
 class Voxels(NamedTuple):
@@ -98,6 +90,7 @@ def first_pass(voxels: Voxels, model: VarproModel) -> FirstPass:
     n = coordinates.n_skipped
     clear = xp.concat([xp.zeros_like(data[:, :n]), data[:, n:]], axis=1)
     shape, amounts = _start(voxels, model, clear)
+    shape = dictionary.freedom.padded(shape)
     positive = xp.where(amounts > 0, amounts, xp.zeros_like(amounts))
     strength = positive @ like(model.grid.positive, data, "float32")
     # an empty voxel still needs a scale for its priors: the noise
@@ -106,8 +99,15 @@ def first_pass(voxels: Voxels, model: VarproModel) -> FirstPass:
     residual = data - model_at(dictionary, shape, start, voxels.given)
     whiten = whitener(band_energy(residual, coordinates), coordinates)
     lines = np.zeros((data.shape[0], 0), bool)
-    problem = Problem.of(data, whiten, voxels.given, *priors_of(model, scale, WEAK_PRIOR, lines))
+    problem = Problem.of(data, whiten, voxels.given, *priors_of(model, scale, weak_prior(model), lines))
     fit = refine(problem, dictionary, shape, max_steps=_FIRST_STEPS, settled_at=_FIRST_SETTLED)
+    for _ in range(0 if dictionary.freedom.plain else _FURTHER_ROUNDS):
+        # what further parameters explain was taken for nuisance at first
+        whiten = whitener(band_energy(fit.residual, coordinates), coordinates)
+        problem = Problem.of(data, whiten, voxels.given, problem.mean, problem.precision)
+        fit = refine(
+            problem, dictionary, fit.shape, fit.amplitudes, fit.free, max_steps=_FIRST_STEPS, settled_at=_FIRST_SETTLED
+        )
     return FirstPass(problem, scale, fit, _misfit(problem, fit), lines)
 
 
@@ -120,11 +120,11 @@ def _start(voxels: Voxels, model: VarproModel, clear: Array) -> tuple[Array, Arr
     if voxels.start is None:
         found = model.grid.search(clear)
         return found.shape, found.amplitudes
-    allowed = model.dictionary.allowed
+    freedom = model.dictionary.freedom
     known = xp.all(xp.isfinite(voxels.start), axis=1)[:, None]
     start = xp.where(known, voxels.start, xp.zeros_like(voxels.start))
-    start = xp.minimum(start, like(allowed.upper(), start, "float32")[None, :])
-    start = xp.maximum(start, like(allowed.lower(), start, "float32")[None, :])
+    start = xp.minimum(start, like(freedom.upper[:N_SHAPE], start, "float32")[None, :])
+    start = xp.maximum(start, like(freedom.lower[:N_SHAPE], start, "float32")[None, :])
     amplitudes = model.grid.at(start, clear, voxels.given)
     if bool(xp.all(known)):
         return start, amplitudes
@@ -258,7 +258,7 @@ def _joined(parts: Sequence[FirstPass], order: np.ndarray) -> FirstPass:
 def _refined(first: FirstPass, model: VarproModel, lines: np.ndarray) -> FirstPass:
     """Refine a first pass with the further lines of a model."""
     xp = namespace(first.scale)
-    mean, precision = priors_of(model, first.scale, WEAK_PRIOR, lines)
+    mean, precision = priors_of(model, first.scale, weak_prior(model), lines)
     problem = first.problem._replace(mean=mean, precision=precision, tails=xp.zeros_like(precision))
     count = 2 * lines.shape[1]
     n, m = first.fit.amplitudes.shape
@@ -292,8 +292,9 @@ def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior
     data = voxels.data * (like(1 / (voxels.noise_sd * more), voxels.data, "float32"))[:, None]
     mean, precision = priors_of(model, scale, shape_prior, first.lines)
     tails = xp.zeros_like(precision)
-    if shape_prior is not WEAK_PRIOR:
-        tails[:, -N_SHAPE:] = like(_TAILS, precision, "float64")[None, :]
+    freedom = model.dictionary.freedom
+    if not np.array_equal(shape_prior, weak_prior(model)):
+        tails[:, -freedom.count :] = like(freedom.tails, precision, "float64")[None, :]
     problem = Problem.of(data, whiten, first.problem.given, mean, precision, tails)
     start = first.fit.amplitudes * inverse[:, None]
     fit = refine(problem, dictionary, first.fit.shape, start, first.fit.free, max_steps=_FINAL_STEPS)
@@ -335,7 +336,9 @@ def result_of(
     nuisance = head - xp.matmul(xp.matrix_transpose(xp.conj(whiten)), xp.matmul(whiten, head))
     sd = voxels.noise_sd * more
     columns = len(model.design.names)
-    unit = np.concatenate([np.repeat(sd[:, None], columns, axis=1), np.ones((len(sd), N_SHAPE))], axis=1)
+    unit = np.concatenate(
+        [np.repeat(sd[:, None], columns, axis=1), np.ones((len(sd), dictionary.freedom.count))], axis=1
+    )
     # the bound knows the noise of the samples only, not what the model leaves beyond it
     bare = unit / more[:, None]
     return FitResult(
@@ -377,10 +380,13 @@ def bare_bound(fit: Fit, model: VarproModel) -> Array:
 
     All unknowns are free and have no prior (Cavassila et al. 2001, DOI 10.1002/nbm.701), but for those that mean
     nothing without: deviations of macromolecules from their profile, lines that a voxel may not have, a molecule's own
-    shift. Nuisance is marginalised with the energy that was estimated.
+    shift, parameters of the lineshape beyond phase, shift and rates. Nuisance is marginalised with the energy that was
+    estimated.
     """
     xp = namespace(fit.normal)
-    free = np.concatenate([model.design.typical != 0, np.ones(N_SHAPE, bool)])
+    freedom = model.dictionary.freedom
+    known = np.arange(freedom.count) < N_SHAPE
+    free = np.concatenate([model.design.typical != 0, known & freedom.learned])
     # an empty voxel knows nothing of its lineshape: its bound is large, not infinite
     less = fit.precision * like(free, fit.precision, "float64")[None, :] - _NO_INFORMATION
     eye = xp.eye(len(free), dtype=xp.float64, device=device(less))[None, :, :]
@@ -388,28 +394,38 @@ def bare_bound(fit: Fit, model: VarproModel) -> Array:
     return bound
 
 
-def learn_shape_prior(passes: Sequence[FirstPass]) -> np.ndarray:
-    """Return median and spread beyond the fit's own errors (2, 4) of the lineshape parameters over the voxels.
+def weak_prior(model: VarproModel) -> np.ndarray:
+    """Return mean and SD (2, parameter) of the lineshape parameters before anything is known."""
+    return model.dictionary.freedom.prior
+
+
+def learn_shape_prior(passes: Sequence[FirstPass], model: VarproModel) -> np.ndarray:
+    """Return median and spread beyond the fit's own errors (2, parameter) of the lineshape parameters over the voxels.
 
     Few voxels teach nothing: then the weak prior stays.
     """
     shapes = np.concatenate([to_numpy(one.fit.shape) for one in passes]).astype(float)
     if len(shapes) < _ENOUGH_VOXELS:
-        return WEAK_PRIOR
+        return weak_prior(model)
+    freedom, count = model.dictionary.freedom, shapes.shape[1]
     xp = namespace(passes[0].scale)
     step = -(-len(shapes) // _ROWS_FOR_VARIANCE)
     variances = []
     for one in passes:
         rows = xp.arange(0, one.scale.shape[0], step, device=device(one.scale))
         _, variance = covariance(xp.take(one.fit.normal, rows, axis=0), xp.take(one.fit.free, rows, axis=0))
-        variances.append(to_numpy(variance[:, -N_SHAPE:]))
+        variances.append(to_numpy(variance[:, -count:]))
     phase = np.angle(np.mean(np.exp(1j * shapes[:, 0])))
     shapes[:, 0] = phase + np.angle(np.exp(1j * (shapes[:, 0] - phase)))
     centre = np.median(shapes, axis=0)
     total = 1.4826 * np.median(np.abs(shapes - centre), axis=0)
     own = np.median(np.concatenate(variances), axis=0)
-    spread = np.sqrt(np.maximum(total**2 - own, _SMALLEST_SPREAD**2))
-    return np.stack([centre, np.maximum(1.25 * spread, _SMALLEST_SPREAD)])
+    spread = np.sqrt(np.maximum(total**2 - own, freedom.least**2))
+    found = np.stack([centre, np.maximum(1.25 * spread, freedom.least)])
+    # what is more than the prior before anything was known would free parameters that only the prior holds
+    further = np.arange(count) >= N_SHAPE
+    found[1] = np.where(further, np.minimum(found[1], freedom.prior[1]), found[1])
+    return np.where(freedom.learned, found, freedom.prior)
 
 
 def priors_of(model: VarproModel, scale: Array, shape_prior: np.ndarray, lines: np.ndarray) -> tuple[Array, Array]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mrsi_gadgets.data import Protocol
+from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.physics import brain_values
 from mrsi_gadgets.physics.nucleus import field_strength_t, nucleus_of
 from mrsi_gadgets.quantification.coordinates import Coordinates, fid_coordinates
 from mrsi_gadgets.quantification.design import Design, NuisanceBand, build_design, group_weights
+from mrsi_gadgets.quantification.freedom import FitOptions, Freedom, delay_scale, make_freedom, time_derivatives
 from mrsi_gadgets.quantification.lineshape_search import (
     LineshapeExpansion,
     LineshapeGrid,
@@ -33,6 +35,17 @@ from mrsi_gadgets.quantification.refinement import ShapedDictionary
 if TYPE_CHECKING:
     from mrsi_gadgets.physics.basis import BasisSet
 
+WEAK_PRIOR = np.array([[0.0, 0.0, 3.0, 0.0], [np.inf, 8.0, 20.0, 2000.0]])
+"""Mean and SD of the lineshape parameters before anything is known."""
+SMALLEST_SPREAD = np.array([0.02, 0.2, 0.7, 8.0])
+"""SD of phase [rad], shift [Hz], Lorentz rate [1/s] and Gauss rate [1/s^2] that are never assumed smaller."""
+SHAPE_TAILS = np.array([0.0, 1 / 3, 1 / 3, 1 / 3])
+"""1 / nu of the Student t distribution that the lineshape parameters have over the voxels (0: Gaussian).
+
+Most voxels are alike, but where the shim is bad (above the sinuses) lines are several times broader. A Gaussian prior
+that fits the many would pull those to the mean, and their amplitudes with them: by half, in a test. The phase is the
+coil combination's and has no such tails."""
+_FREE_DRAWS = 300
 _WATCHED = 0.2
 """Size of unknown lines relative to the strongest one for which the coordinates are made."""
 
@@ -50,6 +63,10 @@ class VarproModel:
     """(template, column): amplitudes that make up each composite spectrum of the first search."""
     moving: MovingLine | None = None
     """The molecule that has a shift of its own in every voxel, if there is one."""
+    options: FitOptions = field(default_factory=FitOptions)
+    """How free the fit is."""
+    middle_hz: float = 0.0
+    """Frequency whose phase is that of order zero, where a delay is fitted [Hz]."""
 
 
 def prepare_varpro(
@@ -63,6 +80,7 @@ def prepare_varpro(
     lineshapes: LineshapeRange | None = None,
     macromolecule_freedom: float = 0.25,
     metabolite_freedom: float = 0.5,
+    options: FitOptions | None = None,
 ) -> VarproModel:
     """Make the dictionaries of `fit_varpro`.
 
@@ -87,6 +105,8 @@ def prepare_varpro(
         SD of each macromolecule's amplitude about its share of the profile, as a fraction of that share.
     metabolite_freedom
         SD of weak metabolites about their usual ratio to the others (`design.build_design`); inf: no prior.
+    options
+        Window, lineshape, groups with a shift of their own, first-order phase; None: the defaults.
 
     Returns
     -------
@@ -97,7 +117,10 @@ def prepare_varpro(
     ------
     DataError
         A basis does not fit the protocol, or the molecules of its nucleus are not known.
+    ConfigError
+        The options name a molecule that the basis lacks, or the window holds none of the spectrum.
     """
+    options = options or FitOptions()
     assumed = fit_of(protocol)
     allowed = lineshapes or assumed.lineshapes
     nuisance = assumed.nuisance if nuisance is None else nuisance
@@ -115,24 +138,55 @@ def prepare_varpro(
     own = assumed.own_shift if assumed.own_shift is not None and assumed.own_shift.name in basis.names else None
     if own is not None:
         design = with_slope(protocol, design, own)
-    expansion = expand_lineshapes(protocol.times_s, allowed)
-    shaped = (expansion.functions.T[:, :, None] * design.columns[:, None, :]).reshape(protocol.n_times, -1)
-    weight = np.tile(np.where(design.typical > 0, design.typical, design.prior_sd), expansion.rank)
+    freedom = make_freedom(
+        options, design.names, protocol.times_s, allowed, WEAK_PRIOR, SMALLEST_SPREAD, SHAPE_TAILS
+    )  # fmt: skip
+    if own is not None and freedom.orders > 1:
+        raise ConfigError(
+            f"a phase of first order cannot be fitted beside a molecule that moves ({own.name}); leave it out"
+        )
+    expansion = expand_lineshapes(protocol.times_s, allowed, factors=_free_factors(freedom))
+    sizes = np.where(design.typical > 0, design.typical, design.prior_sd)
+    derived, middle_hz = time_derivatives(protocol.times_s, design.columns, sizes * np.isfinite(sizes), freedom.orders)
+    # axes: time, order of the derivative, function of the expansion, column
+    shaped = np.moveaxis(derived, 0, 1)[:, :, None, :] * expansion.functions.T[:, None, :, None]
+    scales = [delay_scale(options.delay_ms, order) for order in range(freedom.orders)]
+    weight = np.multiply.outer(scales, np.tile(sizes, (expansion.rank, 1))).ravel()
+    shaped = shaped.reshape(protocol.n_times, -1)
     reach, reach_weight = _reach(protocol, design, assumed, own, expansion)
     coordinates = fid_coordinates(
-        protocol, nuisance, np.concatenate([shaped, reach], axis=1), np.concatenate([weight, reach_weight])
+        protocol,
+        nuisance,
+        np.concatenate([shaped, reach], axis=1),
+        np.concatenate([weight, reach_weight]),
+        window_ppm=options.window_ppm,
     )
-    products = coordinates.columns(shaped).reshape(-1, expansion.rank, len(design.names)).transpose(1, 0, 2)
+    products = coordinates.columns(shaped).reshape(-1, freedom.orders * expansion.rank, len(design.names))
+    products = products.transpose(1, 0, 2)
     dictionary = ShapedDictionary(
-        expansion, allowed, np.ascontiguousarray(products, dtype=np.complex64), design.bounded, coordinates.n_dense
+        expansion,
+        allowed,
+        np.ascontiguousarray(products, dtype=np.complex64),
+        design.bounded,
+        coordinates.n_dense,
+        freedom,
     )
     templates = _templates(design, protocol.nucleus)
-    composites = products @ templates.T
+    composites = products[: expansion.rank] @ templates.T
     composites[:, : coordinates.n_skipped] = 0
     energy = np.linalg.norm(composites, axis=(0, 1))
     grid = build_grid(composites, expansion, allowed, energy / energy.sum())
     moving = None if own is None else prepare_moving_line(protocol, design, own, expansion, coordinates)
-    return VarproModel(protocol, design, coordinates, dictionary, grid, templates, moving)
+    return VarproModel(protocol, design, coordinates, dictionary, grid, templates, moving, options, middle_hz)
+
+
+def _free_factors(freedom: Freedom) -> np.ndarray | None:
+    """Return lineshapes (t, any) that a free lineshape may have beside shift and rates; None where it is not free."""
+    which = [i for i, name in enumerate(freedom.names) if name.startswith("free")]
+    if not which:
+        return None
+    draws = freedom.prior[1, which] * np.random.default_rng(0).standard_normal((_FREE_DRAWS, len(which)))
+    return np.asarray(np.exp(draws @ freedom.functions[which]).T)
 
 
 def _reach(

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mrsi_gadgets.arrays import Array, device, like, namespace
-from mrsi_gadgets.quantification.lineshape_search import N_SHAPE, LineshapeExpansion, LineshapeRange
+from mrsi_gadgets.quantification.freedom import Freedom
+from mrsi_gadgets.quantification.lineshape_search import LineshapeExpansion, LineshapeRange
 from mrsi_gadgets.quantification.nonnegative import in_order, solve_nonnegative
 
 
@@ -29,26 +30,45 @@ class ShapedDictionary:
     expansion: LineshapeExpansion
     allowed: LineshapeRange
     products: np.ndarray
-    """(k, coordinate, column) complex64: function k of the expansion times each column of the design."""
+    """(order * k, coordinate, column) complex64: function k of the expansion times each column of the design, and times
+    each of its derivatives in time that a delay needs."""
     bounded: np.ndarray
     """(column,) bool."""
     n_dense: int
     """How many leading coordinates are whitened together."""
+    freedom: Freedom
+    """The lineshape's parameters."""
 
     @cached_property
-    def for_columns(self) -> np.ndarray:
-        """(2 k, 2 coordinate * (column + 4)) float32: coefficients (Re, Im) -> stacked columns, and room for four."""
+    def columns_of(self) -> tuple[np.ndarray, ...]:
+        """Columns of each group."""
+        return tuple(self.freedom.columns_of(group, self.products.shape[2]) for group in range(self.freedom.n_groups))
+
+    @cached_property
+    def for_columns(self) -> tuple[np.ndarray, ...]:
+        """Per group (2 k, 2 coordinate * (column + parameter)) float32: coefficients (Re, Im) -> stacked columns.
+
+        Columns of other groups and those of the parameters are zero.
+        """
         k, d, m = self.products.shape
-        room = np.zeros((2, k, 2 * d, m + N_SHAPE), np.float32)
-        for part, values in enumerate((self.products, 1j * self.products)):
-            room[part, ..., :m] = np.moveaxis(stacked(np.moveaxis(values, 2, 1), self.n_dense), 1, 2)
-        return room.reshape(2 * k, -1)
+        found = []
+        for columns in self.columns_of:
+            room = np.zeros((2, k, 2 * d, m + self.freedom.count), np.float32)
+            for part, values in enumerate((self.products, 1j * self.products)):
+                some = np.moveaxis(values[:, :, columns], 2, 1)
+                room[part, ..., columns] = np.moveaxis(stacked(some, self.n_dense), 1, 0)
+            found.append(room.reshape(2 * k, -1))
+        return tuple(found)
 
     @cached_property
-    def for_signal(self) -> np.ndarray:
-        """(column, 2 k * coordinate) float32: amplitudes -> real and imaginary parts of each function's signal."""
-        both = np.stack([self.products.real, self.products.imag])
-        return np.ascontiguousarray(np.moveaxis(both, 3, 0).reshape(self.products.shape[2], -1))
+    def for_signal(self) -> tuple[np.ndarray, ...]:
+        """Per group (column, 2 k * coordinate) float32: amplitudes -> both parts of the functions' signals."""
+        both = np.moveaxis(np.stack([self.products.real, self.products.imag]), 3, 0)
+        return tuple(np.ascontiguousarray(both[columns].reshape(len(columns), -1)) for columns in self.columns_of)
+
+    def coefficients(self, shape: Array, given: Array) -> Array:
+        """Expand lineshapes and their derivatives, (voxel, group, 1 + parameter, order * k) complex64."""
+        return self.freedom.coefficients(self.expansion, shape, given)
 
 
 def stacked(values: Array, n_dense: int) -> Array:
@@ -78,11 +98,11 @@ class Problem(NamedTuple):
     given: Array
     """(voxel, node) complex64: known lineshape at the nodes of the expansion."""
     mean: Array
-    """(voxel, column + 4) float64: mean of the Gaussian priors of amplitudes, phase, shift, Lorentz and Gauss rate."""
+    """(voxel, unknown) float64: mean of the Gaussian priors of amplitudes, phase, shift, Lorentz and Gauss rate."""
     precision: Array
-    """(voxel, column + 4) float64: their precision; 0: none."""
+    """(voxel, unknown) float64: their precision; 0: none."""
     tails: Array
-    """(voxel, column + 4) float64: 1 / nu of a Student t prior with that mean and precision; 0: Gaussian."""
+    """(voxel, unknown) float64: 1 / nu of a Student t prior with that mean and precision; 0: Gaussian."""
 
     @classmethod
     def of(
@@ -105,15 +125,15 @@ class Fit(NamedTuple):
     """State of the fit of a batch of voxels; amplitudes are in units of the voxel's noise."""
 
     shape: Array
-    """(voxel, 4) float32."""
+    """(voxel, parameter) float32."""
     amplitudes: Array
     """(voxel, column) float32."""
     free: Array
-    """(voxel, column + 4) bool: not held at a bound."""
+    """(voxel, unknown) bool: not held at a bound."""
     normal: Array
-    """(voxel, column + 4, column + 4) float64 normal matrix, priors included."""
+    """(voxel, unknown, unknown) float64 normal matrix, priors included."""
     precision: Array
-    """(voxel, column + 4) float64: the part of its diagonal that is the priors'."""
+    """(voxel, unknown) float64: the part of its diagonal that is the priors'."""
     cost: Array
     """(voxel,) float32: whitened squared residual and prior."""
     residual: Array
@@ -217,13 +237,13 @@ def linear_fit(problem: Problem, dictionary: ShapedDictionary, shape: Array) -> 
 
 def model_at(dictionary: ShapedDictionary, shape: Array, amplitudes: Array, given: Array) -> Array:
     """Return the molecules' signal (voxel, coordinate) for lineshapes (voxel, 4), amplitudes and known lineshapes."""
-    parts = _signal(dictionary, dictionary.expansion.coefficients(shape, given)[:, :1, :], amplitudes)
+    parts = _signal(dictionary, dictionary.coefficients(shape, given)[:, :, :1, :], amplitudes)
     return unstacked(parts[:, 0, :], dictionary.n_dense)
 
 
 def whitened_columns(problem: Problem, dictionary: ShapedDictionary, shape: Array, amplitudes: Array) -> Array:
     """Return the derivatives of the whitened model by all unknowns, (voxel, 2 coordinate, unknown), `stacked`."""
-    coefficients = dictionary.expansion.coefficients(shape, problem.given)
+    coefficients = dictionary.coefficients(shape, problem.given)
     parts = _signal(dictionary, coefficients, amplitudes)
     return _whiten(_columns(dictionary, coefficients, parts), problem.whiten)
 
@@ -237,9 +257,13 @@ def whitened_modes(
     """
     xp = namespace(shape)
     count = modes.shape[1]
-    ones = xp.ones_like(modes[:, 0, :])
-    plain = dictionary.expansion.values_at_nodes(shape, ones)[:, None, :] * modes
-    coefficients = xp.matmul(xp.astype(plain, xp.complex64), like(dictionary.expansion.from_nodes, shape, "complex64"))
+    if dictionary.freedom.plain:
+        ones = xp.ones_like(modes[:, 0, :])
+        plain = xp.astype(dictionary.expansion.values_at_nodes(shape, ones)[:, None, :] * modes, xp.complex64)
+        coefficients = xp.matmul(plain, like(dictionary.expansion.from_nodes, shape, "complex64"))
+    else:
+        of_modes = [dictionary.coefficients(shape, modes[:, i, :])[:, :, :1, :] for i in range(count)]
+        coefficients = xp.concat(of_modes, axis=2)
     parts = _signal(dictionary, coefficients, amplitudes)[:, :count, :]
     return _whiten(xp.asarray(xp.matrix_transpose(parts), copy=True), problem.whiten)
 
@@ -275,7 +299,7 @@ def propagated(
         (voxel, k) float32: its SD in each of them; S = D diag(spread^2) D^H.
     """
     xp = namespace(shape)
-    coefficients = dictionary.expansion.coefficients(shape, problem.given)
+    coefficients = dictionary.coefficients(shape, problem.given)
     columns = _columns(dictionary, coefficients, _signal(dictionary, coefficients, amplitudes))
     n = problem.whiten.shape[1]
     once = xp.matmul(problem.whiten, columns[:, :n, :])
@@ -342,10 +366,13 @@ def _columns(dictionary: ShapedDictionary, coefficients: Array, parts: Array | N
     """Columns at each voxel's lineshape and, last, the derivatives in `parts`, (voxel, 2 coordinate, any)."""
     xp = namespace(coefficients)
     n_coordinates, m = dictionary.products.shape[1:]
-    products = like(dictionary.for_columns, coefficients, "float32")
-    at_zero = coefficients[:, 0, :]
-    both = xp.concat([xp.real(at_zero), xp.imag(at_zero)], axis=1)
-    columns = xp.reshape(both @ products, (-1, 2 * n_coordinates, m + N_SHAPE))
+    columns = None
+    for group, one in enumerate(dictionary.for_columns):
+        at_zero = coefficients[:, group, 0, :]
+        both = xp.concat([xp.real(at_zero), xp.imag(at_zero)], axis=1) @ like(one, coefficients, "float32")
+        columns = both if columns is None else columns + both
+    assert columns is not None
+    columns = xp.reshape(columns, (-1, 2 * n_coordinates, m + dictionary.freedom.count))
     if parts is None:
         return columns[:, :, :m]
     columns[:, :, m:] = xp.matrix_transpose(parts[:, 1:, :])
@@ -353,17 +380,41 @@ def _columns(dictionary: ShapedDictionary, coefficients: Array, parts: Array | N
 
 
 def _signal(dictionary: ShapedDictionary, coefficients: Array, amplitudes: Array) -> Array:
-    """Model and its derivatives by the lineshape parameters, (voxel, any, 2 coordinate) for `coefficients` of any."""
+    """Model and its derivatives by the lineshape parameters, (voxel, any, 2 coordinate).
+
+    `coefficients` are (voxel, group, any, k), or (voxel, any, k) where all groups share them.
+    """
+    if coefficients.ndim == 3:
+        coefficients = coefficients[:, None, :, :]
+    xp = namespace(coefficients)
+    found = None
+    for group, columns in enumerate(dictionary.columns_of):
+        if not len(columns):
+            continue
+        of = group if coefficients.shape[1] > 1 else 0
+        some = (
+            amplitudes
+            if len(columns) == amplitudes.shape[1]
+            else xp.take(amplitudes, like(columns, amplitudes, "int64"), axis=1)
+        )
+        part = _signal_of(dictionary, group, coefficients[:, of, :, :], some)
+        found = part if found is None else found + part
+    assert found is not None
+    n = dictionary.n_dense
+    real, imaginary = found[0, ...], found[1, ...]
+    return xp.concat([real[..., :n], imaginary[..., :n], real[..., n:], imaginary[..., n:]], axis=2)
+
+
+def _signal_of(dictionary: ShapedDictionary, group: int, coefficients: Array, amplitudes: Array) -> Array:
+    """Real and imaginary parts (2, voxel, any, coordinate) of the signal of one group of columns."""
     xp = namespace(coefficients)
     k, d, _ = dictionary.products.shape
     count = coefficients.shape[1]
-    functions = xp.astype(amplitudes, xp.float32) @ like(dictionary.for_signal, coefficients, "float32")
+    functions = xp.astype(amplitudes, xp.float32) @ like(dictionary.for_signal[group], coefficients, "float32")
     real, imaginary = xp.real(coefficients), xp.imag(coefficients)
     rows = [xp.concat([real, -imaginary], axis=2), xp.concat([imaginary, real], axis=2)]
     both = xp.matmul(xp.concat(rows, axis=1), xp.reshape(functions, (-1, 2 * k, d)))
-    real, imaginary = both[:, :count, :], both[:, count:, :]
-    n = dictionary.n_dense
-    return xp.concat([real[..., :n], imaginary[..., :n], real[..., n:], imaginary[..., n:]], axis=2)
+    return xp.stack([both[:, :count, :], both[:, count:, :]])
 
 
 def _whiten(values: Array, whiten: Array) -> Array:
@@ -376,7 +427,7 @@ def _whiten(values: Array, whiten: Array) -> Array:
 def _amplitudes_only(problem: Problem, dictionary: ShapedDictionary, shape: Array) -> tuple[Array, Array]:
     """Fit the amplitudes at a fixed lineshape."""
     xp = namespace(shape)
-    columns = _columns(dictionary, dictionary.expansion.coefficients(shape, problem.given))
+    columns = _columns(dictionary, dictionary.coefficients(shape, problem.given))
     data = xp.asarray(problem.data[:, :, None], copy=True)
     gram, rhs = _normal(_whiten(columns, problem.whiten), _whiten(data, problem.whiten))
     m = rhs.shape[1]
@@ -384,7 +435,7 @@ def _amplitudes_only(problem: Problem, dictionary: ShapedDictionary, shape: Arra
     x, free = solve_nonnegative(
         _with_diagonal(gram, precision), rhs + precision * problem.mean[:, :m], like(dictionary.bounded, shape)
     )
-    every = xp.ones((shape.shape[0], N_SHAPE), dtype=xp.bool, device=device(shape))
+    every = xp.ones((shape.shape[0], dictionary.freedom.count), dtype=xp.bool, device=device(shape))
     return xp.astype(x, xp.float32), xp.concat([free, every], axis=1)
 
 
@@ -406,7 +457,7 @@ def _with_diagonal(gram: Array, precision: Array) -> Array:
 def _linearise(problem: Problem, shape: Array, amplitudes: Array, dictionary: ShapedDictionary) -> _Linearised:
     """Return the normal equations of the problem linearised in the lineshape."""
     xp = namespace(shape)
-    coefficients = dictionary.expansion.coefficients(shape, problem.given)
+    coefficients = dictionary.coefficients(shape, problem.given)
     parts = _signal(dictionary, coefficients, amplitudes)
     columns = _whiten(_columns(dictionary, coefficients, parts), problem.whiten)
     residual = _whiten((problem.data - parts[:, 0, :])[:, :, None], problem.whiten)
@@ -440,9 +491,10 @@ def _step(batch: _Batch, here: _Linearised, dictionary: ShapedDictionary) -> tup
     """Solve the linearised problem with its bounds; keep the lineshape within what is allowed."""
     xp = namespace(batch.shape)
     m = dictionary.bounded.shape[0]
-    lower, upper = dictionary.allowed.lower(), dictionary.allowed.upper()
-    has_bound = np.concatenate([dictionary.bounded, [False, False, True, True]])
-    offset = like(np.concatenate([np.zeros(m), [0.0, 0.0, lower[2], lower[3]]]), here.rhs)
+    lower, upper = dictionary.freedom.lower, dictionary.freedom.upper
+    rates = np.isin(np.arange(dictionary.freedom.count), (2, 3))
+    has_bound = np.concatenate([dictionary.bounded, rates])
+    offset = like(np.concatenate([np.zeros(m), np.where(rates, lower, 0.0)]), here.rhs)
     rhs = here.rhs - xp.matmul(here.gram, offset[:, None])[:, :, 0]
     x, free = solve_nonnegative(here.gram, rhs, like(has_bound, batch.shape), batch.free)
     x = x + offset[None, :]

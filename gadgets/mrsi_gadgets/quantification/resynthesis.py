@@ -14,6 +14,7 @@ import numpy as np
 from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
 from mrsi_gadgets.data import SpectralImage
 from mrsi_gadgets.fitted import FitExample, FittedSpectra
+from mrsi_gadgets.quantification.freedom import delay_scale, time_derivatives
 
 if TYPE_CHECKING:
     from mrsi_gadgets.quantification.preparation import VarproModel
@@ -32,7 +33,7 @@ class Resynthesis:
     amplitudes: np.ndarray
     """(voxel, column)."""
     shape: np.ndarray
-    """(voxel, 4): phase [rad], shift [Hz], Lorentz rate [1/s], Gauss rate [1/s^2]."""
+    """(voxel, parameter): phase [rad], shift [Hz], Lorentz rate [1/s], Gauss rate [1/s^2], and further ones."""
     nuisance: np.ndarray
     """(voxel, n_dense) expected nuisance signal in the leading coordinates."""
     place: np.ndarray
@@ -72,48 +73,73 @@ class Resynthesis:
 
     def _exponents(self, rows: np.ndarray) -> np.ndarray | None:
         """Return 2 pi i times the own shift of each column, (voxel, column); None where no molecule has one."""
-        moving = self.model.moving
+        moving, count = self.model.moving, len(self.model.design.names)
+        exponents = self.model.dictionary.freedom.exponents(self.shape[rows].astype(float), count)
         if moving is None:
-            return None
-        exponents = np.zeros((len(rows), len(self.model.design.names)), np.complex64)
+            return None if exponents is None else exponents.astype(np.complex64)
+        exponents = np.zeros((len(rows), count), complex) if exponents is None else exponents
         own = 2j * np.pi * moving.shifts_hz[self.place[rows]]
         exponents[:, moving.column] = exponents[:, moving.slope] = own
-        return exponents
+        return exponents.astype(np.complex64)
 
     def _piece(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return data, fit, nuisance and lineshape, complex64 (voxel, t), with the fitted phase taken out."""
-        times, coordinates = self.image.protocol.times_s, self.model.coordinates
-        phase, shift, lorentz, gauss = self.shape[rows].astype(float).T[:, :, None]
+        coordinates = self.model.coordinates
+        phase = self.shape[rows, :1].astype(float)
+        common = self.model.dictionary.freedom.common(self.shape[rows].astype(float))
         expansion = self.model.dictionary.expansion
         xp = namespace(self.given)
         given = to_numpy(xp.take(self.given, like(rows, self.given, "int64"), axis=0))
-        lineshape = ((given @ expansion.from_nodes) @ expansion.functions) * np.exp(
-            (2j * np.pi * shift - lorentz) * times - gauss * times**2
-        )
-        molecules = self._molecules(rows, times) * lineshape
+        lineshape = ((given @ expansion.from_nodes) @ expansion.functions) * common
+        molecules = self._through(self._molecules(rows, self.model.design.columns) * lineshape)
         data = self._data(rows) * np.exp(-1j * phase)
-        if self.image.basis is not None:
-            basis = to_numpy(self.image.basis)
-            molecules = (molecules @ basis.conj().T) @ basis
+        # a phase of first order leaves the data with the fitted one, as that of order zero does
+        data = data - self._through(self._delayed(rows) * lineshape)
         nuisance = self.nuisance[rows] @ coordinates.expand[: coordinates.n_dense] * np.exp(-1j * phase)
         removed = coordinates.removed
-        nuisance = nuisance + ((data - molecules) @ removed.conj()) @ removed.T
+        left = data - molecules
+        # what lies outside of the window was not fitted
+        left = left - (left @ coordinates.outside.conj()) @ coordinates.outside.T
+        nuisance = nuisance + (left @ removed.conj()) @ removed.T
         data, fit, nuisance, lineshape = (
             values.astype(np.complex64) for values in (data, molecules + nuisance, nuisance, lineshape)
         )
         return data, fit, nuisance, lineshape
 
-    def _molecules(self, rows: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """Return the sum of the columns (voxel, t) before the lineshape."""
-        columns, amplitudes = self.model.design.columns.T, self.amplitudes[rows]
-        moving = self.model.moving
-        if moving is None:
-            return np.asarray(amplitudes @ columns)
-        which = [moving.column, moving.slope]
-        rest = amplitudes.copy()
-        rest[:, which] = 0
-        own = np.exp(2j * np.pi * moving.shifts_hz[self.place[rows], None] * times)
-        return np.asarray(rest @ columns + (amplitudes[:, which] @ columns[which]) * own)
+    def _molecules(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Return the sum of columns (t, column) before the lineshape that they share, (voxel, t)."""
+        amplitudes, exponents = self.amplitudes[rows], self._exponents(rows)
+        if exponents is None:
+            return np.asarray(amplitudes @ columns.T)
+        apart = np.any(exponents != 0, axis=0)
+        total = amplitudes[:, ~apart] @ columns.T[~apart]
+        for i in np.flatnonzero(apart):
+            own = np.exp(exponents[:, i, None].astype(complex) * self.image.protocol.times_s)
+            total = total + amplitudes[:, i, None] * columns[:, i] * own
+        return np.asarray(total)
+
+    def _delayed(self, rows: np.ndarray) -> np.ndarray:
+        """Return what a delay adds to the molecules (voxel, t); zeros where none is fitted."""
+        freedom = self.model.dictionary.freedom
+        if freedom.orders == 1:
+            return np.zeros((len(rows), 1))
+        columns, times = self.model.design.columns, self.image.protocol.times_s
+        derived, _ = time_derivatives(
+            times, columns, np.ones(columns.shape[1]), freedom.orders, self.model.middle_hz
+        )  # fmt: skip
+        delay = self.shape[rows, freedom.names.index("delay")].astype(float)
+        parts = [
+            delay_scale(1.0, order) * delay[:, None] ** order * self._molecules(rows, derived[order])
+            for order in range(1, freedom.orders)
+        ]
+        return np.asarray(sum(parts))
+
+    def _through(self, fids: np.ndarray) -> np.ndarray:
+        """Return what the temporal basis of the image lets pass of FIDs (voxel, t)."""
+        if self.image.basis is None:
+            return fids
+        basis = to_numpy(self.image.basis)
+        return np.asarray((fids @ basis.conj().T) @ basis)
 
     def _data(self, rows: np.ndarray) -> np.ndarray:
         """Return the FIDs (voxel, t) that were fitted."""

@@ -19,7 +19,7 @@ from scipy import ndimage
 from mrsi_gadgets.arrays import like, namespace, to_numpy
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.physics.nucleus import PROTON, nucleus_of
-from mrsi_gadgets.quantification.refinement import ShapedDictionary, stacked, whitened_columns
+from mrsi_gadgets.quantification.refinement import stacked, whitened_columns
 
 if TYPE_CHECKING:
     from mrsi_gadgets.quantification.passes import FirstPass
@@ -116,8 +116,17 @@ def with_lines(model: VarproModel, lines: Sequence[UnmodelledLine], through: np.
     """Return the model with two real columns for each line: in phase with the molecules, and a quarter turn ahead."""
     design, expansion = model.design, model.dictionary.expansion
     fids = np.stack([c * _line(model.protocol, line.ppm, model) for line in lines for c in (1, 1j)], axis=1)
-    shaped = _through((expansion.functions.T[:, :, None] * fids[:, None, :]).reshape(len(fids), -1), through)
-    products = model.coordinates.columns(shaped).reshape(-1, expansion.rank, fids.shape[1]).transpose(1, 0, 2)
+    orders = [fids]
+    for _ in range(1, model.dictionary.freedom.orders):
+        # a line far narrower than the band: its derivative about the middle is its frequency times itself
+        orders.append(orders[-1] * np.repeat([_turning(line.ppm, model) for line in lines], 2))
+    shaped = np.concatenate([expansion.functions.T[:, :, None] * of[:, None, :] for of in orders], axis=1)
+    shaped = _through(shaped.reshape(len(fids), -1), through)
+    products = (
+        model.coordinates.columns(shaped)
+        .reshape(-1, shaped.shape[1] // fids.shape[1], fids.shape[1])
+        .transpose(1, 0, 2)
+    )
     more = fids.shape[1]
     return replace(
         model,
@@ -129,15 +138,19 @@ def with_lines(model: VarproModel, lines: Sequence[UnmodelledLine], through: np.
             prior_sd=np.append(design.prior_sd, [FREEDOM] * more),
             typical=np.append(design.typical, [0.0] * more),
         ),
-        dictionary=ShapedDictionary(
-            expansion,
-            model.dictionary.allowed,
-            np.concatenate([model.dictionary.products, products.astype(np.complex64)], axis=2),
-            np.append(model.dictionary.bounded, [False] * more),
-            model.dictionary.n_dense,
+        dictionary=replace(
+            model.dictionary,
+            products=np.concatenate([model.dictionary.products, products.astype(np.complex64)], axis=2),
+            bounded=np.append(model.dictionary.bounded, [False] * more),
         ),
         templates=np.pad(model.templates, ((0, 0), (0, more))),
     )
+
+
+def _turning(ppm: float, model: VarproModel) -> complex:
+    """Return D of a line over the line itself [1/ms], `freedom.time_derivatives`."""
+    rate = float(np.median(model.design.rates))
+    return (2j * np.pi * (float(model.protocol.hz(ppm)) - model.middle_hz) - rate) * 1e-3
 
 
 def _line(protocol: Protocol, ppm: float, model: VarproModel) -> np.ndarray:

@@ -226,7 +226,7 @@ def _fit(
                 np.stack([line.voxels for line in lines], axis=1), np.cumsum([len(p.misfit) for p in passes])[:-1]
             )
             passes = list(pool.map(with_unmodelled, passes, [model] * len(passes), allowed, places))
-        prior = learn_shape_prior(passes)
+        prior = learn_shape_prior(passes, model)
 
         def final(work: tuple[FirstPass, Voxels, np.ndarray]) -> FitResult:
             return final_pass_of_places(*work, model, prior)

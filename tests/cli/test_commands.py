@@ -35,7 +35,12 @@ def test_replay_writes_maps_images_picture_and_summary(run, scan, scan_file, tmp
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {"b0.nii.gz", "mask.nii.gz", "images.h5", "contact.png", "summary.json"} <= names
     for name in ("tNAA", "tCr", "tCho", "Ins", "Glx", "NAA"):
-        assert {f"maps/{name}.nii.gz", f"maps/{name}_sd.nii.gz", f"maps/{name}_per_water.nii.gz"} <= names
+        assert {
+            f"maps/{name}.nii.gz",
+            f"maps/{name}_sd.nii.gz",
+            f"maps/{name}_crlb.nii.gz",
+            f"maps/{name}_per_water.nii.gz",
+        } <= names
     assert_same_images(read_images(folder / "images.h5"), images_here(scan, recipe="fourier", spectra="all"))
     summary = summary_of(folder)
     assert summary["warnings"] == []

@@ -204,6 +204,18 @@ def test_deviation_window_theme_and_zoom_can_be_changed(opened, maps):
     assert driver.execute_script("return document.querySelector('[data-choice=crlb]').disabled") is True
 
 
+def test_the_bare_bound_is_shown_where_the_result_has_it(opened, maps):
+    bound = dataclasses.replace(maps.maps["tNAA_per_water"], crlb=0.01 * maps.maps["tNAA_per_water"].value)
+    results = gather(images_of(dataclasses.replace(maps, maps={**maps.maps, "tNAA_per_water": bound})))
+    np.testing.assert_array_equal(results.maps["tNAA_per_water"].crlb, bound.crlb)
+    assert results.maps["tCr_per_water"].crlb is None
+    driver = opened(report_html(results))
+    driver.execute_script("document.querySelector('[data-choice=crlb]').click()")
+    read = driver.execute_script("return document.querySelector('[data-map=tNAA_per_water] .read').textContent")
+    voxel = tuple(driver.execute_script("return window.report.voxel()"))
+    assert float(read.split()[0]) == pytest.approx(bound.crlb[voxel], rel=6e-3)
+
+
 def test_a_result_with_a_few_spectra_shows_those_and_says_how_to_get_all(opened, maps):
     results = gather(images_of(maps, spectra="examples"))
     driver = opened(report_html(results))

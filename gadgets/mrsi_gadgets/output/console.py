@@ -34,7 +34,7 @@ from mrsi_gadgets.output.scaling import (
 from mrsi_gadgets.output.spectra_images import parts_of, voxel_texts
 from mrsi_gadgets.stream.messages import IMAGE_HEADER, Image
 
-DISPLAY, VALUE, SD, B0, MASK, SPECTRA = "display", "value", "sd", "b0", "mask", "spectra"
+DISPLAY, VALUE, SD, CRLB, B0, MASK, SPECTRA = "display", "value", "sd", "crlb", "b0", "mask", "spectra"
 """What meta key ``mrsi_kind`` says of an image."""
 
 _IMAGE_TYPE = ("DERIVED", "PRIMARY", "METABOLITE_MAP")
@@ -272,6 +272,8 @@ def _add_quantitative(series: _Series, names: Sequence[str], scales: DisplayScal
         values.append((item.value, f"{name} values", item.unit, VALUE, name, scale))
         if item.sd is not None:
             values.append((item.sd, f"{name} SD values", item.unit, SD, name, scale.for_sd()))
+        if item.crlb is not None:
+            values.append((item.crlb, f"{name} CRLB values", item.unit, CRLB, name, scale.for_sd()))
     values.append((series.maps.b0_hz, "B0 values", "Hz", B0, "b0", signed_scale("Hz")))
     for i, (pixels, title, unit, kind, name, scale) in enumerate(values):
         meta = _roles("Quantitative", kind, name) | _window(scale, display_unit(name, unit)[0])

@@ -3,7 +3,7 @@
 ::
 
     FOLDER/
-    ├── maps/NAME.nii.gz, NAME_sd.nii.gz   float32, RAS; frames of a dynamic scan along the fourth axis; see `file_name`
+    ├── maps/NAME.nii.gz, _sd, _crlb      float32, RAS; frames of a dynamic scan along the fourth axis; see `file_name`
     ├── b0.nii.gz, mask.nii.gz
     ├── images.h5                          every image exactly as the console got it
     ├── contact.png
@@ -143,6 +143,9 @@ def _write_maps(folder: Path, results: Results) -> None:
         if item.sd is not None:
             title = f"{name} standard deviation [{item.unit}]"
             write_nifti(folder / "maps" / f"{file}_sd.nii.gz", item.sd, affine, description=title)
+        if item.crlb is not None:
+            title = f"{name} Cramer-Rao bound [{item.unit}]"
+            write_nifti(folder / "maps" / f"{file}_crlb.nii.gz", item.crlb, affine, description=title)
     if results.b0:
         write_nifti(folder / "b0.nii.gz", stack_frames(results.b0), affine, description="B0 [Hz]")
     if results.mask:
@@ -172,6 +175,8 @@ def _describe(item: ResultMap) -> dict[str, Any]:
         described["median"] = _median(item.value)
     if item.sd is not None:
         described["median_sd"] = _median(item.sd)
+    if item.crlb is not None:
+        described["median_crlb"] = _median(item.crlb)
     return described
 
 

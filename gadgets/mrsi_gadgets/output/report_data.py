@@ -205,7 +205,7 @@ def _describe_map(item: ResultMap, frames: Sequence[int], inside: np.ndarray, ma
 
     value = values(item.frames)
     fitted = value[:, inside] if whole else value
-    described: dict[str, Any] = {
+    return {
         "name": item.name,
         "title": map_title(base),
         "base": base,
@@ -218,10 +218,8 @@ def _describe_map(item: ResultMap, frames: Sequence[int], inside: np.ndarray, ma
         "value": pack_half(value),
         "window": _window(fitted, unit),
         "sd": pack_half(values(item.sd_frames)) if item.sd_frames else None,
+        "crlb": pack_half(values(item.crlb_frames)) if item.crlb_frames else None,
     }
-    bounds = getattr(item, "crlb_frames", None)
-    described["crlb"] = pack_half(values(bounds)) if bounds else None
-    return described
 
 
 def _window(values: np.ndarray, unit: str) -> list[float]:

@@ -49,6 +49,8 @@ class ResultMap:
     frames: dict[int, np.ndarray] = field(default_factory=dict)
     """Frame -> (x, y, z)."""
     sd_frames: dict[int, np.ndarray] = field(default_factory=dict)
+    crlb_frames: dict[int, np.ndarray] = field(default_factory=dict)
+    """The bare bound of the noise (`data.Map`)."""
     exact: bool = True
     """False where only the console's 12-bit picture came, rounded to its step."""
 
@@ -61,6 +63,11 @@ class ResultMap:
     def sd(self) -> np.ndarray | None:
         """Like `value`, or None."""
         return stack_frames(self.sd_frames) if self.sd_frames else None
+
+    @property
+    def crlb(self) -> np.ndarray | None:
+        """Like `value`, or None."""
+        return stack_frames(self.crlb_frames) if self.crlb_frames else None
 
 
 @dataclass
@@ -176,7 +183,7 @@ class Results:
                 frames[frame] = np.where(self.mask[frame], values, np.nan) if frame in self.mask else values
         everywhere = set(self.mask).union(*(item.frames for item in self.maps.values()))
         for item in self.maps.values():
-            for frames in (item.frames, item.sd_frames):
+            for frames in (item.frames, item.sd_frames, item.crlb_frames):
                 for frame in everywhere.difference(frames) if frames else ():
                     frames[frame] = np.full(self.matrix, np.nan, dtype=np.float32)
         return self
@@ -194,9 +201,10 @@ class Results:
             self.b0[frame] = values
         elif kind == console.MASK:
             self.mask[frame] = values > 0
-        elif kind in (console.VALUE, console.SD):
+        elif kind in (console.VALUE, console.SD, console.CRLB):
             item = self.maps.setdefault(name, ResultMap(name, unit))
-            (item.frames if kind == console.VALUE else item.sd_frames)[frame] = values
+            of = {console.VALUE: item.frames, console.SD: item.sd_frames, console.CRLB: item.crlb_frames}
+            of[kind][frame] = values
         else:
             raise DataError(f"an image says mrsi_kind '{kind}', which this version does not know; update mrsi-gadgets")
 

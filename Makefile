@@ -1,10 +1,10 @@
-# make test | demo | bench | lint: each sets up everything it needs by itself (.venv, pip, the locked versions).
+# make test | demo | bench | faults | lint: each sets up everything it needs by itself (.venv, pip, the locked versions).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint bench docs-pictures clean
+.PHONY: demo test test-slow lint bench faults docs-pictures clean
 
 demo: $(READY)
 	$(BIN)/mrsi demo --output demo_output
@@ -23,6 +23,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run_all.py
+
+faults: $(READY)
+	$(BIN)/python benchmarks/faults.py
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

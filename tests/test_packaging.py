@@ -68,6 +68,9 @@ def test_a_wheel_holds_the_recipes_the_sequences_and_the_type_marker_and_no_test
     assert "mrsi_gadgets/py.typed" in names
     modules = {path.relative_to(ROOT / "gadgets").as_posix() for path in (ROOT / "gadgets").rglob("*.py")}
     assert modules <= names
+    page = {path.relative_to(ROOT / "gadgets").as_posix() for path in (ROOT / "gadgets").rglob("report_page/*")}
+    assert len(page) > 5
+    assert page <= names
     assert {name.partition("/")[0] for name in names} == {
         "mrsi_gadgets", f"mrsi_gadgets-{mrsi_gadgets.__version__}.dist-info",
     }  # fmt: skip

@@ -236,11 +236,14 @@ def test_voxels_that_a_model_does_not_know_can_be_hidden(opened, maps):
     maps = dataclasses.replace(
         maps, maps={**maps.maps, "outside_model": dataclasses.replace(value, value=outside, sd=None, unit="1")}
     )
+    from selenium.webdriver.support.wait import WebDriverWait
+
     driver = opened(report_html(gather(images_of(maps))))
-    count = "return document.querySelector('#medians tbody tr td:last-child').textContent"
-    before = int(driver.execute_script(count))
+    count = "return Number(document.querySelector('#medians tbody tr td:last-child')?.textContent ?? 0)"
+    inside = int(maps.mask.sum())
+    WebDriverWait(driver, 20).until(lambda d: d.execute_script(count) == inside)
     driver.execute_script("document.getElementById('mask').click()")
-    assert int(driver.execute_script(count)) == before - 1
+    WebDriverWait(driver, 20).until(lambda d: d.execute_script(count) == inside - 1)
 
 
 # --- without a browser ----------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ _PATTERN_ERROR = 1e-3
 _WORTH_IT = 0.7
 """Patterns are used where there are fewer of them than this share of the samples."""
 _FINE_BYTES = 48 << 20
-"""Signals larger than this together are stored with 8 bits."""
+"""Signals larger than this together, and without patterns, are stored with 8 bits."""
 WHOLE = ("water",)
 """Maps that mean something outside of the fitted voxels too."""
 
@@ -56,7 +56,7 @@ def pack_rows(values: np.ndarray, *, bits: int = 16) -> Packed:
 
 
 def pack_signals(values: np.ndarray, *, bits: int = 16) -> Packed:
-    """Return FIDs (voxel, t) as rows, or as weights times patterns where these are few."""
+    """Return FIDs (voxel, t) as rows of so many bits, or as weights times patterns where these are few."""
     norms = np.linalg.norm(values, axis=1)
     some = norms > 0
     if not some.any():
@@ -69,7 +69,7 @@ def pack_signals(values: np.ndarray, *, bits: int = 16) -> Packed:
         return {"rows": pack_rows(values, bits=bits)}
     patterns = vectors[:, values.shape[1] - rank :].T.conj()
     weights = values @ patterns.conj().T
-    return {"rows": pack_rows(weights, bits=bits), "patterns": pack_rows(patterns)}
+    return {"rows": pack_rows(weights), "patterns": pack_rows(patterns)}
 
 
 def pack_spectra(fitted: FittedSpectra, matrix: Sequence[int]) -> dict[str, Any]:
@@ -85,7 +85,6 @@ def pack_spectra(fitted: FittedSpectra, matrix: Sequence[int]) -> dict[str, Any]
         "molecules": list(fitted.molecules),
         "columns": pack_rows(fitted.columns),
         "amplitudes": pack(np.stack([amplitudes.real, amplitudes.imag], axis=-1).astype(np.float32)),
-        "bits": bits,
     }
     if fitted.exponents is not None:
         exponents = fitted.exponents

@@ -117,15 +117,16 @@ function makePanel(view, map, state, act) {
     element("div", { className: "scale" }, low, bar, high), read);
   box.dataset.map = map.name;
   const small = document.createElement("canvas");
-  const windows = {};
+  const windows = state.windowsOf(map);
   const what = () => (map.has(state.what) ? state.what : "value");
 
+  const usual = {};
   function windowOf(kind) {
     if (windows[kind]) return windows[kind];
     if (kind === "value") return map.window;
     if (kind === "relative") return [0, 50];
-    const values = Array.from(view.inside, (place) => map.at(kind, state.frame, place));
-    return [0, niceTop(values, 0.95)];
+    usual[kind] ??= [0, niceTop(Array.from(view.inside, (place) => map.at(kind, state.frame, place)), 0.95)];
+    return usual[kind];
   }
 
   function draw() {

@@ -157,7 +157,7 @@ function spectralAxis(axis, points) {
 function openSpectra(packed, axis) {
   const data = signalsOf(packed.data), nuisance = signalsOf(packed.nuisance);
   const places = new Map(Array.from(unpack(packed.voxels), (place, row) => [place, row]));
-  const known = { places, points: data.length, molecules: packed.molecules ?? [], bits: packed.bits ?? 16 };
+  const known = { places, points: data.length, molecules: packed.molecules ?? [] };
   if (packed.fit) {
     const fit = signalsOf(packed.fit);
     known.of = (row) => ({ data: data.row(row), fit: fit.row(row), nuisance: nuisance.row(row), part: null });

@@ -20,10 +20,16 @@ const state = {
   view: views[0], frame: 0, slice: views[0].slice, voxel: views[0].first, hover: null, what: "value", per: "", masked: false,
   names: [], parts: new Set(), broadening: 0, range: null, lift: 1, marked: [],
   show: { data: true, fit: true, nuisance: true, residual: true },
+  windows: new Map(),
+  // ends of the colours that were set by hand, by what is shown
+  windowsOf(map) {
+    if (!state.windows.has(map.name)) state.windows.set(map.name, {});
+    return state.windows.get(map.name);
+  },
   good: (place) => !state.masked || !state.bad(place),
   bad: () => false,
 };
-let panels = [];
+let panels = [], waiting = 0;
 
 const act = {
   hover(place) {
@@ -82,7 +88,7 @@ function bases() {
 function firstNames() {
   const known = bases(), shown = content.shown.map((name) => state.view.byName.get(name)?.base);
   const lines = state.view.maps.filter((map) => map.unknown).map((map) => map.base);
-  const more = ["residual", "linewidth", "B0"].filter((name) => known.includes(name));
+  const more = ["outside_model", "model_score", "quality", "residual", "snr", "linewidth", "B0"].filter((name) => known.includes(name));
   return [...new Set([...shown, ...lines])].filter((name) => known.includes(name)).slice(0, 9).concat(more);
 }
 
@@ -175,8 +181,10 @@ function makePanels() {
 
 function redraw() {
   panels.forEach((panel) => panel.draw());
-  byId("medians").replaceChildren(mediansTable(state.view, state));
   drawHistograms();
+  // many maps of many voxels take a moment: everything else comes first
+  clearTimeout(waiting);
+  waiting = setTimeout(() => byId("medians").replaceChildren(mediansTable(state.view, state)), 0);
 }
 
 function drawHistograms() {
@@ -197,7 +205,7 @@ function showVoxel() {
 }
 
 function makeCurves() {
-  const keys = { data: ["data", "data"], fit: ["fit", "accent"], nuisance: ["baseline, water, lipids", "nuisance"], residual: ["residual", "residual"] };
+  const keys = { data: ["data", "data"], fit: ["fit", "accent"], nuisance: [state.view.axis.nucleus === "1H" ? "baseline, water, lipids" : "baseline", "nuisance"], residual: ["residual", "residual"] };
   const bar = byId("curves");
   bar.replaceChildren(...Object.entries(keys).map(([name, [text, colour]]) => {
     const key = element("span", { className: "key" });

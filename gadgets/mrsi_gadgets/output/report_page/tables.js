@@ -39,14 +39,24 @@ function mediansTable(view, state) {
   return table(["map", "unit", "median", "middle half", "median SD", "median CRLB", "SD / value", "voxels"], rows, 2);
 }
 
+// The finite values of a panel's map in rising order; the same until frame, mask or what is shown change.
+function sortedValues(panel, view, state) {
+  const key = `${panel.what()}/${state.frame}/${state.masked}`;
+  if (panel.sortedFor !== key) {
+    const values = [];
+    for (const place of view.inside) {
+      const value = panel.map.at(panel.what(), state.frame, place);
+      if (Number.isFinite(value) && state.good(place)) values.push(value);
+    }
+    panel.sorted = Float64Array.from(values).sort();
+    panel.sortedFor = key;
+  }
+  return panel.sorted;
+}
+
 function histogram(panel, view, state) {
   const canvas = element("canvas"), { map } = panel, kind = panel.what();
-  const values = [];
-  for (const place of view.inside) {
-    const value = map.at(kind, state.frame, place);
-    if (Number.isFinite(value) && state.good(place)) values.push(value);
-  }
-  const sorted = Float64Array.from(values).sort(), here = map.at(kind, state.frame, state.voxel);
+  const sorted = sortedValues(panel, view, state), here = map.at(kind, state.frame, state.voxel);
   const unit = kind === "relative" ? "%" : map.unit;
   const label = element("p", {}, element("b", { text: map.title }), element("span", { className: "faint", text: `median ${rounded(quantile(sorted, 0.5))} ${unit}` }));
   const box = element("div", {}, label, canvas);

@@ -78,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("result", type=Path, help="result folder of `mrsi replay`")
     report.add_argument("--output", "-o", type=Path, metavar="FILE.html", help="default: report.html in the folder")
     report.set_defaults(run=_report)
+    regions = commands.add_parser("regions", parents=[common], help="write a result's table of regions anew")
+    regions.add_argument("result", type=Path, help="result folder of `mrsi replay`")
+    regions.add_argument("labels", type=Path, nargs="?", help="NIfTI volume of labels (names: a .tsv beside it)")
+    regions.set_defaults(run=_regions)
+    fsl_mrs = commands.add_parser("fsl-mrs", parents=[common], help="add the folder that FSL-MRS and FSLeyes read")
+    fsl_mrs.add_argument("result", type=Path, help="result folder of `mrsi replay`")
+    fsl_mrs.set_defaults(run=_fsl_mrs)
     _add_dicom(commands.add_parser("dicom", parents=[common], help="write a result's maps and spectra as DICOM"))
     _add_send(commands.add_parser("send", parents=[common], help="store a result in a DICOM archive"))
     anonymous = commands.add_parser("anonymise", parents=[common], help="copy a raw file or result without identities")
@@ -359,22 +366,34 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         help="fractions of grey matter, white matter and CSF (three files in this order, or their folder), for mM",
     )  # fmt: skip
     parser.add_argument("--b1", type=Path, metavar="NIFTI", help="real flip angle over the nominal one, for maps in mM")
+    parser.add_argument(
+        "--regions", type=Path, metavar="NIFTI", help="labels whose regions join regions.csv (names: a .tsv beside it)"
+    )
+    parser.add_argument("--fsl-mrs", action="store_true", help="also write the folder that FSL-MRS and FSLeyes read")
     _add_scan_options(parser, recipe_help="default: the one an MRD stream on stdin names, else subspace")
     parser.set_defaults(run=_replay)
 
 
 def _replay(given: argparse.Namespace) -> int:
     from mrsi_gadgets import replay
-    from mrsi_gadgets.output.folder import check_target
+    from mrsi_gadgets.io.volumes import read_volume
+    from mrsi_gadgets.output.folder import add_fsl_mrs, check_target
 
     if given.output is None and not given.stdout:
         raise ConfigError("name a folder for the result with -o FOLDER, or --stdout for an MRD stream")
     if given.output is not None:
         check_target(given.output)
+    elif given.regions or given.fsl_mrs:
+        raise ConfigError("--regions and --fsl-mrs add to the result folder; name it with -o FOLDER")
+    if given.regions:
+        read_volume(given.regions)  # a file that cannot be read is refused before the scan is computed
     pipe = replay.ImagePipe() if given.stdout else None
     usual = "examples" if given.output is None else "all"
+    if given.fsl_mrs and given.spectra not in (None, "all"):
+        raise ConfigError(f"--fsl-mrs needs the spectra of all voxels; leave --spectra {given.spectra} out")
+    spectra = "all" if given.fsl_mrs else given.spectra
     options = replace(
-        _scan_options(given), spectra=given.spectra, usual_spectra=usual, tissue=tuple(given.tissue), b1=given.b1
+        _scan_options(given), spectra=spectra, usual_spectra=usual, tissue=tuple(given.tissue), b1=given.b1
     )
     if given.to and (given.tissue or given.b1):
         raise ConfigError(
@@ -399,7 +418,9 @@ def _replay(given: argparse.Namespace) -> int:
     if pipe is not None:
         pipe.write(scan.header_xml, result.images)
     if given.output is not None:
-        replay.save(result, given.output)
+        replay.save(result, given.output, regions=given.regions)
+        if given.fsl_mrs:
+            add_fsl_mrs(given.output)
     for warning in result.summary.get("warnings", []):
         _say(f"warning: {warning}", sys.stderr)
     where = "stdout" if given.output is None else f"{given.output}/ (maps/, contact.png, images.h5, summary.json)"
@@ -570,6 +591,21 @@ def _report(given: argparse.Namespace) -> int:
 
     path = write_report(given.result, given.output)
     _say(f"report -> {path} ({path.stat().st_size / 1e6:.1f} MB; open it in a browser)")
+    return EXIT_OK
+
+
+def _regions(given: argparse.Namespace) -> int:
+    from mrsi_gadgets.output.folder import rewrite_regions
+
+    _say(f"regions -> {rewrite_regions(given.result, given.labels)}")
+    return EXIT_OK
+
+
+def _fsl_mrs(given: argparse.Namespace) -> int:
+    from mrsi_gadgets.output.folder import add_fsl_mrs
+
+    for folder in add_fsl_mrs(given.result):
+        _say(f"FSL-MRS results -> {folder}")
     return EXIT_OK
 
 

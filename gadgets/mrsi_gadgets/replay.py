@@ -195,9 +195,9 @@ class ImagePipe:
                 file.write(encode(message))
 
 
-def save(result: ReplayResult, folder: Path) -> None:
-    """Write the folder of results."""
-    write_results(folder, result.images, summary=result.summary)
+def save(result: ReplayResult, folder: Path, *, regions: Path | None = None) -> None:
+    """Write the folder of results, with the regions of a volume of labels in its table."""
+    write_results(folder, result.images, summary=result.summary, regions=regions)
 
 
 def machine_description() -> str:

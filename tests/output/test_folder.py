@@ -28,7 +28,7 @@ def test_a_folder_holds_every_map_and_the_images_as_they_came(tmp_path, maps, re
     images = maps_to_images(maps, reference_head=reference_head, shown=SHOWN, warnings=[WARNING])
     write_results(tmp_path / "out", iter(images), summary={"seconds": {"total": 1.5}})
     names = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
-    expected = ["b0.nii.gz", "contact.png", "images.h5", "mask.nii.gz", "summary.json"]
+    expected = ["b0.nii.gz", "contact.png", "images.h5", "mask.nii.gz", "regions.csv", "summary.json"]
     for name, item in maps.maps.items():
         expected += [f"maps/{name}.nii.gz"] + ([f"maps/{name}_sd.nii.gz"] if item.sd is not None else [])
     assert names == sorted(expected)

@@ -88,6 +88,7 @@ class ConsoleImages(Gadget):
                     warnings=report.warnings,
                     provenance=report.provenance,
                     scales=scales,
+                    water=context.calibration.take_water_fids(),
                 )
             context.frame = item.frame
             which = "" if item.echo is None else f", echo time {item.protocol.echo_times_s[0] * 1e3:g} ms,"

@@ -44,10 +44,17 @@ class Calibration:
     water_image: SpectralImage | None = None
     """FIDs of the water reference, B0 and eddy currents taken out; kept where the header does not say that water is
     suppressed in the metabolite data."""
+    water_fids: SpectralImage | None = None
+    """FIDs of the water reference, as `water_image`, for the result; kept where `Context.keep_water` says so."""
     water_protocol: Protocol | None = None
     """How `water` was measured: the protocol of the reference's own readouts and echo."""
     source: dict[str, str] = field(default_factory=dict)
     """Field name -> where it came from (``water reference``, ``residual water``, ``noise scan``, ...)."""
+
+    def take_water_fids(self) -> SpectralImage | None:
+        """Return `water_fids` once; afterwards they are not kept any longer."""
+        taken, self.water_fids = self.water_fids, None
+        return taken
 
     def encoding(self) -> tuple[Array, np.ndarray, np.ndarray]:
         """Return coil maps, B0 and mask.
@@ -102,6 +109,8 @@ class Context:
     """Maps of tissue fractions that the operator gave, or their folder."""
     b1: Path | None = None
     """Map of the real flip angle over the nominal one that the operator gave."""
+    keep_water: bool = False
+    """Whether the FIDs of the water reference belong to the result."""
     reference_heads: dict[int, np.void] = field(default_factory=dict)
     """Frame -> ACQUISITION_HEADER of its first metabolite readout: geometry, stamps and uid for the images."""
     frame: int = 0

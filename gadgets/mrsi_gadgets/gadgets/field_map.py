@@ -61,8 +61,7 @@ class EstimateFieldMap(Gadget):
                 with context.report.timed("field_map"):
                     trusted = self._trusted(item, context)
                     found = field_map_from_water(trusted, eddy_currents=self.eddy_currents)
-                    if trusted is item and context.protocol.water_suppressed is not True:
-                        context.calibration.water_image = self._water_image(item, found, context)
+                    self._keep_water(item, trusted, found, context)
                 context.calibration.water_protocol = item.protocol.of_echo(item.echo)
                 del trusted
                 self._keep(found, context)
@@ -160,6 +159,15 @@ class EstimateFieldMap(Gadget):
             "of water"
         )
         return replace(found, source=found.source + where)
+
+    @classmethod
+    def _keep_water(cls, item: KtData, trusted: KtData, found: FieldMap, context: Context) -> None:
+        """Keep the reference's FIDs where water in the metabolite data needs them, or the result is to have them."""
+        wanted = trusted is item and context.protocol.water_suppressed is not True
+        if wanted or context.keep_water:
+            image = cls._water_image(trusted, found, context)
+            context.calibration.water_image = image if wanted else None
+            context.calibration.water_fids = image if context.keep_water else None
 
     @staticmethod
     def _water_image(item: KtData, found: FieldMap, context: Context) -> SpectralImage:

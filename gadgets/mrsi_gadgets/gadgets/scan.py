@@ -157,6 +157,7 @@ def run_scan(
         models=options.model_folders,
         tissue=options.tissue,
         b1=options.b1,
+        keep_water=any(isinstance(g, ConsoleImages) and g.spectra == "all" for g in chain.gadgets),
         may_overwrite=observe is None,
         on_progress=tell,
     )

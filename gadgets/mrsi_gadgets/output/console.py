@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from mrsi_gadgets import __version__
-from mrsi_gadgets.data import Geometry, Map, Maps, Protocol
+from mrsi_gadgets.arrays import to_numpy
+from mrsi_gadgets.data import Geometry, Map, Maps, Protocol, SpectralImage
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.fitted import FitExample, FittedSpectra
 from mrsi_gadgets.output.meta import to_xml
@@ -31,7 +32,7 @@ from mrsi_gadgets.output.scaling import (
     mask_scale,
     signed_scale,
 )
-from mrsi_gadgets.output.spectra_images import parts_of, voxel_texts
+from mrsi_gadgets.output.spectra_images import KINDS, WATER, parts_of, parts_of_water, voxel_texts
 from mrsi_gadgets.stream.messages import IMAGE_HEADER, Image
 
 DISPLAY, VALUE, SD, CRLB, B0, MASK, SPECTRA = "display", "value", "sd", "crlb", "b0", "mask", "spectra"
@@ -153,6 +154,7 @@ def maps_to_images(
     warnings: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
     scales: DisplayScales | None = None,
+    water: SpectralImage | None = None,
 ) -> list[Image]:
     """Return the images of one frame, one series per shown map, then all exact values as one series.
 
@@ -179,6 +181,8 @@ def maps_to_images(
         Added to ``maps.provenance`` in the key ``mrsi_provenance``; nothing that differs from run to run belongs here.
     scales
         Display scales of the session; give the same object for every frame of a dynamic scan.
+    water
+        FIDs of the water reference; go along with ``all`` spectra.
 
     Raises
     ------
@@ -205,6 +209,8 @@ def maps_to_images(
     _add_lines(series, lines, scales, uncertainty=uncertainty)
     if spectra == "all" and maps.spectra is not None:
         _add_fitted(series, maps.spectra())
+        if water is not None:
+            _add_water(series, water)
     return series.images
 
 
@@ -308,6 +314,18 @@ def _add_fitted(series: _Series, fitted: FittedSpectra) -> None:
         for i, part in enumerate(parts):
             meta = _roles("Spectroscopy", part.kind, part.kind) | part.meta | axis
             series.add(_complex(part.values), part.title, part.unit, meta, [part.note], place=(i, len(parts)))
+
+
+def _add_water(series: _Series, water: SpectralImage) -> None:
+    """Append the FIDs of the water reference in the fitted voxels, behind all other spectra."""
+    voxels = np.argwhere(series.maps.mask)
+    fids = to_numpy(water.fids())[series.maps.mask]
+    series.count = FITTED_SERIES + KINDS.index(WATER) - 1
+    parts = parts_of_water(voxels, fids)
+    axis = _axis(water.protocol)
+    for i, part in enumerate(parts):
+        meta = _roles("Spectroscopy", part.kind, part.kind) | part.meta | axis
+        series.add(_complex(part.values), part.title, part.unit, meta, [part.note], place=(i, len(parts)))
 
 
 def _complex(values: np.ndarray) -> np.ndarray:

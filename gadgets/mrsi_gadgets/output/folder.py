@@ -5,6 +5,8 @@
     FOLDER/
     ├── maps/NAME.nii.gz, _sd, _crlb      float32, RAS; frames of a dynamic scan along the fourth axis; see `file_name`
     ├── b0.nii.gz, mask.nii.gz
+    ├── metab.nii.gz, wref.nii.gz          NIfTI-MRS: spectra and water reference, where those of all voxels came
+    ├── regions.csv                        mean, spread and median of every map by region
     ├── images.h5                          every image exactly as the console got it
     ├── contact.png
     └── summary.json                       times, provenance, warnings, medians
@@ -28,16 +30,24 @@ import numpy as np
 
 from mrsi_gadgets import __version__
 from mrsi_gadgets.errors import ConfigError, DataError
-from mrsi_gadgets.io.mrd_file import ImageFile
+from mrsi_gadgets.io.mrd_file import ImageFile, read_images
+from mrsi_gadgets.output.fsl_mrs_tree import FSL_FOLDER, write_fsl_mrs
 from mrsi_gadgets.output.nifti import write_nifti
+from mrsi_gadgets.output.nifti_mrs import METABOLITES, WATER, write_spectra
 from mrsi_gadgets.output.pictures import contact_sheet
-from mrsi_gadgets.output.results import ResultMap, Results, stack_frames
+from mrsi_gadgets.output.regions import read_labels, region_table
+from mrsi_gadgets.output.results import ResultMap, Results, gather, stack_frames
 from mrsi_gadgets.stream.messages import Image
 
 _WRITER = "mrsi-gadgets"
-_OURS = {"maps", "b0.nii.gz", "mask.nii.gz", "images.h5", "contact.png", "summary.json", "report.html"}
+_REGIONS = "regions.csv"
+_OURS = {
+    "maps", "b0.nii.gz", "mask.nii.gz", "images.h5", "contact.png", "summary.json", "report.html", _REGIONS,
+    METABOLITES, WATER,
+}  # fmt: skip
 _ECHO = re.compile(r"te[0-9]+(p[0-9]+)?ms")
 """Folder of one echo time."""
+_FSL = re.compile(rf"{FSL_FOLDER}(_frame[0-9]+)?")
 _DECIMAL_POINT = re.compile(r"(?<=[0-9])\.(?=[0-9])")
 _SAFE = re.compile(r"[A-Za-z0-9_+-]+")
 _DEVICE = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)
@@ -69,14 +79,17 @@ def check_target(folder: str | Path) -> None:
 
 def _foreign(folder: Path) -> list[str]:
     """Return what a folder of maps holds that is not ours."""
-    found = sorted(e.name for e in folder.iterdir() if e.name not in _OURS and not _ECHO.fullmatch(e.name))
+    names = (e.name for e in folder.iterdir())
+    found = sorted(n for n in names if n not in _OURS and not _ECHO.fullmatch(n) and not _FSL.fullmatch(n))
     maps = folder / "maps"
     if maps.is_dir():
         found += sorted(f"maps/{entry.name}" for entry in maps.iterdir() if not entry.name.endswith(".nii.gz"))
     return found
 
 
-def write_results(folder: str | Path, images: Iterable[Image], *, summary: Mapping[str, Any]) -> Results:
+def write_results(
+    folder: str | Path, images: Iterable[Image], *, summary: Mapping[str, Any], regions: Path | None = None
+) -> Results:
     """Write everything that `images` say into `folder`, which appears complete or not at all.
 
     Parameters
@@ -87,11 +100,13 @@ def write_results(folder: str | Path, images: Iterable[Image], *, summary: Mappi
         May be a running stream; each image is stored as it comes.
     summary
         Added to ``summary.json`` (times, file names); its ``warnings`` and ``provenance`` join those of the images.
+    regions
+        NIfTI volume of labels whose regions join the table (`output.regions`).
 
     Raises
     ------
     ConfigError
-        The folder is a file or holds something else (see `check_target`).
+        The folder is a file or holds something else (see `check_target`), or `regions` cannot be read.
     DataError
         No image came, the images contradict each other, or the disk refuses.
     """
@@ -108,11 +123,84 @@ def write_results(folder: str | Path, images: Iterable[Image], *, summary: Mappi
                 _write_maps(building / name, part)
                 if part.maps:
                     contact_sheet(part, building / name / "contact.png")
+            _write_regions(building / _REGIONS, results, regions)
+            write_spectra(building, results)
             _write_summary(building / "summary.json", results, summary)
             _replace(target, building)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return results
+
+
+def _write_regions(path: Path, results: Results, regions: Path | None) -> None:
+    """Write the table; labels that do not fit are told and left out, since the scan has been computed."""
+    if results.affine_ras is None:
+        return
+    labels = None
+    if regions is not None:
+        try:
+            labels = read_labels(regions, results.affine_ras, results.matrix)
+        except (ConfigError, DataError) as problem:
+            results.warnings.append(f"{_REGIONS} has no regions of its own: {problem}")
+    path.write_text(region_table(results, labels), encoding="utf-8")
+
+
+def read_results(folder: str | Path) -> Results:
+    """Return what the images of a result folder say.
+
+    Raises
+    ------
+    ConfigError
+        It is no result folder.
+    """
+    folder = Path(folder)
+    if not (folder / "images.h5").is_file():
+        raise ConfigError(f"{folder} is no result folder (it has no images.h5); name the folder of a `mrsi replay`")
+    return gather(read_images(folder / "images.h5"))
+
+
+def rewrite_regions(folder: str | Path, labels: Path | None) -> Path:
+    """Write the table of a result folder anew, with the regions of a volume; return its path.
+
+    Raises
+    ------
+    ConfigError, DataError
+        The folder or the labels cannot be read, or do not fit.
+    """
+    results, path = read_results(folder), Path(folder) / _REGIONS
+    if results.affine_ras is None:
+        raise DataError(f"the result {folder} holds no maps, so there is nothing to tabulate")
+    found = None if labels is None else read_labels(labels, results.affine_ras, results.matrix)
+    with _writing(path):
+        path.write_text(region_table(results, found), encoding="utf-8")
+    return path
+
+
+def add_fsl_mrs(folder: str | Path) -> list[Path]:
+    """Write the folder that FSL-MRS and FSLeyes read into a result folder, in the place of an earlier one.
+
+    Several frames and echo times have one each (``fsl_mrs_frame2``, ``te35ms/fsl_mrs``).
+
+    Raises
+    ------
+    ConfigError, DataError
+        The folder cannot be read or written, or does not hold the spectra of all voxels.
+    """
+    results, written = read_results(folder), []
+    for echo, part in results.echoes.items() or (("", results),):
+        frames = sorted(part.gathered) or [0]
+        for frame in frames:
+            name = FSL_FOLDER if len(frames) == 1 else f"{FSL_FOLDER}_frame{frame + 1}"
+            target = Path(folder).resolve() / echo / name
+            building = _beside(target, "part")
+            try:
+                with _writing(target):
+                    write_fsl_mrs(building, part, frame=frame)
+                    _replace(target, building)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
+            written.append(Path(folder) / echo / name)
+    return written
 
 
 def _receive(path: Path, images: Iterable[Image]) -> Results:

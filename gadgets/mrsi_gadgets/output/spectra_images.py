@@ -1,8 +1,9 @@
 """The spectra of all voxels as complex images, and back again.
 
-Four series, each an MRD image (x, y, z): ``fitted`` (time, [data, fit, nuisance, lineshape], voxel), ``amplitudes``
-(column, [amplitude, exponent], voxel), ``columns`` (time, column, 1) and, where the image was reconstructed onto one,
-``basis`` (time, row, 1). The first two come in blocks of voxels, so that no message is large.
+Series, each an MRD image (x, y, z): ``fitted`` (time, [data, fit, nuisance, lineshape], voxel), ``amplitudes``
+(column, [amplitude, exponent], voxel), ``columns`` (time, column, 1), where the image was reconstructed onto one
+``basis`` (time, row, 1), and with the first frame where there was a water reference ``water_fids`` (time, [water],
+voxel). Those of voxels come in blocks, so that no message is large.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from mrsi_gadgets.fitted import FittedSpectra
 from mrsi_gadgets.output.meta import MetaValue, value_of, values_of
 from mrsi_gadgets.stream.messages import Image
 
-FITTED, AMPLITUDES, COLUMNS, BASIS = "fitted", "amplitudes", "columns", "basis"
+FITTED, AMPLITUDES, COLUMNS, BASIS, WATER = "fitted", "amplitudes", "columns", "basis", "water_fids"
 """What meta key ``mrsi_kind`` says of an image."""
-KINDS = (FITTED, AMPLITUDES, COLUMNS, BASIS)
+KINDS = (FITTED, AMPLITUDES, COLUMNS, BASIS, WATER)
 _FITTED_ROWS = ("data", "fit", "nuisance", "lineshape")
 _AMPLITUDE_ROWS = ("amplitude", "exponent")
+_WATER_ROWS = ("water",)
 _BLOCK_BYTES = 16 << 20
 """No message is much larger than this."""
 
@@ -72,6 +74,18 @@ def parts_of(fitted: FittedSpectra) -> tuple[list[Part], ...]:
     return tuple(series)
 
 
+def parts_of_water(voxels: np.ndarray, fids: np.ndarray) -> list[Part]:
+    """Return the images of a water reference's FIDs (voxel, t)."""
+    block = max(1, _BLOCK_BYTES // max(8 * fids.shape[-1], 1))
+    return [
+        Part(
+            WATER, "water FIDs", "signal", "x time, y water, z voxel", fids[i : i + block, None],
+            {"mrsi_rows": list(_WATER_ROWS), "mrsi_voxels": voxel_texts(voxels[i : i + block])},
+        )
+        for i in range(0, len(voxels), block)
+    ]  # fmt: skip
+
+
 def bytes_of_spectra(n_voxels: int, n_times: int) -> int:
     """Return how large the spectra of so many voxels are [bytes]."""
     return n_voxels * len(_FITTED_ROWS) * n_times * 8
@@ -117,7 +131,7 @@ class Gathered:
             Shape and description contradict each other.
         """
         pixels, rows = image.data[0], tuple(values_of(meta, "mrsi_rows"))
-        expected = {FITTED: _FITTED_ROWS, AMPLITUDES: _AMPLITUDE_ROWS}.get(kind)
+        expected = {FITTED: _FITTED_ROWS, AMPLITUDES: _AMPLITUDE_ROWS, WATER: _WATER_ROWS}.get(kind)
         voxels = voxels_of(meta)
         if expected is not None and (rows != expected or pixels.shape[:2] != (len(voxels), len(expected))):
             raise DataError(
@@ -152,6 +166,13 @@ class Gathered:
             delay_s + dwell_s * np.arange(n_times), amounts[:, 1] if np.any(amounts[:, 1]) else None,
             None if basis is None else self._joined(BASIS)[0][0],
         )  # fmt: skip
+
+    def water(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return voxels (voxel, 3) and FIDs (voxel, t) of the water reference, None where they did not come."""
+        if WATER not in self.blocks:
+            return None
+        fids, voxels = self._joined(WATER)
+        return voxels, fids[:, 0]
 
     def _joined(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """Return pixels and voxels of a series, its images in their order."""

@@ -5,8 +5,9 @@ A voxel's fitted amount A of a molecule and its water signal W at t = 0 are
     A w = k c (g + h) R,    W = 2 k SUM_i f_i d_i R_i,
 
 c its concentration in tissue, f_i the fractions of grey matter (g), white matter (h) and CSF, d_i their visible water
-[mmol/l], R what steady state and echo leave of a signal, w the weight that the fit's basis had already (that of grey
-matter, relative to NAA), and k the gain, the same for both. CSF holds next to none of the molecules, so that
+[mmol/l], R what steady state and echo leave of a signal, w the weight that the fit's basis had already
+(`physics.saturation.relaxation_weight`), and k the gain, the same for both. CSF holds next to none of the molecules, so
+that
 
     c = A / k  w / (R (g + h)),    k = smooth(W X) / (2 smooth(X^2)),    X = SUM_i f_i d_i R_i.
 

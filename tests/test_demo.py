@@ -22,6 +22,7 @@ def test_the_demo_simulates_serves_streams_and_shows(tmp_path, monkeypatch):
     for method in METHODS:
         assert {f"{method}/maps/{name}.nii.gz" for name in NAMES} <= written
         assert {f"{method}/images.h5", f"{method}/contact.png", f"{method}/summary.json"} <= written
+        assert f"{method}/report.html" in written
         row = next(line for line in text.splitlines() if line.startswith(TITLES[method]))
         nrmse = [float(cell.split()[-1]) for cell in row.split(" / ")[: len(NAMES)]]
         assert len(nrmse) == len(NAMES)

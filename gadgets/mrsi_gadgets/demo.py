@@ -15,6 +15,7 @@ from mrsi_gadgets import replay
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.output.pictures import demo_sheet
+from mrsi_gadgets.output.report import REPORT, write_report
 from mrsi_gadgets.output.results import Results, gather
 from mrsi_gadgets.phantom.presets import find_preset
 from mrsi_gadgets.phantom.scoring import Scores, score
@@ -46,8 +47,11 @@ def run_demo(folder: Path, *, preset: str = "csi48") -> str:
     rows = []
     with running_server() as port:
         for method in METHODS:
-            answer = replay.replay_to(replay.open_scan(str(scan_file)), f"127.0.0.1:{port}", ScanOptions(recipe=method))
+            answer = replay.replay_to(
+                replay.open_scan(str(scan_file)), f"127.0.0.1:{port}", ScanOptions(recipe=method, spectra="all")
+            )
             replay.save(answer, folder / method)
+            write_report(folder / method)
             results[method] = gather(answer.images)
             scores[method] = score_results(results[method], truth)
             rows.append(_row(method, scores[method], answer.summary["seconds"]["last readout sent to last image"]))
@@ -64,8 +68,10 @@ def run_demo(folder: Path, *, preset: str = "csi48") -> str:
             head,
             *rows,
             "latency: last readout sent to last image received. The scan is sent at once, so learning the basis and",
-            "preparing the fit are in it; in a real scan they are done before its end (benchmarks/latency.py).",
+            "preparing the fit are in it; in a real scan they are done before its end (benchmarks/latency.py). The spectra",
+            "of all voxels are in it too, for the reports; a scanner gets a few.",
             "",
+            f"report -> {folder}/subspace/{REPORT} (open it in a browser)",
             f"picture -> {picture}   maps -> {folder}/subspace/maps   console images -> {folder}/subspace/images.h5",
             f"whole demo {time.perf_counter() - begin:.0f} s",
         ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -327,3 +329,15 @@ def test_a_replay_and_then_a_report_give_a_page_with_the_spectra_of_all_voxels(r
     assert run("replay", scan_file, "-o", folder, "--config", "fourier", "--device", "cpu")[0] == 0
     assert not (folder / "report.html").exists()
     assert "holds no images.h5" in refused("report", tmp_path)
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_many_frames_count_where_all_spectra_may_be_kept_unasked(run, scan, tmp_path, monkeypatch):
+    size = 8 * 6 * scan.protocol.n_times * 4 * 8
+    monkeypatch.setattr("mrsi_gadgets.gadgets.scan.MOST_SPECTRA_BYTES", size)
+    limit = "<repetition><minimum>0</minimum><maximum>{}</maximum><center>0</center></repetition>"
+    for last, kept in ((0, True), (1, False)):
+        xml = re.sub(r"<repetition>.*?</repetition>", limit.format(last), scan.header_xml, flags=re.S)
+        file = replace(scan, header_xml=xml).write(tmp_path / f"{last}.h5")
+        err = run("replay", file, "-o", tmp_path / "result", "--config", "fourier", "--device", "cpu")[2]
+        assert ("only a few spectra are kept" not in err) == kept

@@ -119,6 +119,9 @@ def test_a_click_shows_the_spectrum_of_the_voxel_with_fit_baseline_and_parts(ope
             wanted = expected_curve(getattr(fitted, name)[row], results.axis)
             np.testing.assert_allclose(curves[name], wanted, atol=4e-3 * np.abs(wanted).max())
         seen.append(curves["data"])
+        if len(seen) == 1:  # kept in the picture while others are looked at
+            driver.execute_script("document.getElementById('hold').click()")
+    assert driver.execute_script("return document.getElementById('hold').textContent") == f"drop voxel 1, 2, {slice_}"
     assert np.abs(np.subtract(*seen)).max() > 1
     # a part of the fit appears when its molecule is switched on
     assert driver.execute_script("return window.report.curves().parts.length") == 0

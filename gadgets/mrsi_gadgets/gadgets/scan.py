@@ -148,7 +148,7 @@ def run_scan(
         report.provenance["input"] = "spectroscopic images of another reconstruction"
         following = next(messages, None)
     protocol = read_protocol(header, settings, warn=report.warn)
-    chain = _with_spectra(chain, protocol, options, report)
+    chain = _with_spectra(chain, protocol, header, options, report)
     context = Context(
         protocol=protocol,
         report=report,
@@ -342,7 +342,7 @@ def _json_parameters(
     return chain, settings
 
 
-def _with_spectra(chain: Chain, protocol: Protocol, options: ScanOptions, report: Report) -> Chain:
+def _with_spectra(chain: Chain, protocol: Protocol, header: MrdHeader, options: ScanOptions, report: Report) -> Chain:
     """Return the chain with the spectra that are to go along with the maps.
 
     All of them are sent without having been asked for only where they are not very large.
@@ -352,7 +352,11 @@ def _with_spectra(chain: Chain, protocol: Protocol, options: ScanOptions, report
     if all(gadget.spectra is not None for gadget in chain.gadgets if isinstance(gadget, ConsoleImages)):
         return chain
     usual = options.usual_spectra
-    size = bytes_of_spectra(int(np.prod(protocol.geometry.matrix)), protocol.n_times) * protocol.n_echoes
+    limits = header.encodings[0].limits if header.encodings else {}
+    dynamic = limits.get(protocol.axes.get("dynamic", "none"))
+    n_frames = 1 if dynamic is None else dynamic.maximum - dynamic.minimum + 1
+    n_voxels = int(np.prod(protocol.geometry.matrix)) * protocol.n_echoes * n_frames
+    size = bytes_of_spectra(n_voxels, protocol.n_times)
     if usual == "all" and size > MOST_SPECTRA_BYTES:
         report.warn(
             f"only a few spectra are kept with the maps, because those of all voxels take up to {size / 1e6:.0f} MB; "

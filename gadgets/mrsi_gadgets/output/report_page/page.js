@@ -17,7 +17,7 @@ for (const view of views) {
 }
 
 const state = {
-  view: views[0], frame: 0, slice: views[0].slice, voxel: views[0].first, hover: null, what: "value", per: "", masked: false,
+  held: null, view: views[0], frame: 0, slice: views[0].slice, voxel: views[0].first, hover: null, what: "value", per: "", masked: false,
   names: [], parts: new Set(), broadening: 0, range: null, lift: 1, marked: [],
   show: { data: true, fit: true, nuisance: true, residual: true },
   windows: new Map(),
@@ -196,7 +196,7 @@ function drawHistograms() {
 
 function showVoxel() {
   const { view } = state, [x, y, z] = view.xyz(state.voxel), mm = view.mm(state.voxel);
-  byId("voxel").textContent = `Voxel ${x + 1}, ${y + 1}, ${z + 1}`;
+  byId("voxel").textContent = `Voxel ${x}, ${y}, ${z}`;
   byId("place").textContent = `LPS ${mm.map((value) => (Math.round(value) + 0).toString()).join(", ")} mm`;
   byId("values").replaceChildren(valuesTable(view, state));
   panels.forEach((panel) => panel.draw());
@@ -213,7 +213,13 @@ function makeCurves() {
     if (name === "nuisance") key.style.borderTopStyle = "dashed";
     return element("label", {}, element("input", { type: "checkbox", checked: state.show[name], "data-curve": name, onchange: (event) => { state.show[name] = event.target.checked; spectrum.draw(); } }), key, text);
   }), element("label", {}, "filter", element("select", { "aria-label": "line broadening", onchange: (event) => { state.broadening = Number(event.target.value); spectrum.draw(); } },
-    ...[0, 1, 2, 4, 8].map((hz) => element("option", { value: hz, text: hz ? `${hz} Hz` : "none" })))));
+    ...[0, 1, 2, 4, 8].map((hz) => element("option", { value: hz, text: hz ? `${hz} Hz` : "none" })))),
+  element("button", { type: "button", id: "hold", "aria-pressed": String(Boolean(state.held)), text: state.held ? `drop ${state.held.name}` : "hold", title: "keep this voxel's data in the picture, to compare others with it", onclick: () => {
+    const curves = spectrum.curves();
+    state.held = state.held || !curves ? null : { ppm: curves.ppm, data: curves.data, name: byId("voxel").textContent.toLowerCase() };
+    makeCurves();
+    spectrum.draw();
+  } }));
 }
 
 function makeMolecules() {

@@ -74,9 +74,10 @@ function makeSpectrum(canvas, state, act) {
     const x = (ppm) => left + ((high - ppm) / (high - low)) * (right - left);
     const inner = state.view.axis.height_ppm;
     const near = inner && Math.min(high, inner[1]) > Math.max(low, inner[0]) ? [Math.max(low, inner[0]), Math.min(high, inner[1])] : range;
-    let [least, most] = extent([curves.data, curves.fit], curves.ppm, near);
+    const held = state.held && state.held.ppm.length === curves.ppm.length ? [state.held.data] : [];
+    let [least, most] = extent([curves.data, curves.fit, ...held], curves.ppm, near);
     const size = most - least || 1;
-    const all = extent([curves.data, curves.fit, curves.nuisance], curves.ppm, range);
+    const all = extent([curves.data, curves.fit, curves.nuisance, ...held], curves.ppm, range);
     least = Math.max(Math.min(all[0], 0), least - 0.35 * size);
     most = Math.min(all[1], most + 0.5 * size);
     const lift = 1 / state.lift;
@@ -117,6 +118,7 @@ function makeSpectrum(canvas, state, act) {
       paint.fillText("residual", left + 2, 13);
     }
     clipped(top - 10, bottom, () => {
+      for (const data of held) line(data, styleOf("held"), 1.6, y);
       for (const part of curves.parts) line(part.values, partColour(part.index), 1.5, y);
       if (state.show.nuisance) line(curves.nuisance, styleOf("nuisance"), 1.4, y, [5, 3]);
       if (state.show.data) line(curves.data, styleOf("data"), 1.1, y);

@@ -61,7 +61,7 @@ def test_the_spread_of_the_weights_is_found_and_the_deviations_cover(rng, make_v
     assert abs(maps.provenance["lineshape_weights_sd"] - weights_sd) < 0.15
     off = {n: (maps.maps[n].value.ravel() - made.total(n)) / maps.maps[n].sd.ravel() for n in SUMS}
     for name in ("tNAA", "tCr", "tCho"):
-        assert 0.9 < np.mean(np.abs(off[name]) < 1.96) <= 1.0
+        assert 0.88 < np.mean(np.abs(off[name]) < 1.96) <= 1.0
         if weights_sd:
             # without the doubt they would not
             plain = fit_varpro(image, model, doubt=np.zeros_like(patterns)).maps[name]

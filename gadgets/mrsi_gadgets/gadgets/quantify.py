@@ -19,6 +19,7 @@ from mrsi_gadgets.physics.nucleus import nucleus_of
 from mrsi_gadgets.physics.saturation import macromolecule_weight, relaxed
 from mrsi_gadgets.quantification.assembly import map_names
 from mrsi_gadgets.quantification.freedom import LINESHAPES, FitOptions
+from mrsi_gadgets.quantification.quality import FLAG
 from mrsi_gadgets.quantification.slice_spread import slice_spread
 from mrsi_gadgets.quantification.varpro import VarproModel, field_doubt, field_lineshape, fit_varpro, prepare_varpro
 
@@ -158,6 +159,13 @@ class Quantify(Gadget):
                 context.report.warn(
                     f"{count} voxels hold signal that no molecule of the model explains; it was fitted as a line, "
                     f"{name}: look at its map and at spectra there before you trust the maps of molecules beside it"
+                )
+            flagged = maps.provenance.get("flagged_voxels", {"any": 0})
+            if flagged["any"]:
+                told = ", ".join(f"{reason} in {n}" for reason, n in flagged.items() if n and reason != "any")
+                context.report.warn(
+                    f"{flagged['any']} voxels are flagged in the map {FLAG}: {told}; the model does not describe their "
+                    "spectra, so leave them out or look at them"
                 )
             context.progress(f"frame {item.frame} quantified: {int(maps.mask.sum())} voxels")
             yield maps

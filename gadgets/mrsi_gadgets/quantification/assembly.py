@@ -14,6 +14,7 @@ from mrsi_gadgets.physics.phosphorus import ph_of_shift, ph_slope
 from mrsi_gadgets.quantification.design import PROFILE, group_weights
 from mrsi_gadgets.quantification.lineshape_search import N_SHAPE
 from mrsi_gadgets.quantification.nucleus_fit import fit_of
+from mrsi_gadgets.quantification.quality import FLAG, QUALITY, Evidence, judge
 from mrsi_gadgets.quantification.resynthesis import Resynthesis
 from mrsi_gadgets.quantification.uncertainty import with_doubt
 
@@ -125,6 +126,7 @@ def assemble_maps(
     *,
     water_fwhm_voxels: float = 1.5,
     method: str = "varpro",
+    evidence: Evidence | None = None,
 ) -> Maps:
     """Arrange the result of the fit as maps.
 
@@ -153,6 +155,8 @@ def assemble_maps(
         noise and ringing do not enter the maps.
     method
         What the provenance calls the method.
+    evidence
+        What stands out of the residuals; None: not looked for.
     """
     result, doubt = with_doubt(result)
     divisor = None
@@ -170,6 +174,8 @@ def assemble_maps(
         for name, (value, variance, unit) in _fitted(result, model, divisor, lines).items()
     }
     maps["residual"] = Map(_volume(image, inside, result.misfit), "1 (root mean square over noise)")
+    quality = judge(result.misfit, result.shape, model.dictionary.freedom, image.mask, lines, evidence)
+    maps |= quality.maps(image.mask.shape, inside)
     whole = Resynthesis(
         image, inside, result.amplitudes, result.shape, result.nuisance, result.place, model, voxels.given
     )
@@ -182,6 +188,7 @@ def assemble_maps(
         "voxels": len(inside),
         "unmodelled_lines": {line.name: int(line.voxels.sum()) for line in lines},
         "lineshape_weights_sd": round(doubt, 3),
+        "flagged_voxels": {"any": int(quality.flagged.sum()), **quality.counts()},
     }
     return Maps(
         maps, image.mask, image.b0_hz, image.protocol, examples, image.frame, provenance, spectra=whole.all_voxels
@@ -238,7 +245,7 @@ def map_names(model: VarproModel) -> tuple[str, ...]:
     ]
     moving = () if model.moving is None else (f"{model.moving.name}_shift", PH)
     further = [n for n in model.dictionary.freedom.names[N_SHAPE:] if n.partition("_")[0] in FURTHER]
-    return (*names, *ratios, *moving, *further, "shift", "linewidth", "phase", "residual", *water)
+    return (*names, *ratios, *moving, *further, "shift", "linewidth", "phase", "residual", QUALITY, FLAG, *water)
 
 
 def _ratio(result: FitResult, weights: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

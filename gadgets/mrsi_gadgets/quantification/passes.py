@@ -24,6 +24,7 @@ _CHANCE = 1.15
 _FIRST_STEPS, _FINAL_STEPS = 2, 20
 _FIRST_SETTLED = 0.5
 _FURTHER_ROUNDS = 3
+"""How often the nuisance is estimated again in the first pass where the lineshape has further parameters, else once."""
 _ROUNDS = 4
 """How often a molecule with a shift of its own may move on; two are enough where it stands out of the noise."""
 _ENOUGH_VOXELS = 30
@@ -101,8 +102,8 @@ def first_pass(voxels: Voxels, model: VarproModel) -> FirstPass:
     lines = np.zeros((data.shape[0], 0), bool)
     problem = Problem.of(data, whiten, voxels.given, *priors_of(model, scale, weak_prior(model), lines))
     fit = refine(problem, dictionary, shape, max_steps=_FIRST_STEPS, settled_at=_FIRST_SETTLED)
-    for _ in range(0 if dictionary.freedom.plain else _FURTHER_ROUNDS):
-        # what further parameters explain was taken for nuisance at first
+    for _ in range(1 if dictionary.freedom.plain else _FURTHER_ROUNDS):
+        # what the molecules explain now was taken for nuisance at first
         whiten = whitener(band_energy(fit.residual, coordinates), coordinates)
         problem = Problem.of(data, whiten, voxels.given, problem.mean, problem.precision)
         fit = refine(

@@ -19,6 +19,7 @@ from scipy import ndimage
 from mrsi_gadgets.arrays import like, namespace, to_numpy
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.physics.nucleus import PROTON, nucleus_of
+from mrsi_gadgets.quantification.quality import Evidence
 from mrsi_gadgets.quantification.refinement import stacked, whitened_columns
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ class UnmodelledLine:
 
 def find_lines(
     passes: Sequence[FirstPass], model: VarproModel, mask: np.ndarray, through: np.ndarray | None
-) -> list[UnmodelledLine]:
-    """Return the lines that the residuals of the first pass show, strongest first.
+) -> tuple[list[UnmodelledLine], Evidence]:
+    """Return the lines that the residuals of the first pass show, strongest first, and how much stands out of each.
 
     Parameters
     ----------
@@ -78,7 +79,7 @@ def find_lines(
     """
     misfit = np.concatenate([one.misfit for one in passes])
     if len(misfit) < _ENOUGH_VOXELS:
-        return []
+        return [], Evidence(np.zeros(len(misfit)), 0)
     shapes = np.concatenate([to_numpy(one.fit.shape) for one in passes])
     ppm, atoms, reached = _atoms(model, np.median(shapes, axis=0), through)
     left, part = _left_by_molecules(passes, model, misfit, atoms)
@@ -88,8 +89,9 @@ def find_lines(
     moved = np.clip(np.arange(len(ppm)) + offset[:, None], 0, len(ppm) - 1)
     usable = reached & (part > _RETAINED)
     if not usable.any():
-        return []
+        return [], Evidence(np.zeros(len(misfit)), 0)
     ppm, left, ratio = ppm[usable], left[usable], np.take_along_axis(ratio, moved, axis=1)[:, usable]
+    evidence = Evidence(ratio.max(axis=1), ratio.shape[1])
     # images that a prior has smoothed leave less than the noise of the samples
     usual = min(1.0, float(np.median(misfit)) ** 2)
     excess = np.maximum(misfit**2 - usual, 0.0) * 2 * len(atoms)
@@ -109,7 +111,7 @@ def find_lines(
         lines.append(UnmodelledLine(float(place), _with_neighbours(sure[:, best], ratio[:, best], mask)))
         # the same line shows at the frequencies beside its own
         sure[sure[:, best]] = False
-    return lines
+    return lines, evidence
 
 
 def with_lines(model: VarproModel, lines: Sequence[UnmodelledLine], through: np.ndarray | None) -> VarproModel:

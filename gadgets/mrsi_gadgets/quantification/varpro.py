@@ -29,6 +29,7 @@ from mrsi_gadgets.quantification.passes import (
     with_unmodelled,
 )
 from mrsi_gadgets.quantification.preparation import VarproModel, prepare_varpro
+from mrsi_gadgets.quantification.quality import Evidence
 from mrsi_gadgets.quantification.uncertainty import lineshape_doubt
 from mrsi_gadgets.quantification.unmodelled import UnmodelledLine, find_lines, with_lines
 
@@ -100,8 +101,8 @@ def fit_varpro(
             lineshape = field_lineshape(image.b0_hz, image.mask, model)
         voxels = voxels_of(image, inside, model, lineshape, start, doubt)
         basis = None if image.basis is None else to_numpy(image.basis)
-        result, model, lines = _fit(voxels, model, image.mask, basis, progress or (lambda _: None))
-    return assemble_maps(image, inside, result, model, voxels, water, lines)
+        result, model, lines, evidence = _fit(voxels, model, image.mask, basis, progress or (lambda _: None))
+    return assemble_maps(image, inside, result, model, voxels, water, lines, evidence=evidence)
 
 
 def field_lineshape(
@@ -196,7 +197,7 @@ def _noise(
 
 def _fit(
     voxels: Voxels, model: VarproModel, mask: np.ndarray, basis: np.ndarray | None, progress: Callable[[float], None]
-) -> tuple[FitResult, VarproModel, list[UnmodelledLine]]:
+) -> tuple[FitResult, VarproModel, list[UnmodelledLine], Evidence]:
     """Run the two passes over pieces of the list of voxels that fit into the processor's cache.
 
     Lines that no molecule has join the model between the passes; the model that was fitted in the end comes back.
@@ -219,7 +220,7 @@ def _fit(
             places[len(passes)] = place
             passes.append(one)
             progress(0.6 * len(passes) / len(pieces))
-        lines = find_lines(passes, model, mask, basis)
+        lines, evidence = find_lines(passes, model, mask, basis)
         if lines:
             model = with_lines(model, lines, basis)
             allowed = np.split(
@@ -234,7 +235,7 @@ def _fit(
         for result in pool.map(final, zip(passes, pieces, places, strict=True)):
             results.append(result)
             progress(0.6 + 0.4 * len(results) / len(pieces))
-    return FitResult.concatenate(results), model, lines
+    return FitResult.concatenate(results), model, lines, evidence
 
 
 def check_image(image: SpectralImage, model: VarproModel, water: np.ndarray | None) -> None:

@@ -328,6 +328,18 @@ class KtData:
 
 
 @dataclass(frozen=True, eq=False)
+class Replicas:
+    """What a reconstruction does to noise and to signal, of the voxels of an image's mask, in the image's unit."""
+
+    noise: Array
+    """(replica, voxel, t) complex64: draws of the noise that is left in the image."""
+    left: Array | None = None
+    """(voxel, t): FIDs that the data alone would have (their Fourier image) less those of the image; None: unknown."""
+    left_noise: Array | None = None
+    """(replica, voxel, t): draws of the noise in `left`."""
+
+
+@dataclass(frozen=True, eq=False)
 class SpectralImage:
     """A reconstructed image function rho(r, t): coefficients on a basis, or one FID per voxel.
 
@@ -358,6 +370,8 @@ class SpectralImage:
     """
     model_score: np.ndarray | None = None
     """(x, y, z) float32: -log10 of the share of FIDs the model was learned from that look as strange, or None."""
+    replicas: Replicas | None = None
+    """Noise and bias found by reconstructing again with more noise, or None: they are known in closed form."""
 
     def __post_init__(self) -> None:
         grid = tuple(self.coefficients.shape[:3])

@@ -42,7 +42,7 @@ OTHERS = [
     RemoveNuisance(method="hsvd", always=True),
     CorrectDrift(source="none"), EstimateFieldMap(eddy_currents=False), CombineCoils(lost_energy=0.0),
     CombineCoils(lost_energy=0.2),
-    Reconstruct(method="fourier"), Reconstruct(method="low_rank"), Reconstruct(method="subspace", prior="none"),
+    Reconstruct(method="fourier"), Reconstruct(method="low_rank", replicas=0), Reconstruct(prior="none", replicas=2),
     Reconstruct(method="subspace", rank=12), Reconstruct(prior="tv"), Reconstruct(prior="wavelet"), Quantify(),
     ConsoleImages(maps=("Ins",), uncertainty=False, quantitative="none", spectra="none"),
 ]  # fmt: skip

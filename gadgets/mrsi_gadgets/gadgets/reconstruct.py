@@ -24,11 +24,15 @@ from mrsi_gadgets.reconstruction.locally_low_rank import reconstruct_locally_low
 from mrsi_gadgets.reconstruction.low_rank import reconstruct_low_rank
 from mrsi_gadgets.reconstruction.prior_step import PRIORS
 from mrsi_gadgets.reconstruction.raiise import ManifoldProjection
+from mrsi_gadgets.reconstruction.replicas import replicate
 from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
 
 METHODS = ("fourier", "low_rank", "locally_low_rank", "joint", "subspace", "dae", "raiise")
 _TRAINED = ("dae", "raiise")
 _LEARNED = ("subspace", *_TRAINED)
+_DATA_DRIVEN = ("low_rank", "locally_low_rank")
+MANY_ROWS = 8
+"""Rows that a scan adds to the learned basis from which on its noise is no longer that of the learned rows."""
 LOBE_OFFSETS = (-0.75, 1.0)
 """Offsets of EPSI's samples from the spectral times, in dwells, for which the basis is ready before the data come."""
 MOST_MISSING = 0.1
@@ -81,8 +85,15 @@ class Reconstruct(Gadget):
     """Spatial prior of methods subspace, dae and raiise: edges (differences of neighbours, weighed by the water image),
     tv (total variation weighed likewise), wavelet, or none; tv and wavelet need complete data."""
 
+    replicas: int | None = None
+    """Times the data are reconstructed again with more noise, to find what the method does to noise and what it smooths
+    away; 0: what is known in closed form; auto: 1 where the basis follows the data so that there is no closed form
+    (low_rank, locally_low_rank; subspace and raiise that have added many rows) and data are complete, else 0."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.replicas is not None and self.replicas < 0:
+            raise ConfigError(f"replicas is {self.replicas}; it must be at least 0, or auto")
         if self.rank is not None and self.rank < 1:
             raise ConfigError(f"rank is {self.rank}; it must be at least 1, or auto")
         if self.method == "fourier" and self.rank is not None:
@@ -163,6 +174,8 @@ class Reconstruct(Gadget):
                 self._tell_aliases(item, context)
                 with context.report.timed("reconstruct"):
                     image = self._image(item, context)
+                with context.report.timed("noise replicas"):
+                    image = self._replicated(item, image, context)
                     if item.protocol.n_echoes > 1:
                         image = replace(image, protocol=item.protocol.of_echo(item.echo), echo=item.echo)
                 del item
@@ -178,6 +191,20 @@ class Reconstruct(Gadget):
                 yield image
             elif not isinstance(item, KtData):
                 yield item
+
+    def _replicated(self, kt: KtData, image: SpectralImage, context: Context) -> SpectralImage:
+        """Return the image with replicas of its noise, where there are to be any."""
+        count = self.replicas
+        if count is None:
+            follows = self.method in _DATA_DRIVEN or int(image.provenance.get("rows_added", 0)) >= MANY_ROWS
+            count = int(follows and kt.fully_sampled and kt.grid is not None)
+        if not count or not image.mask.any():
+            return image
+        found = replicate(
+            kt, context.calibration.encoding()[0], image, lambda noisy: self._image(noisy, context), count=count,
+            seed=context.seed, overwrite=context.may_overwrite,
+        )  # fmt: skip
+        return replace(image, replicas=found)
 
     @staticmethod
     def _tell_strangers(image: SpectralImage, context: Context) -> None:

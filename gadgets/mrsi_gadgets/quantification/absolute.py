@@ -32,7 +32,8 @@ from mrsi_gadgets.data import Map, Maps, Protocol
 from mrsi_gadgets.physics import brain_values
 from mrsi_gadgets.physics.nucleus import field_strength_t, nucleus_of
 from mrsi_gadgets.physics.saturation import relaxation_weight
-from mrsi_gadgets.quantification.assembly import AMOUNT, smooth_in_mask
+from mrsi_gadgets.quantification.assembly import AMOUNT
+from mrsi_gadgets.quantification.smoothing import smooth_in_mask
 from mrsi_gadgets.quantification.tissue import ASSUMED, Tissue
 
 MOLAR, MOLAL = "mM", "molal"

@@ -15,7 +15,9 @@ from mrsi_gadgets.quantification.design import PROFILE, group_weights
 from mrsi_gadgets.quantification.lineshape_search import N_SHAPE
 from mrsi_gadgets.quantification.nucleus_fit import fit_of
 from mrsi_gadgets.quantification.quality import FLAG, QUALITY, Evidence, judge
+from mrsi_gadgets.quantification.replica_noise import with_replicas
 from mrsi_gadgets.quantification.resynthesis import Resynthesis
+from mrsi_gadgets.quantification.smoothing import smooth_in_mask
 from mrsi_gadgets.quantification.uncertainty import with_doubt
 
 if TYPE_CHECKING:
@@ -62,6 +64,11 @@ class FitResult:
     """(voxel, column + 4, mode): what a doubtful lineshape adds, for weights of unit variance (`uncertainty`)."""
     evidence: np.ndarray
     """(voxel, 3): what the residuals say of that variance (`uncertainty.Doubt`)."""
+    noise: np.ndarray
+    """(voxel, column + 4, column + 4): the part of the covariance that is noise, in closed form; (voxel, 0, 0) where
+    there are no replicas of it."""
+    perturbed: np.ndarray
+    """(voxel, column + 4, change): what replicas of the noise do to the unknowns (`replica_noise`)."""
 
     @staticmethod
     def concatenate(parts: Sequence[FitResult]) -> FitResult:
@@ -98,21 +105,6 @@ class FitResult:
         rows, columns = np.flatnonzero(first), np.flatnonzero(second)
         part = self.covariance[:, rows[:, None], columns[None, :]]
         return np.asarray((part @ second[columns]) @ first[rows])
-
-
-def smooth_in_mask(values: np.ndarray, mask: np.ndarray, fwhm_voxels: float) -> np.ndarray:
-    """Smooth with a Gaussian, counting only voxels of the mask (normalised convolution)."""
-    sigma = fwhm_voxels / (8 * np.log(2)) ** 0.5
-    reach = max(1, int(np.ceil(3 * sigma)))
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    weighted, weight = np.where(mask, values, 0.0).astype(float), mask.astype(float)
-    for axis, size in enumerate(mask.shape):
-        if size > 1:
-            band = kernel[np.clip(np.arange(size)[:, None] - np.arange(size)[None, :] + reach, 0, 2 * reach)]
-            band = band * (np.abs(np.arange(size)[:, None] - np.arange(size)[None, :]) <= reach)
-            weighted = np.moveaxis(np.tensordot(band, weighted, (1, axis)), 0, axis)
-            weight = np.moveaxis(np.tensordot(band, weight, (1, axis)), 0, axis)
-    return np.divide(weighted, weight, out=np.zeros_like(weighted), where=weight > 0)
 
 
 def assemble_maps(
@@ -158,7 +150,8 @@ def assemble_maps(
     evidence
         What stands out of the residuals; None: not looked for.
     """
-    result, doubt = with_doubt(result)
+    replicas = 0 if image.replicas is None else int(image.replicas.noise.shape[0])
+    result, doubt = with_doubt(with_replicas(result, image.mask, model.design.n_metabolites, replicas))
     divisor = None
     if water is not None:
         smooth = smooth_in_mask(water, image.mask & (water > 0), water_fwhm_voxels).ravel()[inside] / _WATER_PROTONS
@@ -189,6 +182,7 @@ def assemble_maps(
         "unmodelled_lines": {line.name: int(line.voxels.sum()) for line in lines},
         "lineshape_weights_sd": round(doubt, 3),
         "flagged_voxels": {"any": int(quality.flagged.sum()), **quality.counts()},
+        "noise_replicas": replicas,
     }
     return Maps(
         maps, image.mask, image.b0_hz, image.protocol, examples, image.frame, provenance, spectra=whole.all_voxels

@@ -15,7 +15,7 @@ from mrsi_gadgets.quantification.lineshape_search import N_SHAPE
 from mrsi_gadgets.quantification.moving_line import at_place
 from mrsi_gadgets.quantification.preparation import WEAK_PRIOR as WEAK_PRIOR
 from mrsi_gadgets.quantification.preparation import VarproModel
-from mrsi_gadgets.quantification.refinement import Fit, Problem, covariance, model_at, propagated, refine
+from mrsi_gadgets.quantification.refinement import Fit, Problem, covariance, model_at, propagated, refine, response_to
 from mrsi_gadgets.quantification.uncertainty import doubt_of
 from mrsi_gadgets.quantification.unmodelled import FORBIDDEN
 
@@ -47,6 +47,8 @@ class Voxels(NamedTuple):
     """(coordinate, k): directions of the noise that matters; None: white noise."""
     start: Array | None = None
     """(voxel, 4) float32: lineshape to begin with; NaN, and None: search it."""
+    changes: Array | None = None
+    """(voxel, change, coordinate) complex64: what replicas of the noise change (`data.Replicas`); None: none."""
     patterns: Array | None = None
     """(voxel, mode, node) complex64: what the lineshape may be off by (`uncertainty.lineshape_doubt`); None: nothing.
     """
@@ -67,7 +69,8 @@ class Voxels(NamedTuple):
         assert data is not None
         assert given is not None
         return Voxels(
-            data, self.noise_sd[rows], given, spread, self.directions, some(self.start), some(self.patterns)
+            data, self.noise_sd[rows], given, spread, self.directions, some(self.start), some(self.changes),
+            some(self.patterns),
         )  # fmt: skip
 
 
@@ -322,16 +325,23 @@ def result_of(
     """
     xp = namespace(fit.shape)
     coordinates, dictionary = model.coordinates, model.dictionary
-    cov, variance = covariance(fit.normal, fit.free)
-    cov_of_fit = cov
+    inverse, variance = covariance(fit.normal, fit.free)
+    cov, noise, perturbed = inverse, np.zeros((len(more), 0, 0)), np.zeros((*fit.normal.shape[:2], 0))
+    directions = spread = None
     if voxels.spread is not None and voxels.directions is not None:
         directions = like(voxels.directions, fit.residual, "complex64")
         spread = like(voxels.spread / more[:, None], fit.shape, "float32")
-        actual = propagated(problem, dictionary, fit.shape, fit.amplitudes, fit.normal, directions, spread)
-        cov = xp.matmul(cov, xp.matmul(actual, cov))
+    if spread is not None or voxels.changes is not None:
+        actual, of_noise = propagated(problem, dictionary, fit.shape, fit.amplitudes, fit.normal, directions, spread)
+        cov = xp.matmul(inverse, xp.matmul(actual, inverse))
         own = xp.linalg.diagonal(cov)
         variance = xp.where(own > 0, own, variance)
-    doubt, evidence = _doubt(fit, problem, voxels, model, cov_of_fit, more)
+    if voxels.changes is not None:
+        noise = to_numpy(xp.matmul(inverse, xp.matmul(of_noise, inverse)))
+        unit_of_noise = like(1 / (voxels.noise_sd * more), fit.shape, "float32")
+        changes = voxels.changes * unit_of_noise[:, None, None]
+        perturbed = to_numpy(response_to(problem, dictionary, fit, inverse, changes))
+    doubt, evidence = _doubt(fit, problem, voxels, model, inverse, more, directions, spread)
     head = fit.residual[:, : coordinates.n_dense, None]
     # expectation of the nuisance, (C - 2 I) C^-1 r in white noise, with C^-1 = W^H W / 2
     nuisance = head - xp.matmul(xp.matrix_transpose(xp.conj(whiten)), xp.matmul(whiten, head))
@@ -353,22 +363,21 @@ def result_of(
         np.full(len(sd), 0 if model.moving is None else model.moving.home),
         doubt * unit[:, :, None],
         evidence,
+        noise * unit[:, : noise.shape[1], None] * unit[:, None, : noise.shape[2]],
+        perturbed * unit[:, :, None],
     )
 
 
 def _doubt(
-    fit: Fit, problem: Problem, voxels: Voxels, model: VarproModel, inverse: Array, more: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    fit: Fit, problem: Problem, voxels: Voxels, model: VarproModel, inverse: Array, more: np.ndarray,
+    directions: Array | None, spread: Array | None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Return what a doubtful lineshape adds to the unknowns (voxel, unknown, mode), and what the residual says of it.
 
     The latter is (voxel, 3), as in `uncertainty.Doubt`.
     """
     if voxels.patterns is None:
         return np.zeros((*fit.normal.shape[:2], 0)), np.zeros((len(more), 3))
-    directions = spread = None
-    if voxels.spread is not None and voxels.directions is not None:
-        directions = like(voxels.directions, fit.residual, "complex64")
-        spread = like(voxels.spread / more[:, None], fit.shape, "float32")
     found = doubt_of(
         problem, model.dictionary, fit, inverse, voxels.patterns, like(1 / more, fit.shape, "float32"), directions,
         spread,

@@ -279,10 +279,12 @@ def propagated(
     shape: Array,
     amplitudes: Array,
     normal: Array,
-    directions: Array,
-    spread: Array,
-) -> Array:
+    directions: Array | None,
+    spread: Array | None,
+) -> tuple[Array, Array]:
     """Return M so that N^-1 M N^-1 is the covariance under noise other than the white noise that was assumed.
+
+    And, second, the part of it that is noise: the rest are priors and nuisance.
 
     The estimate is N^-1 (J^H W^H W y + prior) with the normal matrix N. With noise of covariance 2 S instead of 2 I
     and nuisance and priors as assumed, M = N + Re J^H W^H W (S - I) W^H W J.
@@ -294,7 +296,7 @@ def propagated(
     normal
         (voxel, unknown, unknown) float64: N there.
     directions
-        (coordinate, k) complex64: directions of the noise, the same in all voxels.
+        (coordinate, k) complex64: directions of the noise, the same in all voxels; None: the assumed white noise.
     spread
         (voxel, k) float32: its SD in each of them; S = D diag(spread^2) D^H.
     """
@@ -305,6 +307,9 @@ def propagated(
     once = xp.matmul(problem.whiten, columns[:, :n, :])
     columns[:, :n, :] = xp.matmul(xp.matrix_transpose(problem.whiten), once)
     adjoint = xp.matrix_transpose(columns)
+    assumed = xp.astype(xp.matmul(adjoint, columns), xp.float64)
+    if directions is None or spread is None:
+        return normal, assumed
     # A^H D of complex A and D in real numbers: real parts beside imaginary parts
     across = xp.matrix_transpose(directions)
     sides = xp.matrix_transpose(
@@ -313,8 +318,26 @@ def propagated(
     # one product for all voxels; a voxel's own spread comes after
     response = xp.reshape(xp.reshape(adjoint, (-1, adjoint.shape[2])) @ sides, (*adjoint.shape[:2], sides.shape[1]))
     response = response * xp.concat([spread, spread], axis=1)[:, None, :]
-    actual = xp.matmul(response, xp.matrix_transpose(response))
-    return normal + xp.astype(actual - xp.matmul(adjoint, columns), xp.float64)
+    actual = xp.astype(xp.matmul(response, xp.matrix_transpose(response)), xp.float64)
+    return normal + actual - assumed, actual
+
+
+def response_to(problem: Problem, dictionary: ShapedDictionary, fit: Fit, covariance: Array, changes: Array) -> Array:
+    """Return what changes of the data do to the unknowns, (voxel, unknown, change), by the fit's linearisation.
+
+    Parameters
+    ----------
+    problem, dictionary, fit
+        The fit.
+    covariance
+        (voxel, unknown, unknown) inverse normal matrix; zero for unknowns at a bound.
+    changes
+        (voxel, change, coordinate) complex64 in the unit of the problem.
+    """
+    xp = namespace(changes)
+    columns = whitened_columns(problem, dictionary, fit.shape, fit.amplitudes)
+    real = _whiten(xp.asarray(xp.matrix_transpose(stacked(changes, dictionary.n_dense)), copy=True), problem.whiten)
+    return xp.matmul(covariance, xp.astype(xp.matmul(xp.matrix_transpose(columns), real), xp.float64))
 
 
 def _advance(

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from mrsi_gadgets.arrays import Array, is_numpy, like, n_threads, namespace, one_blas_thread, to_numpy
-from mrsi_gadgets.data import Maps, SpectralImage
+from mrsi_gadgets.data import Maps, Replicas, SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.quantification.assembly import FitResult, assemble_maps
 from mrsi_gadgets.quantification.intravoxel import intravoxel_lineshape
@@ -138,7 +138,7 @@ def field_doubt(b0_hz: np.ndarray, mask: np.ndarray, model: VarproModel) -> np.n
 
     See `uncertainty.lineshape_doubt`. It can be computed as soon as the field map is there, too.
     """
-    return lineshape_doubt(b0_hz, mask, model.dictionary.expansion)
+    return lineshape_doubt(b0_hz, mask, model.dictionary.expansion, float(np.median(model.design.rates)))
 
 
 def voxels_of(
@@ -164,7 +164,18 @@ def voxels_of(
     if doubt is None:
         doubt = field_doubt(image.b0_hz, image.mask, model)
     given = like(lineshape, signal, "complex64")
-    return Voxels(data, noise, given, spread, directions, begin, like(doubt, signal, "complex64"))
+    changes = None if image.replicas is None else _changes(image.replicas, model)
+    return Voxels(data, noise, given, spread, directions, begin, changes, like(doubt, signal, "complex64"))
+
+
+def _changes(replicas: Replicas, model: VarproModel) -> Array:
+    """Return replicas, what is left and its replicas in the coordinates of the fit, (voxel, change, coordinate)."""
+    xp = namespace(replicas.noise)
+    parts = [replicas.noise]
+    if replicas.left is not None and replicas.left_noise is not None:
+        parts += [replicas.left[None, :, :], replicas.left_noise]
+    changes = xp.concat(parts, axis=0) @ like(model.coordinates.project, replicas.noise, "complex64")
+    return xp.permute_dims(changes, (1, 0, 2))
 
 
 def _noise(

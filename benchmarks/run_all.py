@@ -34,6 +34,7 @@ SCRIPTS: dict[str, tuple[str, list[str]]] = {
     "gate": ("The gate of a learned manifold", ["--quick"]),
     "nuisance": ("Removal of water and lipids", ["--quick"]),
     "real_7t_rings": ("The real 7 T rings", []),
+    "fuzz": ("Mutated inputs", ["--quick"]),
     "bart_pics": ("BART on the same data and basis", ["--quick"]),
 }
 """Script -> title, and what makes it quick."""

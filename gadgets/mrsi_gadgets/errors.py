@@ -48,3 +48,14 @@ class ModelError(MrsiError):
 
 class NumericalError(MrsiError):
     """A solver did not reach a usable result."""
+
+
+def visible(text: str, most: int = 100) -> str:
+    """Return a text of others as a sentence can quote it: on one line, no longer than it can bear.
+
+    What cannot be printed (a line break that would forge a line of the log) is shown as its escape.
+    """
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "replace").decode("ascii") for c in text[:most]
+    )
+    return shown if len(text) <= most else f"{shown}..."

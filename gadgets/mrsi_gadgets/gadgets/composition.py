@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element
 from defusedxml import DefusedXmlException, ElementTree
 
 from mrsi_gadgets.data import KtData
-from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.errors import ConfigError, visible
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.gadgets.registry import GADGETS
@@ -125,7 +125,9 @@ def chain_from_xml(text: str, name: str = "") -> Chain:
     try:
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, DefusedXmlException, ValueError) as error:
-        raise ConfigError(f"the recipe {name or 'that was sent'} is not well-formed XML ({error})") from None
+        raise ConfigError(
+            f"the recipe {name or 'that was sent'} is not well-formed XML ({visible(str(error))})"
+        ) from None
     return Chain(tuple(_gadget(element) for element in _chain_element(root)), name=name or "sent by the peer")
 
 
@@ -192,7 +194,7 @@ def find_recipe(name: str, *, site: Path | None = None, allow_path: bool = False
             path = folder / f"{plain}.xml"
             if path.is_file():
                 return chain_from_xml(read_recipe(path, site), name=plain)
-    raise ConfigError(f"there is no recipe '{_shortened(name)}'; known are {', '.join(recipe_names(site))}")
+    raise ConfigError(f"there is no recipe '{visible(name)}'; known are {', '.join(recipe_names(site))}")
 
 
 def read_recipe(path: Path, site: Path | None = None) -> str:
@@ -207,19 +209,14 @@ def read_recipe(path: Path, site: Path | None = None) -> str:
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigError(
-            f"recipe file {_shortened(str(path))} does not exist; recipes by name: {', '.join(recipe_names(site))}"
+            f"recipe file {visible(str(path))} does not exist; recipes by name: {', '.join(recipe_names(site))}"
         ) from None
     except OSError as error:
-        raise ConfigError(f"recipe file {_shortened(str(path))} cannot be read ({error.strerror})") from None
+        raise ConfigError(f"recipe file {visible(str(path))} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"recipe file {path} is not valid UTF-8 at its byte {error.start}; save it as UTF-8"
         ) from None
-
-
-def _shortened(name: str) -> str:
-    """Return a name that may come from anybody, no longer than a sentence can bear."""
-    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
 
 
 def recipe_from_text(text: str, *, site: Path | None = None) -> Chain:

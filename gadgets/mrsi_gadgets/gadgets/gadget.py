@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
-from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.errors import ConfigError, visible
 from mrsi_gadgets.gadgets.context import Context
 
 
@@ -91,7 +91,8 @@ class Gadget:
         if unknown:
             valid = ", ".join(known) if known else "none"
             raise ConfigError(
-                f"<{cls.element}> has no attribute '{unknown[0]}'; correct the recipe (valid attributes: {valid})"
+                f"<{cls.element}> has no attribute '{visible(unknown[0])}'; correct the recipe (valid attributes: "
+                f"{valid})"
             )
         hints = get_type_hints(cls)
         return {name: _read_value(cls.element, known[name], hints[name], text) for name, text in attributes.items()}
@@ -120,7 +121,7 @@ def handed_on(items: list[Any]) -> Iterator[Any]:
 def choice(name: str, value: str, valid: tuple[str, ...]) -> None:
     """Refuse a `value` of parameter `name` that is not one of `valid` (ConfigError)."""
     if value not in valid:
-        raise ConfigError(f"{name} is '{value}'; it must be one of {', '.join(valid)}")
+        raise ConfigError(f"{name} is '{visible(value)}'; it must be one of {', '.join(valid)}")
 
 
 def _read_value(element: str, parameter: Field[Any], hint: Any, text: str) -> Any:
@@ -138,7 +139,7 @@ def _read_value(element: str, parameter: Field[Any], hint: Any, text: str) -> An
     except (KeyError, ValueError):
         wanted = _type_name(hint) + (" or auto" if optional else "")
         raise ConfigError(
-            f"<{element} {parameter.name}='{text}'> cannot be read as {wanted}; correct the recipe"
+            f"<{element} {parameter.name}='{visible(text)}'> cannot be read as {wanted}; correct the recipe"
         ) from None
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from mrsi_gadgets import __version__
 from mrsi_gadgets.arrays import one_blas_thread, select_device
 from mrsi_gadgets.data import Protocol, Role
-from mrsi_gadgets.errors import ConfigError, DataError
+from mrsi_gadgets.errors import ConfigError, DataError, visible
 from mrsi_gadgets.gadgets.absolute_units import AbsoluteUnits
 from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, Chain, find_recipe, recipe_from_text
 from mrsi_gadgets.gadgets.console_images import ConsoleImages
@@ -332,11 +332,11 @@ def _json_parameters(
         if name is not None:
             settings.setdefault(name, value)
         elif attribute is None:
-            report.warn(f"parameter '{key}' is not known and was ignored")
+            report.warn(f"parameter '{visible(key)}' is not known and was ignored")
         elif options.recipe is not None:
-            report.warn(f"parameter '{key}' was ignored: the server's operator has chosen the recipe")
+            report.warn(f"parameter '{visible(key)}' was ignored: the server's operator has chosen the recipe")
         elif not any(gadget.element == attribute[0] for gadget in chain.gadgets):
-            report.warn(f"parameter '{key}' was ignored: recipe {chain.name} has no <{attribute[0]}>")
+            report.warn(f"parameter '{visible(key)}' was ignored: recipe {chain.name} has no <{attribute[0]}>")
         else:
             chain = chain.with_attributes(attribute[0], {attribute[1]: value})
     return chain, settings

@@ -263,8 +263,7 @@ function makeTexts() {
     ...(Object.keys(seconds).length ? [tree("time", seconds)] : []), ...(content.machine ? [tree("machine", content.machine)] : []));
   if (content.regions.length) {
     byId("regioncard").hidden = false;
-    const [heading, ...rows] = content.regions;
-    byId("regions").replaceChildren(table(heading, rows.map((row) => row.map((text) => (text !== "" && Number.isFinite(Number(text)) ? rounded(Number(text), 4) : text)))));
+    byId("regions").replaceChildren(regionsTable(content.regions));
   }
   byId("foot").replaceChildren(element("b", { text: "Research software, not a medical device." }), ` Not for diagnosis. Made by mrsi-gadgets ${content.version}; this file holds everything it shows and asks no other machine for anything.`);
 }

@@ -7,6 +7,18 @@ function table(heading, rows, numeric = 1) {
     element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((text, i) => cell("td", text, i))))));
 }
 
+// A table as a file holds it: columns without entries are left out, numbers are rounded and stand to the right.
+function regionsTable([heading, ...rows]) {
+  const isNumber = (text) => text !== "" && Number.isFinite(Number(text));
+  const used = heading.map((_, i) => i).filter((i) => rows.some((row) => (row[i] ?? "") !== ""));
+  const numeric = new Set(used.filter((i) => rows.every((row) => (row[i] ?? "") === "" || isNumber(row[i]))));
+  const shown = (text, i) => (numeric.has(i) && text !== "" ? rounded(Number(text), 4) : heading[i] === "unit" ? text.split(" (")[0] : text);
+  const cells = (kind, row, of) => element("tr", {}, ...used.map((i) => element(kind, { text: of(row[i] ?? "", i), className: numeric.has(i) ? "number" : "" })));
+  return element("table", {},
+    element("thead", {}, cells("th", heading, (text) => text.replaceAll("_", " "))),
+    element("tbody", {}, ...rows.map((row) => cells("td", row, shown))));
+}
+
 function valuesTable(view, state) {
   const rows = [];
   for (const map of view.byName.values()) {

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from mrsi_gadgets.physics.ensemble import Ensemble, default_ensemble, noise_sd_a
 
 if TYPE_CHECKING:
     from mrsi_gadgets.models.manifold import Manifold
-    from mrsi_gadgets.models.training import TrainingSettings
+    from mrsi_gadgets.models.training import Trained, TrainingSettings
 
 _RAW_SUFFIXES = (".h5", ".hdf5", ".mrd")
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -169,6 +169,8 @@ def _learn_one(
         trained = train(
             protocol, ensemble=target.ensemble, basis=basis, settings=settings, seed=seed, progress=stages.progress
         )
+        if settings.quantification_steps:
+            trained = _with_networks(trained, target.ensemble, basis, settings, seed, stages)
     origin = Origin(
         target.name, target.ensemble.describe(), source.source, asdict(settings), seed,
         stages.seconds | {"whole": time.perf_counter() - begin}, n_threads(), target.sources,
@@ -178,6 +180,22 @@ def _learn_one(
     examples = _examples(trained.manifold, target.ensemble, basis, seed + _EXAMPLE_SEED)
     draw_model(path.with_suffix(".png"), card, protocol, examples)
     return path
+
+
+def _with_networks(
+    trained: Trained, ensemble: Ensemble, basis: BasisSet | None, settings: TrainingSettings, seed: int, stages: _Stages
+) -> Trained:
+    """Train the networks that quantify spectra, for the physical model of the fit."""
+    from mrsi_gadgets.quantification.cnn_training import train_spectrum_networks
+    from mrsi_gadgets.quantification.preparation import usual_model
+
+    protocol = trained.manifold.protocol
+    networks, curves = train_spectrum_networks(
+        usual_model(protocol), ensemble=ensemble, basis=basis, snr=settings.snr,
+        samples=settings.quantification_samples, steps=settings.quantification_steps, seed=seed,
+        progress=stages.progress,
+    )  # fmt: skip
+    return replace(trained, networks=networks, curves={**trained.curves, **curves})
 
 
 def _examples(manifold: Manifold, ensemble: Ensemble, basis: BasisSet | None, seed: int) -> list[ExampleFid]:

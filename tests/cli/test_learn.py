@@ -41,6 +41,8 @@ latent_sizes = [2]
 latent_steps = 10
 batch = 64
 gate_samples = 500
+quantification_steps = 20
+quantification_samples = 200
 [sources]
 1 = "somebody, 1999"
 """
@@ -71,7 +73,7 @@ def test_a_protocol_becomes_three_files_that_repeat_bit_for_bit(run, toml, tmp_p
     assert float(rows["peak SNR"][0]) == 3.0
     assert float(rows["error of projector"][0]) < 0.6 * float(rows["error of data"][0])
     assert [line.split(":")[0] for line in err.splitlines()] == [
-        "ensemble", "ensemble", "autoencoder", "projector", "latent 2", "gate",
+        "ensemble", "ensemble", "autoencoder", "projector", "latent 2", "gate", "regressor", "extractor",
     ]  # fmt: skip
     assert "autoencoder: 20 of 20 steps, loss 0." in err
     for folder, seed in (("b", 7), ("c", 8)):
@@ -87,6 +89,7 @@ def test_a_protocol_becomes_three_files_that_repeat_bit_for_bit(run, toml, tmp_p
     assert cards["a"]["title"] == "deuterium, small"
     assert cards["a"]["sources"] == {"1": "somebody, 1999"}
     assert cards["a"]["training"]["batch"] == 64
+    assert cards["a"]["quantification"]["hidden"] == 128
     assert cards["a"]["gate"] == {"false_alarms": 0.05, "fids": 500}
     assert cards["a"]["basis"] == "simulated: pulse-acquire"
 

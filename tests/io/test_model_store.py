@@ -23,6 +23,8 @@ from mrsi_gadgets.models.gate import judge
 from mrsi_gadgets.models.networks import ManifoldNetworks, weights_of
 from mrsi_gadgets.models.training import Trained
 from mrsi_gadgets.physics.ensemble import sample
+from mrsi_gadgets.quantification.preparation import usual_model
+from mrsi_gadgets.quantification.spectrum_input import new_networks
 from small_model import PROTOCOL, origin, small_model
 
 
@@ -417,3 +419,64 @@ def test_the_stores_are_the_named_one_or_the_users_and_the_sites(tmp_path, monke
     monkeypatch.setenv("MRSI_MODELS", str(tmp_path / "here"))
     assert model_stores() == (tmp_path / "here",)
     assert model_stores(tmp_path / "given") == (tmp_path / "given",)
+
+
+@pytest.fixture(scope="module")
+def with_networks(trained):
+    networks = new_networks(usual_model(PROTOCOL), hidden=6, seed=2)
+    curves = {"regressor": ((20, 3.0, 3.1),), "extractor": ((20, -1.0, -0.9),)}
+    return replace(trained, networks=networks, curves={**trained.curves, **curves})
+
+
+def test_networks_that_quantify_come_back_bit_for_bit(with_networks, tmp_path):
+    path = save_model(with_networks, tmp_path, "both", origin())
+    model, made = load_model(path), with_networks.networks
+    assert model.networks is not None
+    for name in ("match", "axes", "spread", "typical", "lower", "upper", "centre"):
+        assert same(getattr(model.networks, name), getattr(made, name)), name
+    assert (model.networks.window_ppm, model.networks.size) == (made.window_ppm, made.size)
+    for name in ("regressor", "extractor"):
+        read, written = getattr(model.networks, name), getattr(made, name)
+        assert set(read) == set(written)
+        assert all(same(read[key], values) for key, values in written.items())
+    assert model.card["quantification"] == {"points": made.points, "hidden": 6, "axes": len(made.axes)}
+    assert model.card["curves"]["extractor"] == [[20, -1.0, -0.9]]
+
+
+def test_a_model_without_networks_is_a_model_still(saved):
+    model = load_model(saved)
+    assert model.networks is None
+    assert "quantification" not in model.card
+
+
+def test_networks_that_their_card_does_not_announce_or_that_cannot_be_are_refused(with_networks, tmp_path):
+    path = save_model(with_networks, tmp_path, "both", origin())
+    arrays = load(path.with_suffix(".safetensors").read_bytes())
+    card = json.loads(path.read_text(encoding="utf-8"))
+
+    def refused(arrays, **changed):
+        data = save(arrays)
+        own = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        path.with_suffix(".safetensors").write_bytes(data)
+        text = {**card, **changed, "arrays": {**card["arrays"], **own}}
+        path.write_text(json.dumps({k: v for k, v in text.items() if v is not None}), encoding="utf-8")
+        with pytest.raises(ModelError) as told:
+            load_model(path)
+        return str(told.value)
+
+    assert "holds an array quantification" in refused(arrays, quantification=None)
+    assert "quantification.axes of both.safetensors is F32" in refused(
+        arrays, quantification={**card["quantification"], "axes": 3}
+    )
+    assert "quantification.hidden of both.json is 'many' and no whole number" in refused(
+        arrays, quantification={**card["quantification"], "hidden": "many"}
+    )
+    ranges = arrays["quantification.ranges"].copy()
+    ranges[1] = ranges[0] - 1
+    assert "ranges that cannot be" in refused({**arrays, "quantification.ranges": ranges})
+    lost = {key: values for key, values in arrays.items() if key != "quantification.regressor.last.bias"}
+    assert "lacks the array quantification.regressor.last.bias" in refused(lost)
+    window = arrays["quantification.window"][::-1].copy()
+    assert "contradicts its card (the networks' window or size is impossible)" in refused(
+        {**arrays, "quantification.window": window}
+    )

@@ -9,19 +9,19 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from mrsi_gadgets.data import Map, Maps, Protocol, SpectralImage
+from mrsi_gadgets.data import Map, Maps, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.context import Calibration, Context
 from mrsi_gadgets.gadgets.gadget import Gadget
-from mrsi_gadgets.physics.basis import metabolite_basis
-from mrsi_gadgets.physics.macromolecules import macromolecule_basis
+from mrsi_gadgets.models.spectrum_networks import SpectrumNetworks
 from mrsi_gadgets.physics.nucleus import nucleus_of
-from mrsi_gadgets.physics.saturation import macromolecule_weight, relaxed
 from mrsi_gadgets.quantification.assembly import map_names
+from mrsi_gadgets.quantification.cnn import fit_cnn, lineshapes_of_cnn
 from mrsi_gadgets.quantification.freedom import LINESHAPES, FitOptions
+from mrsi_gadgets.quantification.preparation import VarproModel, usual_model
 from mrsi_gadgets.quantification.quality import FLAG
 from mrsi_gadgets.quantification.slice_spread import slice_spread
-from mrsi_gadgets.quantification.varpro import VarproModel, field_doubt, field_lineshape, fit_varpro, prepare_varpro
+from mrsi_gadgets.quantification.varpro import field_doubt, field_lineshape, fit_varpro
 
 LARGE_MISFIT = 3.0
 """Root mean square of the residual over the noise from which on the maps are doubted as a whole."""
@@ -46,9 +46,15 @@ class Quantify(Gadget):
     element: ClassVar[str] = "quantify"
     accepts: ClassVar[tuple[type, ...]] = (SpectralImage,)
     produces: ClassVar[tuple[type, ...]] = (Maps,)
-    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"method": ("varpro",), "lineshape": LINESHAPES}
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "method": ("varpro", "cnn", "cnn_spectrum"),
+        "lineshape": LINESHAPES,
+        "start": ("search", "cnn"),
+    }
 
     method: str = "varpro"
+    """varpro, cnn or cnn_spectrum. Both cnn take their networks from the store (`mrsi learn`); where there are none for
+    the scan they say so and do what varpro does."""
     window_ppm: tuple[str, ...] = ()
     """Lower and upper end of the part of the spectrum that is fitted [ppm], such as "0.5 4.2"; empty: all of it."""
     lineshape: str = "voigt"
@@ -61,9 +67,27 @@ class Quantify(Gadget):
     """SD of the prior of such a group's further Lorentz rate [1/s]."""
     delay_ms: float = 0.0
     """SD of the prior of an error of the acquisition delay [ms], a phase of first order; 0: none is fitted."""
+    start: str = "search"
+    """Where varpro begins: search of lineshapes, or those of cnn."""
+    adapt_steps: int = 0
+    """Steps by which the regressor of cnn is adapted to the scan first; 300 are enough."""
 
     def __post_init__(self) -> None:
-        self.options()
+        super().__post_init__()
+        options = self.options()
+        usual = FitOptions(window_ppm=options.window_ppm)
+        learned = self.method != "varpro" or self.start != "search"
+        if self.adapt_steps < 0:
+            raise ConfigError(f"adapt_steps is {self.adapt_steps}; it must be at least 0")
+        if self.adapt_steps and (not learned or self.method == "cnn_spectrum"):
+            raise ConfigError("adapt_steps is for method cnn, or for varpro with start cnn; leave it out")
+        if self.start != "search" and self.method != "varpro":
+            raise ConfigError(f"start is for method varpro, not for {self.method}; leave it out")
+        if options != usual and (self.method != "varpro" or self.adapt_steps):
+            raise ConfigError(
+                "networks know phase, shift and a Voigt line that all molecules share; leave out lineshape, own_shifts "
+                "and delay_ms, or take method varpro without adapt_steps"
+            )
 
     def options(self) -> FitOptions:
         """Return what the attributes say.
@@ -93,7 +117,9 @@ class Quantify(Gadget):
             )
         with context.report.timed("prepare fit"):
             nucleus = nucleus_of(protocol)
-            models = tuple(_model(protocol.of_echo(echo), self.options()) for echo in range(protocol.n_echoes))
+            models = tuple(usual_model(protocol.of_echo(echo), self.options()) for echo in range(protocol.n_echoes))
+        for echo in range(protocol.n_echoes):
+            self._networks(context, echo)
         context.map_names = map_names(models[0])
         context.report.provenance["t1_weights"] = (
             f"steady state from TR and flip angle, relative to {nucleus.strongest}"
@@ -136,7 +162,7 @@ class Quantify(Gadget):
                 known = self._lineshapes(item.b0_hz, item.mask, context) if ahead is None else ahead.result()
                 # what calibrates other nuclei than protons is a line of the same spectrum, and has its own map
                 water = context.calibration.water if nucleus_of(item.protocol).water_is_nuisance else None
-                maps = fit_varpro(item, model, water=water, **known[item.echo or 0]._asdict())
+                maps = self._fitted(item, model, water, known[item.echo or 0], context)
                 maps = replace(self._with_field(maps, context.calibration, water), echo=item.echo)
                 if item.outside_model is not None and item.model_score is not None:
                     maps = replace(maps, maps={**maps.maps, **_judged(item)})
@@ -170,6 +196,43 @@ class Quantify(Gadget):
             context.progress(f"frame {item.frame} quantified: {int(maps.mask.sum())} voxels")
             yield maps
 
+    def _networks(self, context: Context, echo: int) -> SpectrumNetworks | None:
+        """Return the networks of the store that the method needs; None, and a warning, where there are none."""
+        if self.method == "varpro" and self.start == "search":
+            return None
+        stored = context.model(echo)
+        if stored is not None and stored.networks is not None:
+            return stored.networks
+        why = (
+            "there is no learned model for this scan"
+            if stored is None
+            else f"the model '{stored.name}' was learned without them"
+        )
+        wanted = "start cnn" if self.method == "varpro" else f"method {self.method}"
+        context.report.warn(
+            f"{wanted} of <quantify> needs trained networks and {why}: the result is that of method varpro; train them "
+            "with `mrsi learn`"
+        )
+        return None
+
+    def _fitted(
+        self, image: SpectralImage, model: VarproModel, water: np.ndarray | None, field: FieldLines, context: Context
+    ) -> Maps:
+        """Return the maps by the method that was asked for, or by varpro where its networks are missing."""
+        networks = self._networks(context, image.echo or 0)
+        known = field._asdict()
+        if networks is None:
+            return fit_varpro(image, model, water=water, **known)
+        steps, seed = self.adapt_steps, context.seed
+        if self.method == "varpro":
+            begin = lineshapes_of_cnn(image, model, networks, lineshape=field.lineshape, adapt_steps=steps, seed=seed)
+            maps = fit_varpro(image, model, water=water, start=begin, **known)
+            return replace(maps, provenance={**maps.provenance, "start": "cnn", "adapt_steps": steps})
+        spectrum = self.method == "cnn_spectrum"
+        return fit_cnn(
+            image, model, networks, spectrum=spectrum, water=water, adapt_steps=steps, seed=seed, **known
+        )  # fmt: skip
+
     @staticmethod
     def _with_field(maps: Maps, calibration: Calibration, water: np.ndarray | None) -> Maps:
         """Return the maps with the field map as measured (a reconstruction may have shifted it) and the water."""
@@ -178,14 +241,6 @@ class Quantify(Gadget):
         if water is None:
             return maps
         return replace(maps, maps={**maps.maps, "water": Map(water, "a.u. (water signal at t = 0)")})
-
-
-def _model(protocol: Protocol, options: FitOptions | None = None) -> VarproModel:
-    """Return the fit's model of one echo time."""
-    macromolecules = None
-    if nucleus_of(protocol).water_is_nuisance:
-        macromolecules = relaxed(macromolecule_basis(protocol), macromolecule_weight(protocol))
-    return prepare_varpro(protocol, relaxed(metabolite_basis(protocol)), macromolecules, options=options)
 
 
 def _judged(image: SpectralImage) -> dict[str, Map]:

@@ -17,8 +17,10 @@ from safetensors.numpy import load, save
 
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import DataError, ModelError
+from mrsi_gadgets.io.network_arrays import NetworkSizes, arrays_of
 from mrsi_gadgets.models.gate import CONSTANTS, RATES, STATISTICS, TAILS, Gate
 from mrsi_gadgets.models.manifold import Manifold
+from mrsi_gadgets.models.spectrum_networks import SpectrumNetworks
 from mrsi_gadgets.models.subspace import Subspace
 
 _LARGEST_HEADER = 1 << 20
@@ -91,7 +93,7 @@ class ModelSizes:
         }
 
 
-def packed(manifold: Manifold, subspace: Subspace, gate: Gate) -> bytes:
+def packed(manifold: Manifold, subspace: Subspace, gate: Gate, networks: SpectrumNetworks | None = None) -> bytes:
     """Return the bytes of a model's file; equal models give equal bytes.
 
     Raises
@@ -115,13 +117,16 @@ def packed(manifold: Manifold, subspace: Subspace, gate: Gate) -> bytes:
         elif not np.array_equal(values, shared[name]):
             raise ModelError(f"the gate of the trained model has other {name} than the model; calibrate it again")
     arrays[_GATE + "constants"] = np.array(CONSTANTS)
+    if networks is not None:
+        arrays |= arrays_of(networks)
     found = {name: (_type_of(values), values.shape) for name, values in arrays.items()}
-    check_layout(found, ModelSizes.of(manifold, subspace, gate), "the trained model")
+    more = None if networks is None else NetworkSizes.of(networks)
+    check_layout(found, ModelSizes.of(manifold, subspace, gate), "the trained model", more)
     _check_numbers(arrays, "the trained model", "training has diverged; lower learning_rate")
     return save(arrays)
 
 
-def unpacked(data: bytes, sizes: ModelSizes, name: str) -> dict[str, np.ndarray]:
+def unpacked(data: bytes, sizes: ModelSizes, name: str, networks: NetworkSizes | None = None) -> dict[str, np.ndarray]:
     """Return the arrays of a file's bytes.
 
     Parameters
@@ -129,6 +134,7 @@ def unpacked(data: bytes, sizes: ModelSizes, name: str) -> dict[str, np.ndarray]
     data : the whole file.
     sizes : what its card says.
     name : the file, for messages.
+    networks : sizes of the networks that quantify spectra, where the card has them.
 
     Raises
     ------
@@ -136,7 +142,7 @@ def unpacked(data: bytes, sizes: ModelSizes, name: str) -> dict[str, np.ndarray]
         The bytes are no safetensors file, hold other arrays than the card says, numbers that are not finite, or a gate
         of another version.
     """
-    check_layout(_stored_layout(data, name), sizes, name)
+    check_layout(_stored_layout(data, name), sizes, name, networks)
     try:
         arrays = load(data)
     except (SafetensorError, ValueError) as problem:
@@ -170,9 +176,11 @@ def model_of(
     return manifold, subspace, gate
 
 
-def check_layout(found: Mapping[str, tuple[str, tuple[int, ...]]], sizes: ModelSizes, name: str) -> None:
+def check_layout(
+    found: Mapping[str, tuple[str, tuple[int, ...]]], sizes: ModelSizes, name: str, networks: NetworkSizes | None = None
+) -> None:
     """Refuse arrays that are not exactly those of a model of these sizes."""
-    wanted = sizes.layout()
+    wanted = sizes.layout() | ({} if networks is None else networks.layout(sizes.n_times))
     missing = [key for key in wanted if key not in found]
     if missing:
         raise ModelError(f"{name} lacks the array {missing[0]}; learn the model again")

@@ -24,8 +24,10 @@ from mrsi_gadgets import __version__
 from mrsi_gadgets.data import Geometry, Protocol
 from mrsi_gadgets.errors import DataError, ModelError
 from mrsi_gadgets.io.model_arrays import ModelSizes, model_of, packed, unpacked
+from mrsi_gadgets.io.network_arrays import NetworkSizes, networks_of
 from mrsi_gadgets.models.gate import FALSE_ALARMS, Gate
 from mrsi_gadgets.models.manifold import Manifold
+from mrsi_gadgets.models.spectrum_networks import SpectrumNetworks
 from mrsi_gadgets.models.subspace import Subspace
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ class StoredModel:
     gate: Gate
     card: Mapping[str, Any]
     """docs/reference/model-card.md says what it holds."""
+    networks: SpectrumNetworks | None = None
+    """Networks that quantify spectra; None: the model was learned without."""
 
     @property
     def fingerprint(self) -> str:
@@ -134,7 +138,7 @@ def save_model(trained: Trained, folder: Path, name: str, origin: Origin) -> Pat
     """
     if not _NAME.fullmatch(name):
         raise ModelError(f"'{name}' is no name for a model; use letters, digits, _, - and .")
-    data = packed(trained.manifold, trained.subspace, trained.gate)
+    data = packed(trained.manifold, trained.subspace, trained.gate, trained.networks)
     card = _card(trained, name, origin, data)
     try:
         text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -183,8 +187,11 @@ def load_model(path: Path) -> StoredModel:
         )
     arrays_path = card_path.with_suffix(".safetensors")
     data = _verified_bytes(arrays_path, card, card_path.name)
-    parts = model_of(unpacked(data, sizes, arrays_path.name), sizes, protocol, arrays_path.name)
-    return StoredModel(card_path.stem, *parts, card)
+    more = _network_sizes_of(card, card_path.name)
+    arrays = unpacked(data, sizes, arrays_path.name, more)
+    parts = model_of(arrays, sizes, protocol, arrays_path.name)
+    networks = None if more is None else networks_of(arrays, more, arrays_path.name)
+    return StoredModel(card_path.stem, *parts, card, networks)
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -331,6 +338,7 @@ def _card(trained: Trained, name: str, origin: Origin, data: bytes) -> dict[str,
         "threads": origin.threads,
         "versions": {"mrsi-gadgets": __version__, "torch": version("torch"), "numpy": version("numpy")},
         "sources": dict(origin.sources),
+        **({} if trained.networks is None else {"quantification": asdict(NetworkSizes.of(trained.networks))}),
     }  # fmt: skip
 
 
@@ -356,6 +364,15 @@ def _protocol_of(card: Mapping[str, Any], name: str) -> Protocol:
 def _sizes_of(card: Mapping[str, Any], name: str) -> ModelSizes:
     table = _table(card, "sizes", name)
     return ModelSizes(**{key: _whole(table, key, f"sizes.{key}", name) for key in ModelSizes.__dataclass_fields__})
+
+
+def _network_sizes_of(card: Mapping[str, Any], name: str) -> NetworkSizes | None:
+    """Return the sizes of the networks that quantify spectra, or None where the model has none."""
+    if "quantification" not in card:
+        return None
+    table = _table(card, "quantification", name)
+    label = "quantification.{}"
+    return NetworkSizes(**{k: _whole(table, k, label.format(k), name) for k in NetworkSizes.__dataclass_fields__})
 
 
 def _verified_bytes(path: Path, card: Mapping[str, Any], card_name: str) -> bytes:

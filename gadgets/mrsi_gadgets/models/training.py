@@ -25,6 +25,7 @@ from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.models.gate import Gate, calibrate_gate
 from mrsi_gadgets.models.manifold import Manifold
 from mrsi_gadgets.models.networks import ManifoldNetworks, weights_of
+from mrsi_gadgets.models.spectrum_networks import SpectrumNetworks
 from mrsi_gadgets.models.subspace import Subspace, learn_subspace
 from mrsi_gadgets.physics.basis import BasisSet
 from mrsi_gadgets.physics.ensemble import Ensemble, noise_sd_at_snr, sample
@@ -72,12 +73,20 @@ class TrainingSettings:
     """Training steps of each of them."""
     gate_samples: int = 4000
     """FIDs of the ensemble that calibrate the gate."""
+    quantification_steps: int = 1200
+    """Training steps of each of the two networks that quantify spectra; 0: the model is learned without them."""
+    quantification_samples: int = 6000
+    """FIDs they are trained with."""
 
     def __post_init__(self) -> None:
         for name in ("rank", "latent", "hidden", "samples", "autoencoder_steps", "projector_steps", "batch",
                      "patience", "latent_steps"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"[training] {name} is {getattr(self, name)}; it must be at least 1")
+        if self.quantification_steps < 0 or self.quantification_samples < 1:
+            raise ConfigError(
+                "[training] quantification_steps must be at least 0 and quantification_samples at least 1; correct them"
+            )
         if self.gate_samples < _LEAST_GATE_SAMPLES:
             raise ConfigError(
                 f"[training] gate_samples is {self.gate_samples}; rare FIDs are counted, so it must be at least "
@@ -126,6 +135,8 @@ class Trained:
     """For each number of reals: relative l2 error over fresh FIDs, `linear` (principal axes) and `nonlinear`."""
     errors: tuple[Mapping[str, float], ...]
     """For each SNR: relative l2 error over fresh FIDs of the data on the rows, best linear estimate, projector."""
+    networks: SpectrumNetworks | None = None
+    """Networks that quantify spectra (`quantification.cnn_training`), where they were trained too."""
 
 
 def train(

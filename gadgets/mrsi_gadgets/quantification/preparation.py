@@ -11,7 +11,10 @@ import numpy as np
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.physics import brain_values
+from mrsi_gadgets.physics.basis import metabolite_basis
+from mrsi_gadgets.physics.macromolecules import macromolecule_basis
 from mrsi_gadgets.physics.nucleus import field_strength_t, nucleus_of
+from mrsi_gadgets.physics.saturation import macromolecule_weight, relaxed
 from mrsi_gadgets.quantification.coordinates import Coordinates, fid_coordinates
 from mrsi_gadgets.quantification.design import Design, NuisanceBand, build_design, group_weights
 from mrsi_gadgets.quantification.freedom import FitOptions, Freedom, delay_scale, make_freedom, time_derivatives
@@ -187,6 +190,27 @@ def _free_factors(freedom: Freedom) -> np.ndarray | None:
         return None
     draws = freedom.prior[1, which] * np.random.default_rng(0).standard_normal((_FREE_DRAWS, len(which)))
     return np.asarray(np.exp(draws @ freedom.functions[which]).T)
+
+
+def usual_model(protocol: Protocol, options: FitOptions | None = None) -> VarproModel:
+    """Return the fit's model of one echo time: the usual molecules of the nucleus as this protocol sees them.
+
+    Parameters
+    ----------
+    protocol
+        Of one echo time.
+    options
+        How free the fit is; None: as `FitOptions` has it.
+
+    Raises
+    ------
+    DataError
+        The molecules of the nucleus are not known.
+    """
+    macromolecules = None
+    if nucleus_of(protocol).water_is_nuisance:
+        macromolecules = relaxed(macromolecule_basis(protocol), macromolecule_weight(protocol))
+    return prepare_varpro(protocol, relaxed(metabolite_basis(protocol)), macromolecules, options=options)
 
 
 def _reach(

@@ -97,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     openrecon = commands.add_parser("openrecon", parents=[common], help="the label of an Open Recon container")
     openrecon.add_argument("--gpu", action="store_true", help="the container can use a GPU")
     openrecon.add_argument("--memory-mib", type=_positive, default=8192, metavar="N", help="memory it needs")
-    openrecon.add_argument("--dockerfile", action="store_true", help="as the line of a Dockerfile instead of JSON")
+    form = openrecon.add_mutually_exclusive_group()
+    form.add_argument("--dockerfile", action="store_true", help="as the line of a Dockerfile instead of JSON")
+    form.add_argument("--base64", action="store_true", help="as the image carries it")
     openrecon.set_defaults(run=_openrecon)
     recipe = commands.add_parser("recipe", parents=[common], help="list recipes, gadgets and their attributes")
     recipe.add_argument("name", nargs="?", help="show this recipe's chain")
@@ -690,10 +692,11 @@ def _anonymise(given: argparse.Namespace) -> int:
 def _openrecon(given: argparse.Namespace) -> int:
     import json
 
-    from mrsi_gadgets.gadgets.openrecon import label, label_line
+    from mrsi_gadgets.gadgets.openrecon import label, label_base64, label_line
 
     made = label(gpu=given.gpu, memory_mib=given.memory_mib)
-    _say(label_line(made) if given.dockerfile else json.dumps(made, indent=2, ensure_ascii=False))
+    plain = json.dumps(made, indent=2, ensure_ascii=False)
+    _say(label_line(made) if given.dockerfile else label_base64(made) if given.base64 else plain)
     return EXIT_OK
 
 

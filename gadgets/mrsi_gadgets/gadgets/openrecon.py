@@ -140,10 +140,14 @@ def label(*, gpu: bool = False, memory_mib: int = 8192, port: int = 9002) -> dic
     return made
 
 
+def label_base64(made: Mapping[str, Any]) -> str:
+    """Return a label as the text that an image carries."""
+    return base64.b64encode(json.dumps(made, ensure_ascii=False).encode()).decode()
+
+
 def label_line(made: Mapping[str, Any]) -> str:
     """Return the Dockerfile instruction that puts a label into an image."""
-    text = base64.b64encode(json.dumps(made, ensure_ascii=False).encode()).decode()
-    return f'LABEL "{LABEL_NAME}"="{text}"'
+    return f'LABEL "{LABEL_NAME}"="{label_base64(made)}"'
 
 
 def check_label(made: Mapping[str, Any]) -> None:

@@ -1,0 +1,68 @@
+"""What can be checked of the images without a container engine: the files name what is there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from mrsi_gadgets.cli import _parser
+from mrsi_gadgets.gadgets.openrecon import LABEL_NAME
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
+
+
+def instructions(kind):
+    joined = re.sub(r"\\\n", " ", re.sub(r"(?m)^#.*\n", "", DOCKERFILE))
+    return [line.split(None, 1)[1] for line in joined.splitlines() if line.split(None, 1)[:1] == [kind]]
+
+
+def test_what_is_copied_is_there_and_in_the_build_context():
+    ignored = (ROOT / "docker/Dockerfile.dockerignore").read_text().splitlines()
+    for line in instructions("COPY"):
+        for source in shlex.split(line)[:-1]:
+            assert (ROOT / source).exists(), source
+            assert f"!{source}" in ignored
+
+
+def test_extras_that_are_installed_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    installed = [re.search(r"/source\[(.*)\]", line) for line in instructions("RUN") if "pip install" in line]
+    assert len(installed) == 2
+    for found in installed:
+        assert set(found[1].split(",")) <= set(extras)
+
+
+@pytest.mark.parametrize("line", instructions("CMD"))
+def test_the_command_is_one_of_ours(line):
+    given = _parser().parse_args(json.loads(line))
+    assert given.command == "serve"
+    assert given.web_port == 9080
+    assert json.loads(instructions("ENTRYPOINT")[0]) == ["mrsi"]
+
+
+def test_nobody_runs_as_root_and_health_is_asked():
+    stages = DOCKERFILE.split("\nFROM ")[2:]
+    assert len(stages) == 2
+    for stage in stages:
+        assert "\nUSER mrsi\n" in stage
+        assert stage.index("USER mrsi") < stage.index("ENTRYPOINT")
+        assert "/health" in stage
+
+
+def test_versions_come_from_the_lock_file_also_for_what_builds():
+    (environment,) = instructions("ENV")
+    assert "PIP_CONSTRAINT=/source/constraints.txt" in environment
+    locked = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for name in [*required["project"]["dependencies"], *required["build-system"]["requires"]]:
+        assert re.split(r"[<>=\[]", name)[0].replace("_", "-").lower() in {n.replace("_", "-") for n in locked}
+
+
+def test_the_label_is_the_one_that_a_scanner_looks_for():
+    assert any(line.startswith(f'"{LABEL_NAME}"=') for line in instructions("LABEL"))

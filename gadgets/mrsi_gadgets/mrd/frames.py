@@ -82,6 +82,7 @@ class RoleFrames:
         self.clock = clock
         self.role, self.protocol, self.layout, self.report, self.n_coils = role, protocol, layout, report, n_coils
         self.n_readouts = self.n_sent = self.n_pairs = 0
+        self._told_late = False
         self._frames: dict[_Key, _Frame] = {}
         self._waiting: dict[tuple[int, int], tuple[int, KtData]] = {}
         """(frame, echo) -> the condition of metabolite cycling that came first, and its data."""
@@ -283,10 +284,12 @@ class RoleFrames:
                 f"readout {head.scan_counter} is a further average of a {self.role.value} frame that was already "
                 "complete; say in encodingLimits how many averages there are"
             )
-        self.report.warn(
-            f"{self.role.value} readouts (first: {head.scan_counter}) came after their frame was complete and were "
-            "not used"
-        )
+        if not self._told_late:  # once for all of them
+            self._told_late = True
+            self.report.warn(
+                f"{self.role.value} readouts (first: {head.scan_counter}) came after their frame was complete and "
+                "were not used"
+            )
 
     def _close(self, key: _Key) -> list[KtData]:
         """Finish a frame: divide averages, say what is missing, hand its samples over (with those of its pair)."""

@@ -31,6 +31,7 @@ from mrsi_gadgets.mrd.noise import NoiseReadouts
 from mrsi_gadgets.mrd.profile import read_water_protocol
 from mrsi_gadgets.mrd.rings import RingLayout
 from mrsi_gadgets.mrd.roles import RoleRule
+from mrsi_gadgets.mrd.saturation import Saturation
 from mrsi_gadgets.mrd.spirals import SpiralLayout
 from mrsi_gadgets.stream.messages import Acquisition, Flag
 
@@ -138,6 +139,7 @@ class _Sorter:
         self.misfit = ""
         """Why calibration readouts cannot be used."""
         self.navigators = Navigators(protocol, report)
+        self.saturation = Saturation()
         self.held: list[KtData] = []
         self.unused: dict[Role, int] = {}
         self.parities: dict[Role, int] = {}
@@ -211,6 +213,8 @@ class _Sorter:
         """
         if not frames:
             return frames
+        for sentence in self.saturation.sentences():
+            self.report.warn(sentence)
         ready = self.navigators.hand_over(self.n_coils, stamped=self.clock.varies)
         for frame in frames:
             if frame.role is Role.METABOLITE and not self.calibration_ended:
@@ -361,6 +365,7 @@ class _Sorter:
         if head.geometry != self.geometry:
             self._check_geometry(head)
         self._check_finite(head, readout)
+        self.saturation.look(role, head.scan_counter, readout.data)
         if head.encoding_space and role is Role.METABOLITE:
             raise DataError(
                 f"readout {head.scan_counter} is of encoding space {head.encoding_space} but is no water reference by "

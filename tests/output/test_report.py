@@ -232,12 +232,13 @@ def test_a_result_with_a_few_spectra_shows_those_and_says_how_to_get_all(opened,
     assert driver.execute_script("return window.report.curves()") is None
 
 
-def test_voxels_that_a_model_does_not_know_can_be_hidden(opened, maps):
+@pytest.mark.parametrize("name", ["outside_model", "fit_flag"])
+def test_voxels_that_a_model_does_not_describe_can_be_hidden(opened, maps, name):
     outside = np.where(maps.mask, 0.0, np.nan).astype(np.float32)
     outside[1, 2, 3] = 1.0
     value = maps.maps["tNAA"]
     maps = dataclasses.replace(
-        maps, maps={**maps.maps, "outside_model": dataclasses.replace(value, value=outside, sd=None, unit="1")}
+        maps, maps={**maps.maps, name: dataclasses.replace(value, value=outside, sd=None, unit="1")}
     )
     from selenium.webdriver.support.wait import WebDriverWait
 

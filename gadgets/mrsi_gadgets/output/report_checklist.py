@@ -137,10 +137,12 @@ def _quality(provenance: Mapping[str, Any], results: Results) -> list[tuple[str,
         f"median residual over noise {misfit:.3g}" if misfit is not None else None,
         f"median relative SD: {', '.join(relative)}" if relative else None,
     ], "; ")  # fmt: skip
-    rule = provenance.get("quality")
-    excluded = f"{fitted} voxels of the mask were fitted" if fitted else None
-    if rule:
-        excluded = _joined([excluded, f"quality mask: {rule}"], "; ")
+    flagged = _mapping(provenance.get("flagged_voxels")).get("any")
+    excluded = _joined([
+        f"{fitted} voxels of the mask were fitted" if fitted else None,
+        f"{flagged} of them are flagged because the model does not describe them" if flagged is not None else None,
+        f"quality mask: {provenance['quality']}" if provenance.get("quality") else None,
+    ], "; ")  # fmt: skip
     spectra = "this page: click a voxel" if results.gathered or results.spectra else None
     return [
         ("SNR, line width", reported),

@@ -88,15 +88,20 @@ function bases() {
 function firstNames() {
   const known = bases(), shown = content.shown.map((name) => state.view.byName.get(name)?.base);
   const lines = state.view.maps.filter((map) => map.unknown).map((map) => map.base);
-  const more = ["outside_model", "model_score", "quality", "residual", "snr", "linewidth", "B0"].filter((name) => known.includes(name));
+  const more = [...Object.keys(doubts), "model_score", "residual", "snr", "linewidth", "B0"].filter((name) => known.includes(name));
   return [...new Set([...shown, ...lines])].filter((name) => known.includes(name)).slice(0, 9).concat(more);
 }
 
-// Voxels that a map of quality calls bad: those outside of a learned model, those that a quality mask leaves out.
+// Maps that call a voxel doubtful, and the value with which they do.
+const doubts = { fit_flag: 1, outside_model: 1, quality: 0, quality_mask: 0 };
+
 function qualityOf(view) {
-  const outside = view.byName.get("outside_model"), quality = view.byName.get("quality");
-  if (!outside && !quality) return null;
-  return (place) => (quality !== undefined && quality.at("value", state.frame, place) < 0.5) || (outside !== undefined && outside.at("value", state.frame, place) > 0.5);
+  const known = Object.keys(doubts).filter((name) => view.byName.has(name)).map((name) => [view.byName.get(name), doubts[name]]);
+  if (!known.length) return null;
+  return (place) => known.some(([map, bad]) => {
+    const value = map.at("value", state.frame, place);
+    return Number.isFinite(value) && value > 0.5 === Boolean(bad);
+  });
 }
 
 // How the button of a unit is called.
@@ -140,7 +145,7 @@ function makeControls() {
   const bad = qualityOf(view);
   state.bad = bad ?? (() => false);
   if (bad) {
-    parts.push(element("label", {}, element("input", { type: "checkbox", id: "mask", checked: state.masked, onchange: (event) => { state.masked = event.target.checked; redraw(); } }), "hide doubtful voxels"));
+    parts.push(element("label", {}, element("input", { type: "checkbox", id: "mask", checked: state.masked, onchange: (event) => { state.masked = event.target.checked; redraw(); } }), "hide doubtful"));
   }
   const list = element("div");
   for (const base of bases()) {
@@ -205,13 +210,14 @@ function showVoxel() {
 }
 
 function makeCurves() {
-  const keys = { data: ["data", "data"], fit: ["fit", "accent"], nuisance: [state.view.axis.nucleus === "1H" ? "baseline, water, lipids" : "baseline", "nuisance"], residual: ["residual", "residual"] };
+  const keys = { data: ["data", "data"], fit: ["fit", "accent"], nuisance: ["baseline", "nuisance"], residual: ["residual", "residual"] };
   const bar = byId("curves");
   bar.replaceChildren(...Object.entries(keys).map(([name, [text, colour]]) => {
     const key = element("span", { className: "key" });
     key.style.borderColor = `var(--${colour})`;
     if (name === "nuisance") key.style.borderTopStyle = "dashed";
-    return element("label", {}, element("input", { type: "checkbox", checked: state.show[name], "data-curve": name, onchange: (event) => { state.show[name] = event.target.checked; spectrum.draw(); } }), key, text);
+    const title = name === "nuisance" ? "all of the fit that is no molecule: baseline, residual water, lipids" : "";
+    return element("label", { title }, element("input", { type: "checkbox", checked: state.show[name], "data-curve": name, onchange: (event) => { state.show[name] = event.target.checked; spectrum.draw(); } }), key, text);
   }), element("label", {}, "filter", element("select", { "aria-label": "line broadening", onchange: (event) => { state.broadening = Number(event.target.value); spectrum.draw(); } },
     ...[0, 1, 2, 4, 8].map((hz) => element("option", { value: hz, text: hz ? `${hz} Hz` : "none" })))),
   element("button", { type: "button", id: "hold", "aria-pressed": String(Boolean(state.held)), text: state.held ? `drop ${state.held.name}` : "hold", title: "keep this voxel's data in the picture, to compare others with it", onclick: () => {

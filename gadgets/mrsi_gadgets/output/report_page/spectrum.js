@@ -162,6 +162,15 @@ function makeSpectrum(canvas, state, act) {
     }
   }
 
+  // A text with a rim of the background, readable over lines.
+  function written(paint, text, x, y, colour) {
+    paint.strokeStyle = styleOf("inset");
+    paint.lineWidth = 3.5;
+    paint.strokeText(text, x, y);
+    paint.fillStyle = colour;
+    paint.fillText(text, x, y);
+  }
+
   // Names of the shown parts at their tops, or of well known peaks.
   function names(paint, { low, high, x, y, top }) {
     paint.textAlign = "center";
@@ -177,17 +186,15 @@ function makeSpectrum(canvas, state, act) {
         let height = Math.max(top, y(part.values[best]) - 4);
         while (taken.some(([a, b]) => Math.abs(a - at) < 34 && Math.abs(b - height) < 12)) height -= 12;
         taken.push([at, height]);
-        paint.fillStyle = partColour(part.index);
-        paint.fillText(part.name, at, height);
+        written(paint, part.name, at, height, partColour(part.index));
       }
       return;
     }
     if (state.view.axis.nucleus !== "1H") return;
-    paint.fillStyle = styleOf("faint");
     for (const [name, ppm] of Object.entries(peaks1H)) {
       if (ppm < low || ppm > high) continue;
       const [, most] = extent([curves.data, curves.fit], curves.ppm, [ppm - 0.05, ppm + 0.05]);
-      paint.fillText(name, x(ppm), Math.max(top, y(most) - 6));
+      written(paint, name, x(ppm), Math.max(top, y(most) - 6), styleOf("faint"));
     }
   }
 

@@ -41,6 +41,22 @@ def test_a_good_file_is_usable_and_its_report_says_where_values_come_from(scan_f
         assert line in text
 
 
+@pytest.mark.parametrize(
+    ("changes", "water", "said"),
+    [
+        ({"flip_angle_deg": 60.0}, True, "maps in mM are possible: water reference, TR and flip angle are there"),
+        ({"flip_angle_deg": 60.0}, False, "no absolute concentrations: there is no water reference; acquire one"),
+        ({"flip_angle_deg": None}, True, "no absolute concentrations: the header names no flip angle"),
+    ],
+)
+def test_it_is_said_whether_maps_in_millimolar_can_be_made_of_the_scan(tmp_path, changes, water, said):
+    protocol = csi_protocol(water_reference="set:1", **changes)
+    scan = CsiScan(protocol)
+    readouts = noise_readouts() + (scan.readouts(set=1, flags=(Flag.USER1,), start=2) if water else [])
+    write_scan(tmp_path / "x.h5", header_xml(protocol, receiver_channels=2), readouts + scan.readouts(start=62))
+    assert said in check_file(tmp_path / "x.h5").text()
+
+
 def test_missing_and_repeated_samples_are_reported(tmp_path):
     protocol = csi_protocol(water_reference="none")
     scan = CsiScan(protocol)

@@ -22,6 +22,7 @@ from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.mrd.roles import RoleRule
 from mrsi_gadgets.mrd.sorting import sort_readouts
 from mrsi_gadgets.physics.nucleus import NUCLEI
+from mrsi_gadgets.quantification.absolute import why_not
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -161,6 +162,9 @@ def _describe_roles(scan: Scan, protocol: Protocol, report: CheckReport) -> None
         # sorting, which follows, says it
         return
     report.facts += [f"{counts[role]} {role.value} readouts" for role in Role if counts[role]]
+    if protocol.nucleus in NUCLEI:
+        reason = why_not(protocol, has_water=counts[Role.WATER_REFERENCE] > 0 or protocol.editing != "none")
+        report.facts.append(reason or "maps in mM are possible: water reference, TR and flip angle are there")
     stamps = heads["acquisition_time_stamp"].astype(np.int64)
     if stamps.size > 1 and stamps.max() > stamps.min():
         seconds = float(stamps.max() - stamps.min()) * protocol.time_tick_ms * 1e-3

@@ -105,7 +105,7 @@ def assumptions(protocol: Protocol, water: Protocol, tissue: Tissue, b1: np.ndar
             "fractions given, as the acquired k-space resolves them; molecules in CSF count as none"
             if tissue.known
             else f"not given: every voxel is taken as {float(ASSUMED.grey):.0%} grey and {float(ASSUMED.white):.0%} "
-            "white matter without CSF (mM of a voxel with CSF are then too low by about its share)"
+            "white matter without CSF (mM of a voxel with CSF are then too low)"
         ),
         "water": "visible 43.3 mol/l in grey, 35.9 in white matter, 53.8 in CSF (Gasparovic 2006)",
         "relaxation": f"T1 and T2 of healthy adults at {said.field_t:.3g} T; TR {said.repetition_time_s * 1e3:g} ms, "

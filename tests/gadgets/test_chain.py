@@ -43,7 +43,9 @@ OTHERS = [
     CorrectDrift(source="none"), EstimateFieldMap(eddy_currents=False), CombineCoils(lost_energy=0.0),
     CombineCoils(lost_energy=0.2),
     Reconstruct(method="fourier"), Reconstruct(method="low_rank", replicas=0), Reconstruct(prior="none", replicas=2),
-    Reconstruct(method="subspace", rank=12), Reconstruct(prior="tv"), Reconstruct(prior="wavelet"), Quantify(),
+    Reconstruct(method="subspace", rank=12), Reconstruct(prior="tv"), Reconstruct(prior="wavelet"),
+    Quantify(window_ppm=("0.4", "4.3"), lineshape="free", own_shifts=("Ins", "Glu+Gln"), own_shift_hz=0.3,
+             own_width=1.0, delay_ms=0.1),
     ConsoleImages(maps=("Ins",), uncertainty=False, quantitative="none", spectra="none"),
 ]  # fmt: skip
 """Gadgets with parameters other than their defaults."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from mrsi_gadgets.data import Geometry, Map, Maps, Protocol
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.absolute_units import AbsoluteUnits
 from mrsi_gadgets.gadgets.context import Context
-from mrsi_gadgets.gadgets.scan import ScanOptions
+from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
 from mrsi_gadgets.io.volumes import read_tissue
 from mrsi_gadgets.output.results import Results, gather
 from mrsi_gadgets.phantom.anatomy import make_anatomy
 from mrsi_gadgets.phantom.simulate import SimulatedScan, simulate
 from mrsi_gadgets.quantification.absolute import concentration_names
 from mrsi_gadgets.quantification.assembly import AMOUNT
+from mrsi_gadgets.stream.messages import ConfigText, Header, Text
 from small_scan import SmallScan, small_scan
 
 SUMS = ("tNAA", "tCr", "tCho", "Ins", "Glx")
@@ -196,3 +198,34 @@ def test_the_gadget_keeps_the_contract_with_files_and_without(head, echo, tmp_pa
         assert ("not given" in said["tissue"]) == (not gadget.tissue)
         fixed = scene()
         check_gadget(gadget, lambda fixed=fixed: fixed)
+
+
+SENT = """<configuration><chain><prewhiten/><field_map/><combine_coils/><reconstruct method="fourier"/><quantify/>
+<absolute_units tissue="{}"/><console_images/></chain></configuration>"""
+
+
+def sent(text: str, site: Path | None, parameters: dict[str, str] | None = None) -> list[str]:
+    """Run a scan whose configuration a peer sends; return its warnings."""
+    scan = small_scan()
+    first: list = [ConfigText(text), Header(scan.header_xml)]
+    if parameters:
+        first.append(Text(json.dumps({"parameters": parameters})))
+    report = run_scan(iter([*first, *scan.readouts]), lambda message: None, ScanOptions(site=site, device="cpu"))
+    return report.warnings
+
+
+def test_a_configuration_that_was_sent_names_files_of_the_site_only(head, tmp_path):
+    """Else a peer could ask for the fractions of any patient whose files the server can read."""
+    outside = " ".join(str(path) for path in head.tissue)
+    for site, text in [(None, outside), (tmp_path, outside), (tmp_path, "../a ../b ../c"), (None, "a b c")]:
+        with pytest.raises(ConfigError, match="names a file outside of the site's folder"):
+            sent(SENT.format(text), site)
+    site = head.tissue[0].parent
+    inside = " ".join(path.name for path in head.tissue)
+    assert any("names no flip angle" in warning for warning in sent(SENT.format(inside), site))
+    assert any("names no flip angle" in warning for warning in sent(SENT.format(outside), site))
+
+
+def test_a_parameter_names_no_file(head):
+    warnings = sent("fourier", None, {"absoluteUnitsTissue": str(head.tissue[0].parent)})
+    assert "parameter 'absoluteUnitsTissue' was ignored: only a recipe may name files of the server" in warnings

@@ -44,6 +44,8 @@ class AbsoluteUnits(Gadget):
     accepts: ClassVar[tuple[type, ...]] = (Maps,)
     produces: ClassVar[tuple[type, ...]] = (Maps,)
 
+    files: ClassVar[tuple[str, ...]] = ("tissue", "b1")
+
     units: tuple[str, ...] = (MOLAR,)
     """mM (per litre of tissue), molal (per kg of its water), or both."""
     tissue: tuple[str, ...] = ()

@@ -74,6 +74,10 @@ class Chain:
         changed = [g.with_attributes(attributes) if g.element == element else g for g in self.gadgets]
         return replace(self, gadgets=tuple(changed))
 
+    def of_peer(self, site: Path | None) -> Chain:
+        """Return the chain as a peer may ask for it (`Gadget.of_peer`)."""
+        return replace(self, gadgets=tuple(gadget.of_peer(site) for gadget in self.gadgets))
+
     def start(self, context: Context) -> ThreadPoolExecutor:
         """Begin every gadget's `prepare` beside the arriving readouts; shut the executor down after the run.
 
@@ -229,7 +233,7 @@ def recipe_from_text(text: str, *, site: Path | None = None) -> Chain:
         )
     if not stripped.startswith("<"):
         return find_recipe(stripped, site=site)
-    return chain_from_xml(stripped)
+    return chain_from_xml(stripped).of_peer(site)
 
 
 def describe_gadgets(gadgets: Mapping[str, type[Gadget]] = GADGETS) -> str:

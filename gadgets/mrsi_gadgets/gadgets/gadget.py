@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from mrsi_gadgets.errors import ConfigError, visible
@@ -28,6 +29,8 @@ class Gadget:
     """Fields of `Calibration` this gadget fills."""
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Parameter -> the texts it may be, where these are few."""
+    files: ClassVar[tuple[str, ...]] = ()
+    """Parameters that name files of this machine: a peer may name those in the site's folder only."""
 
     def __post_init__(self) -> None:
         """Refuse what is none of the `choices`; what else a subclass checks comes after this.
@@ -82,6 +85,35 @@ class Gadget:
             return replace(self, **values)
         except ConfigError as error:
             raise ConfigError(f"<{self.element}>: {error}") from None
+
+    def of_peer(self, site: Path | None) -> Self:
+        """Return the gadget as a peer may ask for it: files that it names lie in the site's folder.
+
+        Their paths count from there.
+
+        Raises
+        ------
+        ConfigError
+            A file lies elsewhere, or there is no such folder.
+        """
+        changed: dict[str, Any] = {}
+        for name in self.files:
+            value = getattr(self, name)
+            if isinstance(value, str):
+                changed[name] = self._in_site(name, value, site) if value else value
+            else:
+                changed[name] = tuple(self._in_site(name, part, site) for part in value)
+        return replace(self, **changed) if changed else self
+
+    def _in_site(self, name: str, text: str, site: Path | None) -> str:
+        if site is not None:
+            path = (site / text).resolve()
+            if path.is_relative_to(site.resolve()):
+                return str(path)
+        raise ConfigError(
+            f"<{self.element} {name}='{text}'> names a file outside of the site's folder, which a configuration that "
+            "was sent may not; put it into the folder that the server was given as --config-dir"
+        )
 
     @classmethod
     def _values(cls, attributes: Mapping[str, str]) -> dict[str, Any]:

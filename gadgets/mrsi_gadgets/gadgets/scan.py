@@ -22,6 +22,7 @@ from mrsi_gadgets.gadgets.composition import DEFAULT_RECIPE, Chain, find_recipe,
 from mrsi_gadgets.gadgets.console_images import ConsoleImages
 from mrsi_gadgets.gadgets.context import Context, Report
 from mrsi_gadgets.gadgets.openrecon import AS_RECIPE, gadget_parameter, profile_key
+from mrsi_gadgets.gadgets.registry import GADGETS
 from mrsi_gadgets.gadgets.watch import ScanWatch
 from mrsi_gadgets.io.model_store import model_stores
 from mrsi_gadgets.io.trajectories import TrajectoryLookup, site_trajectories, trajectory_store
@@ -337,6 +338,8 @@ def _json_parameters(
             report.warn(f"parameter '{visible(key)}' was ignored: the server's operator has chosen the recipe")
         elif not any(gadget.element == attribute[0] for gadget in chain.gadgets):
             report.warn(f"parameter '{visible(key)}' was ignored: recipe {chain.name} has no <{attribute[0]}>")
+        elif attribute[1] in GADGETS[attribute[0]].files:
+            report.warn(f"parameter '{visible(key)}' was ignored: only a recipe may name files of the server")
         else:
             chain = chain.with_attributes(attribute[0], {attribute[1]: value})
     return chain, settings

@@ -53,6 +53,14 @@ def test_nothing_is_computed_and_no_other_image_changes_where_nobody_asks(maps):
     assert len(gather(more).spectra) == 2
 
 
+def test_a_quantification_without_spectra_says_so_where_they_are_asked_for(maps):
+    images = maps_to_images(maps, reference_head=None, shown=("tNAA",), spectra="all", warnings=["other"])
+    results = gather(images)
+    assert results.warnings == ["other", "the spectra of all voxels were asked for, but this quantification keeps none"]
+    assert results.fitted() is None
+    assert len(results.spectra) == 2
+
+
 def test_each_frame_and_echo_has_its_own_spectra(make_maps):
     images = []
     for frame, echo in ((0, 0), (1, 0), (0, 1)):

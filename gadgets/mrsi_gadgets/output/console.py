@@ -198,6 +198,9 @@ def maps_to_images(
     scales.learn(maps.maps)
     lines = [name for name in maps.maps if is_unknown(name) and name not in sources.values()]
     everything = dict(maps.provenance) | dict(provenance or {})
+    warnings = list(warnings)
+    if spectra == "all" and maps.spectra is None:
+        warnings.append("the spectra of all voxels were asked for, but this quantification keeps none")
     series = _Series(maps, reference_head, tuple(warnings), tuple(comments), everything)
     _add_displays(series, sources, scales, uncertainty=uncertainty)
     if quantitative != "none":

@@ -301,7 +301,7 @@ def test_serve_listens_on_this_machine_only_unless_told_otherwise_and_hands_its_
     assert (other.host, other.idle_timeout_s, other.max_message_mib, other.max_sessions) == ("0.0.0.0", 90.0, 16, 2)
 
 
-@pytest.mark.parametrize("arguments", ["", "fly", "replay scan.h5", "replay scan.h5 -o folder --threads 0",
+@pytest.mark.parametrize("arguments", ["", "fly", "replay", "replay scan.h5 -o folder --threads 0",
                                        "serve --idle-timeout 0", "serve --idle-timeout soon", "serve --max-sessions 0",
                                        "serve --max-message-mib -1", "serve --seed -1", "simulate csi16 --seed -1",
                                        "replay scan.h5 -o folder --seed -1"])  # fmt: skip

@@ -183,6 +183,10 @@ def test_a_scan_that_lacks_a_calibration_works_and_says_what_it_did_instead(run,
     assert any(warning in sentence for sentence in summary_of(tmp_path / "result")["warnings"])
 
 
+def test_a_replay_that_has_no_place_for_its_result_is_refused(refused, scan_file):
+    assert "name a folder for the result with -o FOLDER" in refused("replay", scan_file)
+
+
 @pytest.mark.usefixtures("no_picture")
 def test_a_result_is_replaced_by_the_next_one(run, scan_file, tmp_path):
     for seed in (1, 2):

@@ -20,6 +20,7 @@ from mrsi_gadgets.output.console import maps_to_images
 from mrsi_gadgets.output.panels import spectrum_of
 from mrsi_gadgets.output.report import report_html, write_report
 from mrsi_gadgets.output.results import Spectrum, gather
+from mrsi_gadgets.output.scaling import display_unit
 
 pytestmark = pytest.mark.timeout(120)
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked=1'>"
@@ -230,6 +231,21 @@ def test_a_result_with_a_few_spectra_shows_those_and_says_how_to_get_all(opened,
     assert "--spectra all" in driver.execute_script("return document.getElementById('spectrumhint').textContent")
     click_voxel(driver, 0, (0, 1, 3))
     assert driver.execute_script("return window.report.curves()") is None
+
+
+def test_a_result_of_pictures_alone_has_its_maps_and_no_spectrum(opened, maps):
+    results = gather(images_of(maps, spectra="none", quantitative="none"))
+    driver = opened(report_html(results))
+    click_voxel(driver, 0, (1, 2, driver.execute_script("return window.report.slice()")))
+    assert driver.execute_script("return window.report.curves()") is None
+    panels = driver.execute_script("return window.report.panels()")
+    assert panels[:2] == ["tNAA_per_water", "tCr_per_water"]
+    voxel = tuple(driver.execute_script("return window.report.voxel()"))
+    read = driver.execute_script("return document.querySelector('.panel .read').textContent")
+    item = results.maps["tNAA_per_water"]
+    assert float(read.split(" ± ")[0]) == pytest.approx(
+        item.frames[0][voxel] * display_unit(item.name, item.unit)[0], rel=6e-3
+    )
 
 
 @pytest.mark.parametrize("name", ["outside_model", "fit_flag"])

@@ -407,6 +407,31 @@ class Map:
 
 
 @dataclass(frozen=True, eq=False)
+class DisplayMask:
+    """What of the maps is shown in pictures; the maps themselves stay whole."""
+
+    voxels: np.ndarray
+    """(x, y, z) bool: voxels that may be shown."""
+    relative_sd: float
+    """Largest standard deviation of a map's value, as a share of the median of the map; 0: any."""
+    rule: str
+    """The limits in words."""
+
+    def keeps(self, one: Map) -> np.ndarray:
+        """Return where a map is shown, (x, y, z) bool.
+
+        A value of zero with a small deviation is shown: the deviation is compared with what is usual, not with the
+        value itself.
+        """
+        if not self.relative_sd or one.sd is None:
+            return self.voxels
+        there = self.voxels & np.isfinite(one.value)
+        usual = float(np.median(np.abs(one.value[there]))) if there.any() else 0.0
+        with np.errstate(invalid="ignore"):
+            return self.voxels & (one.sd <= self.relative_sd * usual)
+
+
+@dataclass(frozen=True, eq=False)
 class Maps:
     """Quantification result of one frame: name -> map, all on one grid."""
 
@@ -423,3 +448,5 @@ class Maps:
     """Index of its echo time where the scan has several (`protocol` is then that of this echo), else None."""
     spectra: Callable[[], FittedSpectra] | None = field(default=None, repr=False)
     """Computes the spectra of all fitted voxels with their fits; costs time and memory only when it is called."""
+    display: DisplayMask | None = None
+    """What is shown of the maps, or None: everything."""

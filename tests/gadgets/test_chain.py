@@ -21,6 +21,7 @@ from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.correct_drift import CorrectDrift
 from mrsi_gadgets.gadgets.field_map import EstimateFieldMap
 from mrsi_gadgets.gadgets.gadget import Gadget
+from mrsi_gadgets.gadgets.quality_mask import QualityMask
 from mrsi_gadgets.gadgets.quantify import Quantify
 from mrsi_gadgets.gadgets.reconstruct import Reconstruct
 from mrsi_gadgets.gadgets.registry import GADGETS
@@ -46,6 +47,7 @@ OTHERS = [
     Reconstruct(method="subspace", rank=12), Reconstruct(prior="tv"), Reconstruct(prior="wavelet"),
     Quantify(window_ppm=("0.4", "4.3"), lineshape="free", own_shifts=("Ins", "Glu+Gln"), own_shift_hz=0.3,
              own_width=1.0, delay_ms=0.1),
+    QualityMask(snr=8.0, linewidth_ppm=0.1, relative_sd=0.2, lipids=0.5, flagged=True),
     ConsoleImages(maps=("Ins",), uncertainty=False, quantitative="none", spectra="none"),
 ]  # fmt: skip
 """Gadgets with parameters other than their defaults."""

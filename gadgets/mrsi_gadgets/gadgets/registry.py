@@ -9,6 +9,7 @@ from mrsi_gadgets.gadgets.correct_drift import CorrectDrift
 from mrsi_gadgets.gadgets.field_map import EstimateFieldMap
 from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.gadgets.prewhiten import Prewhiten
+from mrsi_gadgets.gadgets.quality_mask import QualityMask
 from mrsi_gadgets.gadgets.quantify import Quantify
 from mrsi_gadgets.gadgets.reconstruct import Reconstruct
 from mrsi_gadgets.gadgets.remove_nuisance import RemoveNuisance
@@ -24,6 +25,7 @@ GADGETS: dict[str, type[Gadget]] = {
         Reconstruct,
         Quantify,
         AbsoluteUnits,
+        QualityMask,
         ConsoleImages,
     )
 }

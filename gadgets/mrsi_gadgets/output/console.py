@@ -252,20 +252,29 @@ def _add_lines(series: _Series, names: Sequence[str], scales: DisplayScales, *, 
 def _add_shown(series: _Series, name: str, source: str, scales: DisplayScales, *, uncertainty: bool) -> None:
     item, title = series.maps.maps[source], map_title(name)
     scale = scales.of(source, item.unit)
-    _add_display(series, item.value, title, source, item.unit, scale, VALUE)
+    value, notes = item.value, []
+    display = series.maps.display
+    if display is not None:
+        keeps = display.keeps(item)
+        hidden = int(np.sum(series.maps.mask & ~keeps))
+        value = np.where(keeps, value, np.nan)
+        notes = [f"{hidden} voxels hidden ({display.rule})"] if hidden else []
+    _add_display(series, value, title, source, item.unit, scale, VALUE, notes)
     if uncertainty and item.sd is not None:
         _add_display(series, item.sd, f"{title} SD", source, item.unit, scale.for_sd(), SD)
 
 
 def _add_display(
-    series: _Series, values: np.ndarray, title: str, source: str, unit: str, scale: Scale, what: str
-) -> None:
+    series: _Series, values: np.ndarray, title: str, source: str, unit: str, scale: Scale, what: str,
+    more: Sequence[str] = (),
+) -> None:  # fmt: skip
     factor, shown_unit = display_unit(source, unit)
     values = np.asarray(values, dtype=np.float64) * factor
     notes = [] if source in (title, title.removesuffix(" SD"), "b0") else [f"from {source}"]
     notes += [unit.partition(" (")[2].removesuffix(")")] if "(" in unit else []
     if scale.n_clipped(values):
         notes.append(f"{scale.n_clipped(values)} voxels lie beyond the pixel range")
+    notes += more
     meta = _roles("Image", DISPLAY, source) | _rescale(scale) | {
         "mrsi_display": what, "mrsi_display_factor": _number(factor), "mrsi_map_unit": unit,
     }  # fmt: skip

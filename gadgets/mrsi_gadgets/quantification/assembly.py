@@ -17,6 +17,7 @@ from mrsi_gadgets.quantification.nucleus_fit import fit_of
 from mrsi_gadgets.quantification.quality import FLAG, QUALITY, Evidence, judge
 from mrsi_gadgets.quantification.replica_noise import with_replicas
 from mrsi_gadgets.quantification.resynthesis import Resynthesis
+from mrsi_gadgets.quantification.signal_quality import LIPIDS, NOISE, SNR, signal_maps
 from mrsi_gadgets.quantification.smoothing import smooth_in_mask
 from mrsi_gadgets.quantification.uncertainty import with_doubt
 
@@ -172,6 +173,7 @@ def assemble_maps(
     whole = Resynthesis(
         image, inside, result.amplitudes, result.shape, result.nuisance, result.place, model, voxels.given
     )
+    maps |= signal_maps(whole)
     examples = whole.examples(_example_voxels(image, inside, result))
     provenance: dict[str, Any] = {
         **image.provenance,
@@ -239,7 +241,9 @@ def map_names(model: VarproModel) -> tuple[str, ...]:
     ]
     moving = () if model.moving is None else (f"{model.moving.name}_shift", PH)
     further = [n for n in model.dictionary.freedom.names[N_SHAPE:] if n.partition("_")[0] in FURTHER]
-    return (*names, *ratios, *moving, *further, "shift", "linewidth", "phase", "residual", QUALITY, FLAG, *water)
+    lipids = (LIPIDS,) if LIPIDS in model.coordinates.bands else ()
+    of_fit = ("shift", "linewidth", "phase", "residual", QUALITY, FLAG, SNR, NOISE, *lipids)
+    return (*names, *ratios, *moving, *further, *of_fit, *water)
 
 
 def _ratio(result: FitResult, weights: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mrsi_gadgets.data import Geometry, Protocol, SpectralImage
-from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.context import Context
 from mrsi_gadgets.gadgets.quantify import Quantify
 from mrsi_gadgets.physics.ensemble import noise_sd_at_snr, sample
@@ -19,13 +19,16 @@ def context_of(nucleus: str, mhz: float, ppm: float, **fields) -> Context:
     return Context(Protocol(nucleus, mhz * 1e6, ppm, 1 / 4000, 256, 0.5e-3, geometry, "csi", **fields))
 
 
+@pytest.mark.parametrize("method", ["varpro", "union_of_subspaces"])
 @pytest.mark.parametrize(
     ("nucleus", "mhz", "ppm", "strongest", "ratio"), [("31P", 120.3, 0.0, "PCr", "PME_per_ATP"),
                                                       ("2H", 45.6, 4.8, "HDO", "Glx_per_HDO")]
 )  # fmt: skip
-def test_maps_are_those_of_the_nucleus_and_water_of_calibration_is_none_of_them(nucleus, mhz, ppm, strongest, ratio):
+def test_maps_are_those_of_the_nucleus_and_water_of_calibration_is_none_of_them(
+    nucleus, mhz, ppm, strongest, ratio, method
+):
     context = context_of(nucleus, mhz, ppm, repetition_time_s=1.0, flip_angle_deg=50.0)
-    quantify = Quantify()
+    quantify = Quantify(method=method)
     prepared: Future[object] = Future()
     prepared.set_result(quantify.prepare(context))
     context.prepared[quantify] = prepared
@@ -54,3 +57,9 @@ def test_maps_are_those_of_the_nucleus_and_water_of_calibration_is_none_of_them(
 def test_a_nucleus_without_known_molecules_is_refused_when_its_fit_is_prepared():
     with pytest.raises(DataError, match="known for 1H, 31P, 2H only, the protocol's nucleus is 23Na"):
         Quantify().prepare(context_of("23Na", 78.6, 0.0))
+
+
+def test_a_spatial_prior_belongs_to_the_union_of_subspaces():
+    with pytest.raises(ConfigError, match="spatial_prior is for method union_of_subspaces"):
+        Quantify(spatial_prior="edges")
+    assert Quantify(method="union_of_subspaces", spatial_prior="none").spatial_prior == "none"

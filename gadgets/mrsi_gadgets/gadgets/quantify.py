@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from mrsi_gadgets.data import Map, Maps, SpectralImage
+from mrsi_gadgets.data import Map, Maps, Protocol, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.context import Calibration, Context
 from mrsi_gadgets.gadgets.gadget import Gadget
@@ -21,6 +21,13 @@ from mrsi_gadgets.quantification.freedom import LINESHAPES, FitOptions
 from mrsi_gadgets.quantification.preparation import VarproModel, usual_model
 from mrsi_gadgets.quantification.quality import FLAG
 from mrsi_gadgets.quantification.slice_spread import slice_spread
+from mrsi_gadgets.quantification.union_of_subspaces import METHOD as UNION
+from mrsi_gadgets.quantification.union_of_subspaces import (
+    SPATIAL,
+    UnionModel,
+    fit_union_of_subspaces,
+    usual_union_model,
+)
 from mrsi_gadgets.quantification.varpro import field_doubt, field_lineshape, fit_varpro
 
 LARGE_MISFIT = 3.0
@@ -47,14 +54,15 @@ class Quantify(Gadget):
     accepts: ClassVar[tuple[type, ...]] = (SpectralImage,)
     produces: ClassVar[tuple[type, ...]] = (Maps,)
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "method": ("varpro", "cnn", "cnn_spectrum"),
+        "method": ("varpro", UNION, "cnn", "cnn_spectrum"),
+        "spatial_prior": SPATIAL,
         "lineshape": LINESHAPES,
         "start": ("search", "cnn"),
     }
 
     method: str = "varpro"
-    """varpro, cnn or cnn_spectrum. Both cnn take their networks from the store (`mrsi learn`); where there are none for
-    the scan they say so and do what varpro does."""
+    """varpro, union_of_subspaces, cnn or cnn_spectrum. Both cnn take their networks from the store (`mrsi learn`);
+    where there are none for the scan they say so and do what varpro does."""
     window_ppm: tuple[str, ...] = ()
     """Lower and upper end of the part of the spectrum that is fitted [ppm], such as "0.5 4.2"; empty: all of it."""
     lineshape: str = "voigt"
@@ -67,6 +75,8 @@ class Quantify(Gadget):
     """SD of the prior of such a group's further Lorentz rate [1/s]."""
     delay_ms: float = 0.0
     """SD of the prior of an error of the acquisition delay [ms], a phase of first order; 0: none is fitted."""
+    spatial_prior: str = "auto"
+    """Of the maps of union_of_subspaces: edges, none, or auto (edges, unless a reconstruction has smoothed already)."""
     start: str = "search"
     """Where varpro begins: search of lineshapes, or those of cnn."""
     adapt_steps: int = 0
@@ -76,14 +86,17 @@ class Quantify(Gadget):
         super().__post_init__()
         options = self.options()
         usual = FitOptions(window_ppm=options.window_ppm)
-        learned = self.method != "varpro" or self.start != "search"
+        by_networks = self.method in ("cnn", "cnn_spectrum")
+        learned = by_networks or self.start != "search"
+        if self.spatial_prior != "auto" and self.method != UNION:
+            raise ConfigError(f"spatial_prior is for method union_of_subspaces, not for {self.method}; leave it out")
         if self.adapt_steps < 0:
             raise ConfigError(f"adapt_steps is {self.adapt_steps}; it must be at least 0")
         if self.adapt_steps and (not learned or self.method == "cnn_spectrum"):
             raise ConfigError("adapt_steps is for method cnn, or for varpro with start cnn; leave it out")
         if self.start != "search" and self.method != "varpro":
             raise ConfigError(f"start is for method varpro, not for {self.method}; leave it out")
-        if options != usual and (self.method != "varpro" or self.adapt_steps):
+        if options != usual and (by_networks or self.adapt_steps):
             raise ConfigError(
                 "networks know phase, shift and a Voigt line that all molecules share; leave out lineshape, own_shifts "
                 "and delay_ms, or take method varpro without adapt_steps"
@@ -117,7 +130,7 @@ class Quantify(Gadget):
             )
         with context.report.timed("prepare fit"):
             nucleus = nucleus_of(protocol)
-            models = tuple(usual_model(protocol.of_echo(echo), self.options()) for echo in range(protocol.n_echoes))
+            models = tuple(self._model(protocol.of_echo(echo)) for echo in range(protocol.n_echoes))
         for echo in range(protocol.n_echoes):
             self._networks(context, echo)
         context.map_names = map_names(models[0])
@@ -134,6 +147,12 @@ class Quantify(Gadget):
             else f"ideal spin echo of {listed} ms, T2 weights relative to {nucleus.strongest}"
         )
         return models
+
+    def _model(self, protocol: Protocol) -> VarproModel:
+        """Return what the method knows of one echo time before the data."""
+        if self.method == UNION:
+            return usual_union_model(protocol, self.options(), self.spatial_prior)
+        return usual_model(protocol, self.options())
 
     def calibrated(self, context: Context) -> tuple[FieldLines, ...]:
         """Compute the lineshape that the field gives to each voxel, for each echo time."""
@@ -198,7 +217,7 @@ class Quantify(Gadget):
 
     def _networks(self, context: Context, echo: int) -> SpectrumNetworks | None:
         """Return the networks of the store that the method needs; None, and a warning, where there are none."""
-        if self.method == "varpro" and self.start == "search":
+        if self.method in ("varpro", UNION) and self.start == "search":
             return None
         stored = context.model(echo)
         if stored is not None and stored.networks is not None:
@@ -221,6 +240,8 @@ class Quantify(Gadget):
         """Return the maps by the method that was asked for, or by varpro where its networks are missing."""
         networks = self._networks(context, image.echo or 0)
         known = field._asdict()
+        if isinstance(model, UnionModel):
+            return fit_union_of_subspaces(image, model, water=water, seed=context.seed, **known)
         if networks is None:
             return fit_varpro(image, model, water=water, **known)
         steps, seed = self.adapt_steps, context.seed

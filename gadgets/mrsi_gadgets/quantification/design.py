@@ -54,11 +54,20 @@ class Design:
     """(column,) amplitudes of normal brain relative to the amplitude scale (0 for deviations)."""
     rates: np.ndarray
     """(metabolite,) decay rate each metabolite's column has [1/s]."""
+    scan_mean: np.ndarray | None = None
+    """(leading column,) means of the priors as a scan's own voxels tell them (`scan_priors`); None: `typical`."""
 
     @property
     def n_metabolites(self) -> int:
         """Number of leading columns that are metabolites."""
         return len(self.rates)
+
+    @property
+    def prior_mean(self) -> np.ndarray:
+        """(column,) mean of each prior, relative to the amplitude scale of the voxel."""
+        if self.scan_mean is None:
+            return self.typical
+        return np.concatenate([self.scan_mean, self.typical[len(self.scan_mean) :]])
 
 
 @dataclass(frozen=True)

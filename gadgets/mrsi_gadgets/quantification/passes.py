@@ -173,7 +173,7 @@ def _chosen(first: np.ndarray, a: FirstPass, b: FirstPass) -> FirstPass:
     )
 
 
-def _taken(first: FirstPass, rows: np.ndarray) -> FirstPass:
+def taken(first: FirstPass, rows: np.ndarray) -> FirstPass:
     """Return some voxels of a pass."""
     xp = namespace(first.scale)
     index = like(rows, first.scale, "int64")
@@ -204,7 +204,7 @@ def final_pass_of_places(
         parts, order = [], []
         for one in np.unique(place[rows]):
             some = rows[place[rows] == one]
-            part = final_pass(_taken(first, some), voxels.take(some), at_place(model, int(one)), shape_prior)
+            part = final_pass(taken(first, some), voxels.take(some), at_place(model, int(one)), shape_prior)
             parts.append(replace(part, place=np.full(len(some), one)))
             order.append(some)
         found = FitResult.concatenate(parts)
@@ -237,7 +237,7 @@ def with_unmodelled(
     """
     if model.moving is not None and place is not None:
         groups = [np.flatnonzero(place == one) for one in np.unique(place)]
-        parts = [_refined(_taken(first, rows), at_place(model, int(place[rows[0]])), lines[rows]) for rows in groups]
+        parts = [_refined(taken(first, rows), at_place(model, int(place[rows[0]])), lines[rows]) for rows in groups]
         return _joined(parts, np.argsort(np.concatenate(groups)))
     return _refined(first, model, lines)
 
@@ -256,7 +256,7 @@ def _joined(parts: Sequence[FirstPass], order: np.ndarray) -> FirstPass:
         np.concatenate([part.misfit for part in parts]),
         np.concatenate([part.lines for part in parts]),
     )
-    return _taken(whole, order)
+    return taken(whole, order)
 
 
 def _refined(first: FirstPass, model: VarproModel, lines: np.ndarray) -> FirstPass:
@@ -280,14 +280,25 @@ def _misfit(problem: Problem, fit: Fit) -> np.ndarray:
     return np.asarray(np.sqrt(to_numpy(fit.cost) / np.maximum(degrees, 1)))
 
 
-def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior: np.ndarray) -> FitResult:
-    """Estimate the nuisance again, refine to the end, and bring everything to the host in the signal's unit.
+def final_problem(
+    first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior: np.ndarray
+) -> tuple[Problem, Array, np.ndarray]:
+    """Estimate the nuisance again, and set up the final fit of some voxels.
 
     Where the first pass left more than noise, the model is wrong there (lineshape, an unknown molecule), and noise is
     taken to be as large as what was left: the priors then count for more, and the standard deviations tell.
+
+    Returns
+    -------
+    problem
+        In units of the noise times `more`.
+    whiten
+        (voxel, n_dense, n_dense) complex64: its whitening of the leading coordinates.
+    more
+        (voxel,) float32: by how much the noise was raised to the misfit.
     """
     xp = namespace(voxels.data)
-    coordinates, dictionary = model.coordinates, model.dictionary
+    coordinates = model.coordinates
     more = np.maximum(first.misfit / _CHANCE, 1.0).astype(np.float32)
     inverse = like(1 / more, voxels.data, "float32")
     residual = first.fit.residual * inverse[:, None]
@@ -300,8 +311,14 @@ def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior
     if not np.array_equal(shape_prior, weak_prior(model)):
         tails[:, -freedom.count :] = like(freedom.tails, precision, "float64")[None, :]
     problem = Problem.of(data, whiten, first.problem.given, mean, precision, tails)
-    start = first.fit.amplitudes * inverse[:, None]
-    fit = refine(problem, dictionary, first.fit.shape, start, first.fit.free, max_steps=_FINAL_STEPS)
+    return problem, whiten, more
+
+
+def final_pass(first: FirstPass, voxels: Voxels, model: VarproModel, shape_prior: np.ndarray) -> FitResult:
+    """Refine to the end, and bring everything to the host in the signal's unit."""
+    problem, whiten, more = final_problem(first, voxels, model, shape_prior)
+    start = first.fit.amplitudes * like(1 / more, voxels.data, "float32")[:, None]
+    fit = refine(problem, model.dictionary, first.fit.shape, start, first.fit.free, max_steps=_FINAL_STEPS)
     return result_of(fit, problem, whiten, voxels, model, more)
 
 
@@ -447,7 +464,7 @@ def priors_of(model: VarproModel, scale: Array, shape_prior: np.ndarray, lines: 
     design = model.design
     scale = xp.astype(scale, xp.float64)[:, None]
     ones = xp.ones_like(scale)
-    mean = like(np.where(np.isfinite(design.prior_sd), design.typical, 0.0), scale, "float64")[None, :] * scale
+    mean = like(np.where(np.isfinite(design.prior_sd), design.prior_mean, 0.0), scale, "float64")[None, :] * scale
     freedom = np.repeat(design.prior_sd[None, :], len(lines) if lines.shape[1] else 1, axis=0)
     if lines.shape[1]:
         freedom[:, -2 * lines.shape[1] :][~np.repeat(lines, 2, axis=1)] = FORBIDDEN

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -84,6 +84,7 @@ def prepare_varpro(
     macromolecule_freedom: float = 0.25,
     metabolite_freedom: float = 0.5,
     options: FitOptions | None = None,
+    extend: Callable[[Design], Design] | None = None,
 ) -> VarproModel:
     """Make the dictionaries of `fit_varpro`.
 
@@ -110,6 +111,8 @@ def prepare_varpro(
         SD of weak metabolites about their usual ratio to the others (`design.build_design`); inf: no prior.
     options
         Window, lineshape, groups with a shift of their own, first-order phase; None: the defaults.
+    extend
+        Adds columns of another method's to the design before anything is made of it; None: nothing is added.
 
     Returns
     -------
@@ -141,6 +144,8 @@ def prepare_varpro(
     own = assumed.own_shift if assumed.own_shift is not None and assumed.own_shift.name in basis.names else None
     if own is not None:
         design = with_slope(protocol, design, own)
+    if extend is not None:
+        design = extend(design)
     freedom = make_freedom(
         options, design.names, protocol.times_s, allowed, WEAK_PRIOR, SMALLEST_SPREAD, SHAPE_TAILS
     )  # fmt: skip
@@ -207,10 +212,21 @@ def usual_model(protocol: Protocol, options: FitOptions | None = None) -> Varpro
     DataError
         The molecules of the nucleus are not known.
     """
+    return prepare_varpro(protocol, *usual_basis(protocol), options=options)
+
+
+def usual_basis(protocol: Protocol) -> tuple[BasisSet, BasisSet | None]:
+    """Return the usual molecules of the nucleus as this protocol sees them, and its macromolecules, if it has any.
+
+    Raises
+    ------
+    DataError
+        The molecules of the nucleus are not known.
+    """
     macromolecules = None
     if nucleus_of(protocol).water_is_nuisance:
         macromolecules = relaxed(macromolecule_basis(protocol), macromolecule_weight(protocol))
-    return prepare_varpro(protocol, relaxed(metabolite_basis(protocol)), macromolecules, options=options)
+    return relaxed(metabolite_basis(protocol)), macromolecules
 
 
 def _reach(

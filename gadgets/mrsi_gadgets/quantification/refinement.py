@@ -273,6 +273,17 @@ def information(problem: Problem, dictionary: ShapedDictionary, shape: Array, am
     return _linearise(problem, shape, amplitudes, dictionary).gram
 
 
+def normal_equations(
+    problem: Problem, dictionary: ShapedDictionary, shape: Array, amplitudes: Array
+) -> tuple[Array, Array]:
+    """Return N (voxel, unknown, unknown) and b (voxel, unknown) of the problem linearised at given values.
+
+    N x = b has the unknowns themselves as its solution, where none of them is bounded; priors are included.
+    """
+    here = _linearise(problem, shape, amplitudes, dictionary)
+    return here.gram, here.rhs
+
+
 def propagated(
     problem: Problem,
     dictionary: ShapedDictionary,

@@ -154,19 +154,46 @@ def test_voxels_with_a_resonance_nobody_has_seen_are_told_and_keep_it(trained, r
     assert error(gated, rho, core) < 1.02 * error(open_, rho, core)
 
 
+def half_of(kt, rng):
+    """The same data with half of their points missing, but not in the middle of k-space."""
+    kept = rng.random(len(kt.count)) < 0.5
+    kept |= np.linalg.norm(kt.k, axis=1) < 0.2 * np.linalg.norm(kt.k, axis=1).max()
+    samples = kt.samples * kept[None, :, None]
+    return replace(kt, samples=samples.astype(np.complex64), count=kept.astype(float))
+
+
 def test_incomplete_data_are_completed_by_the_manifold(trained, rng):
     """Half of the points are missing: image and projection come to agree, and the error falls."""
     call, rho, _ = make_scan(rng, 0.5)
-    kept = rng.random(len(call[0].count)) < 0.5
-    kept |= np.linalg.norm(call[0].k, axis=1) < 0.2 * np.linalg.norm(call[0].k, axis=1).max()
-    samples = call[0].samples * kept[None, :, None]
-    kt = replace(call[0], samples=samples.astype(np.complex64), count=kept.astype(float))
+    kt = half_of(call[0], rng)
     model = metabolites(trained)
     plain = reconstruct_subspace(kt, *call[1:], model=model)
     image = reconstruct_subspace(kt, *call[1:], model=model, refinement=ManifoldProjection(trained.manifold, model))
     assert error(image, rho, call[3]) < 0.93 * error(plain, rho, call[3])
     changes = image.provenance["outer_changes"]
     assert changes[-1] < 0.5 * changes[0]
+
+
+def test_incomplete_data_are_judged_too_and_keep_a_resonance_nobody_has_seen(trained, rng):
+    model = metabolites(trained)
+    gate = calibrate_gate(trained.manifold, trained.subspace, samples=1500)
+
+    def found(strange, gate):
+        call, rho, inside = make_scan(np.random.default_rng(0), 1.2, strange=strange)
+        kt = half_of(call[0], np.random.default_rng(1))
+        refinement = ManifoldProjection(trained.manifold, model, gate)
+        image = reconstruct_subspace(kt, *call[1:], model=model, refinement=refinement)
+        return image, rho, call[3], inside & call[3]
+
+    usual, _, mask, _ = found(False, gate)
+    assert usual.outside_model[mask].mean() < 0.3
+    (gated, rho, _, core), (open_, *_) = found(True, gate), found(True, None)
+    assert gated.outside_model[core].mean() > 0.9
+    assert error(gated, rho, core) < 0.8 * error(open_, rho, core)
+    assert error(gated, rho, mask) < error(open_, rho, mask)
+    basis = to_numpy(gated.basis)
+    np.testing.assert_allclose(basis @ basis.conj().T, np.eye(len(basis)), atol=1e-4)
+    assert gated.coefficient_sd.shape == gated.coefficients.shape
 
 
 def test_water_is_kept_out_of_the_projection(trained, rng):

@@ -8,6 +8,7 @@ gradients.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ from mrsi_gadgets.arrays import Array, is_numpy, like, namespace, norm, over_pie
 from mrsi_gadgets.data import KtData
 from mrsi_gadgets.models.between_samples import rows_between_samples
 from mrsi_gadgets.models.subspace import Subspace
+from mrsi_gadgets.operators.algebra import LinearOperator
 from mrsi_gadgets.operators.between_samples import RowsBetweenSamples, continued, offset_nodes
 from mrsi_gadgets.operators.encoding import EvolvedBasis, encoding_operator, offset_range, spectral_times
 from mrsi_gadgets.reconstruction.basis_adaptation import (
@@ -96,6 +98,11 @@ class Problem:
         if self.between is None:
             return self.basis
         return self.between if self.evolved is None else self.evolved
+
+    @cached_property
+    def operator(self) -> LinearOperator:
+        """The encoding with rows of equal noise; its gram is made once."""
+        return encoding_operator(self.kt, self.coil_maps, self.b0_hz, self.rows, weights=self.weights)
 
     @property
     def off_grid(self) -> bool:
@@ -251,13 +258,14 @@ def solve(
     problem: Problem, edges: EdgePrior | None, choice: WeightChoice | None, *, penalty: np.ndarray | None = None,
     rotation: np.ndarray | None = None, samples: Array | None = None, max_iterations: int = 600,
     outside: np.ndarray | None = None, pull: np.ndarray | None = None, towards: Array | None = None,
+    start: Array | None = None,
 ) -> Solution:  # fmt: skip
     """Return (A^H A + R + pull)^-1 (A^H d + pull towards) by conjugate gradients in the general operator.
 
     (1 + R)^-1 preconditions: it is the inverse itself where k-space is complete, and costs no transform.
     """
     kt = problem.kt if samples is None else problem.kt.with_samples(samples)
-    operator = encoding_operator(kt, problem.coil_maps, problem.b0_hz, problem.rows, weights=problem.weights)
+    operator = problem.operator
     spread = problem.weights[None, :, None] if problem.weights.ndim == 1 else problem.weights[None]
     weights = like(spread.astype(np.float32), kt.samples)
     rhs = operator.H(kt.samples * weights)
@@ -292,7 +300,9 @@ def solve(
         return z if rotation is None else z @ like(rotation.conj().T, u, u.dtype)
 
     precondition = None if edges is None or choice is None else smoothed
-    return conjugate_gradient(normal, rhs, rtol=problem.rtol, max_iterations=max_iterations, precondition=precondition)
+    return conjugate_gradient(
+        normal, rhs, x0=start, rtol=problem.rtol, max_iterations=max_iterations, precondition=precondition
+    )
 
 
 def solve_without_prior(problem: Problem) -> tuple[Array, np.ndarray]:

@@ -25,7 +25,6 @@ doi:10.1109/TIP.2007.906002). The same estimate is the error that the result sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +38,7 @@ from mrsi_gadgets.models.separation import NuisanceFilter, fit_nuisance_filter
 from mrsi_gadgets.models.strange_lines import strange_lines
 from mrsi_gadgets.models.subspace import Subspace
 from mrsi_gadgets.reconstruction.prior_step import NOISE_POWER, Components, voxels_in
-from mrsi_gadgets.reconstruction.subspace import LeastSquares, Refined
+from mrsi_gadgets.reconstruction.subspace import Incomplete, LeastSquares, Refined
 
 _PROBES = 4
 _STEP = 0.1
@@ -95,25 +94,46 @@ class ManifoldProjection:
         """
         xp = namespace(image.z)
         mask = image.components.mask_in_box
-        score = np.zeros(mask.shape, dtype=np.float32)
-        score[mask] = to_numpy(judge(gate, self.manifold, fids, 1.0)[0])
-        score = to_numpy(pooled(like(score, fids, "float32"), like(mask, fids)))
-        outside = np.asarray(gate.outside(score)) & mask
+        score, outside = self._judged(gate, fids, mask)
         provenance["voxels_outside_model"] = int(outside.sum())
         if not outside.any():
             return replace(refined, outside=outside, score=score)
         value = xp.where(like(outside[..., None], image.z), image.best, refined.value)
         errors = np.where(outside[..., None], image.fitted.errors, refined.errors)
-        value, more, rows = _with_strange_lines(gate, image, value, outside)
+        basis = image.components.rotation.conj().T @ image.basis
+        value, more, rows = _with_strange_lines(gate, image.fids, basis, value, mask, outside)
         provenance["rows_for_them"] = len(rows)
         return Refined(value, errors, rows, more, outside, score)
 
-    def incomplete(
-        self, components: Components, solve: Callable[[Array, np.ndarray], Array], image: Array, errors: np.ndarray,
-        provenance: dict[str, Any],
-    ) -> tuple[Array, np.ndarray]:  # fmt: skip
+    def incomplete(self, image: Incomplete, provenance: dict[str, Any]) -> Refined:
         """Return the image on which data, prior and projection agree; see `project_incomplete`."""
-        return project_incomplete(self.manifold, self.subspace, components, solve, image, errors, provenance)
+        mask = image.components.mask
+        step = step_of_incomplete(self.manifold, self.subspace, image)
+        score: np.ndarray | None = None
+        outside: np.ndarray | None = None
+        if self.gate is not None:
+            # in units of the noise of the FIDs
+            known = image.measured(image.image)
+            nuisance = step.expected_nuisance(voxels_in(step.components.of(image.image), mask))
+            nuisance = nuisance * (float(step.components.noise[0]) / image.unit)
+            known = known - nuisance @ like(image.basis[: self.subspace.rank], nuisance, nuisance.dtype)
+            score, outside = self._judged(self.gate, known, mask)
+            provenance["voxels_outside_model"] = int(outside.sum())
+        value = project_incomplete(step, image, outside, provenance)
+        none = Refined(value, image.errors, image.basis[:0], value[..., :0], outside, score)
+        if self.gate is None or outside is None or not outside.any():
+            return none
+        fids = image.measured(value)
+        value, more, rows = _with_strange_lines(self.gate, fids, image.basis, value / image.unit, mask, outside)
+        provenance["rows_for_them"] = len(rows)
+        return replace(none, value=value * image.unit, rows=rows, more=more)
+
+    def _judged(self, gate: Gate, fids: Array, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores of FIDs (voxel, t) of the mask, neighbours counted, and which voxels are outside."""
+        score = np.zeros(mask.shape, dtype=np.float32)
+        score[mask] = to_numpy(judge(gate, self.manifold, fids, 1.0)[0])
+        score = to_numpy(pooled(like(score, fids, "float32"), like(mask, fids)))
+        return score, np.asarray(gate.outside(score)) & mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,16 +170,15 @@ class ManifoldStep:
 
 
 def _with_strange_lines(
-    gate: Gate, image: LeastSquares, value: Array, outside: np.ndarray
+    gate: Gate, fids: Array, basis: np.ndarray, value: Array, mask: np.ndarray, outside: np.ndarray
 ) -> tuple[Array, Array, np.ndarray]:
-    """Return components and coefficients on more rows, with lines that neighbours outside have in common put back.
+    """Return coefficients on a basis and on more rows, with lines that neighbours outside have in common put back.
 
-    What a prior smooths away of a resonance that few voxels have is in their residual. Only the amplitudes of the lines
-    that stand out there are taken from it, voxel by voxel, so that little of the noise comes back with them.
+    What a prior smooths away of a resonance that few voxels have is in what their image leaves of the measured FIDs
+    (voxel of the mask, t). Only the amplitudes of the lines that stand out there are taken from it, voxel by voxel, so
+    that little of the noise comes back with them.
     """
     xp = namespace(value)
-    mask = image.components.mask_in_box
-    basis = image.components.rotation.conj().T @ image.basis
     labels, _ = ndimage.label(outside)
     sizes = np.bincount(labels.ravel())
     found: list[tuple[np.ndarray, np.ndarray, Array]] = []
@@ -167,7 +186,7 @@ def _with_strange_lines(
         if sizes[label] < _LEAST_GROUP:
             break
         group = labels == label
-        strange = xp.take(image.fids, like(np.flatnonzero(group[mask]), image.fids), axis=0)
+        strange = xp.take(fids, like(np.flatnonzero(group[mask]), fids), axis=0)
         residual = strange - voxels_in(value, group) @ like(basis, value, value.dtype)
         lines = strange_lines(gate, residual)
         if len(lines):
@@ -263,46 +282,53 @@ def project_complete(
     return _placed(value, z, mask), errors
 
 
+def step_of_incomplete(manifold: Manifold, subspace: Subspace, image: Incomplete) -> ManifoldStep:
+    """Return the projection for the image of incomplete data.
+
+    Its coefficients have noise of their own each; the projection takes them as they are, in units of one noise.
+    """
+    components = image.components
+    mask, mean = components.mask, float(np.mean(components.noise))
+    even = replace(components, noise=np.full(len(components.noise), mean))
+    power = NOISE_POWER * (image.errors[mask] * (components.noise / mean)) ** 2
+    return _step_of(manifold, subspace, even, power, voxels_in(even.of(image.image), mask))
+
+
 def project_incomplete(
-    manifold: Manifold, subspace: Subspace, components: Components, solve: Callable[[Array, np.ndarray], Array],
-    image: Array, errors: np.ndarray, provenance: dict[str, Any],
-) -> tuple[Array, np.ndarray]:  # fmt: skip
+    step: ManifoldStep, image: Incomplete, outside: np.ndarray | None, provenance: dict[str, Any]
+) -> Array:
     """Alternate between projection and a solve with data, prior and a pull to the projection, until they agree.
 
     Parameters
     ----------
-    manifold, subspace
-        Trained together.
-    components
-        Of the scan.
-    solve
-        (image to be pulled to, strength of the pull per coefficient) -> image.
+    step
+        The projection.
     image
-        Image of data and prior, (x, y, z, coefficient).
-    errors
-        SD of its errors in units of the noise.
+        Image of data and prior, and the solve.
+    outside
+        (x, y, z) bool: voxels that are not projected; None: all are.
     provenance
         Takes what was done.
     """
+    components, value = step.components, image.image
     mask = components.mask
-    flat = like((1 / components.noise).astype(np.float32), image, image.dtype)
-    power = NOISE_POWER * errors[mask] ** 2
-    step = _step_of(manifold, subspace, components, power, voxels_in(components.of(image), mask))
     pull = np.full(len(components.noise), _PULL)
     changes: list[float] = []
-    keep = like(mask[..., None].astype(np.float32), image)
-    back = like(components.rotation.conj().T, image, dtype=image.dtype)
+    keep = like(mask[..., None].astype(np.float32), value)
+    moved = mask if outside is None else mask & ~outside
+    pulled = like(moved[..., None].astype(np.float32), value)
+    back = like(components.rotation.conj().T * components.noise, value, dtype=value.dtype)
     while len(changes) < _MOST_SOLVES and (not changes or changes[-1] > _AGREED):
-        projected = _placed(step(voxels_in(components.of(image), mask)) @ back, image, mask) / flat
-        projected = projected * keep + image * (1 - keep)
-        found = solve(projected, pull)
-        changes.append(norm((found - image) * keep) / max(norm(image * keep), 1e-30))
-        image = found
+        projected = _placed(step(voxels_in(components.of(value), mask)) @ back, value, mask)
+        # to be pulled to itself is not to be pulled in the end
+        found = image.solve(projected * pulled + value * (1 - pulled), pull, value)
+        changes.append(norm((found - value) * keep) / max(norm(value * keep), 1e-30))
+        value = found
     provenance |= {
         "outer_changes": [round(c, 5) for c in changes], "outer_settled": changes[-1] <= _AGREED,
-        "gate": "none: what is missing of k-space would look strange", "voxels_with_nuisance": step.nuisance.share,
+        "voxels_with_nuisance": step.nuisance.share,
     }  # fmt: skip
-    return image, errors
+    return value
 
 
 def _trusted(

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, like
+from mrsi_gadgets.arrays import Array, like, namespace, to_numpy
 from mrsi_gadgets.data import KtData, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.operators.between_samples import RowsBetweenSamples
@@ -87,21 +87,40 @@ class LeastSquares:
 
 
 @dataclass(frozen=True, eq=False)
+class Incomplete:
+    """The image of incomplete data with its prior, as a refinement takes it."""
+
+    components: Components
+    image: Array
+    """(x, y, z, coefficient) on the whole grid."""
+    errors: np.ndarray
+    """The same shape: SD of its errors in units of the noise of its coefficients (`components.noise`)."""
+    basis: np.ndarray
+    """(coefficient, t) orthonormal rows."""
+    solve: Callable[[Array, np.ndarray, Array], Array]
+    """(image to be pulled to, strength of the pull per coefficient, start) -> image of data, prior and pull."""
+    measured: Callable[[Array], Array]
+    """Image -> FIDs (voxel, t) of the mask: its own and what it leaves of the samples, in units of their noise."""
+    unit: float
+    """The noise of the real part of a coefficient of these FIDs."""
+
+
+@dataclass(frozen=True, eq=False)
 class Refined:
-    """What a refinement makes of complete data."""
+    """What a refinement makes of the data; complete ones: components in their box, else coefficients of the grid."""
 
     value: Array
-    """(x, y, z, component) in the box of the components."""
+    """(x, y, z, component)."""
     errors: np.ndarray
     """The same shape: SD of the errors in units of the noise."""
     rows: np.ndarray
     """(more, t) orthonormal rows for signal that no component holds."""
     more: Array
-    """(x, y, z, more) in the box: its coefficients, in units of the noise."""
+    """(x, y, z, more): its coefficients, in units of the noise of the FIDs."""
     outside: np.ndarray | None = None
-    """(x, y, z) bool in the box: voxels that the refinement did not touch."""
+    """(x, y, z) bool: voxels that the refinement did not touch."""
     score: np.ndarray | None = None
-    """(x, y, z) in the box: -log10 of the probability of FIDs as strange as this one."""
+    """(x, y, z): -log10 of the probability of FIDs as strange as this one."""
 
 
 class Refinement(Protocol):
@@ -116,15 +135,8 @@ class Refinement(Protocol):
         """Return the refined components of complete data."""
         ...
 
-    def incomplete(
-        self, components: Components, solve: Callable[[Array, np.ndarray], Array], image: Array, errors: np.ndarray,
-        provenance: dict[str, Any],
-    ) -> tuple[Array, np.ndarray]:  # fmt: skip
-        """Return coefficients and the SD of their errors.
-
-        `solve` returns the image of data and prior that is pulled to another one with a strength for each coefficient;
-        `image` is the one without a pull, `errors` (x, y, z, coefficient) its own in units of the noise.
-        """
+    def incomplete(self, image: Incomplete, provenance: dict[str, Any]) -> Refined:
+        """Return the refined coefficients of incomplete data."""
         ...
 
 
@@ -234,7 +246,9 @@ def reconstruct_subspace(
         if kt.fully_sampled
         else np.full(inside.shape, np.mean(noise) * scale)
     )
-    relative = np.ones((1, len(problem.basis))) if kt.fully_sampled else (noise / np.mean(noise))[None]
+    relative = np.ones((1, len(problem.basis)))
+    if not kt.fully_sampled:
+        relative[0, : len(noise)] = noise / np.mean(noise)
     coefficient_sd = sd[..., None] * relative * (1.0 if errors is None else errors)
     if progress is not None:
         progress(1.0, "subspace reconstruction")
@@ -255,9 +269,9 @@ def reconstruct_subspace(
 
 
 def _in_grid(values: np.ndarray | None, mask: np.ndarray) -> np.ndarray | None:
-    """Return values of the mask's box on the whole grid, zero outside."""
-    if values is None:
-        return None
+    """Return values of the mask's box on the whole grid, zero outside; those of the whole grid as they are."""
+    if values is None or values.shape == mask.shape:
+        return values
     full = np.zeros(mask.shape, dtype=values.dtype)
     full[bounding_box(mask)] = values
     return full
@@ -290,7 +304,10 @@ def _regularise(
         if refinement is None:
             return replace(problem, basis=rows, between=None), z * float(noise[0]), errors, None
         best = components.inside(z) if problem.own_noise else smoothed
-        fids = _as_measured(problem, components, z) if problem.fids is None else problem.fids
+        fids = problem.fids
+        if fids is None:
+            back = like(components.rotation.conj().T * components.noise, z, z.dtype)
+            fids = _as_measured(problem, z @ back, float(noise[0]))
         found = LeastSquares(components, fitted, inside, smoothed, best, fids, problem.basis)
         refined = refinement.complete(found, problem.rng, provenance)
         errors[components.box] = refined.errors
@@ -303,8 +320,7 @@ def _regularise(
     assert fitted.edges is not None
     assert fitted.choice is not None
     full = in_full(fitted.edges, components)
-    general = _regularise_in_general(problem, components, full, fitted.choice, errors, image, refinement, provenance)
-    return *general, None
+    return _regularise_in_general(problem, components, full, fitted.choice, errors, image, refinement, provenance)
 
 
 def _against_own_noise(
@@ -314,7 +330,9 @@ def _against_own_noise(
     assert problem.between is not None
     assert fitted.edges is not None
     assert fitted.choice is not None
-    left = _left_of_samples(problem, components, z)
+    back = like(components.rotation.conj().T * components.noise, z, z.dtype)
+    operator = encoding_operator(problem.kt, problem.coil_maps, problem.b0_hz, problem.rows)
+    left = problem.kt.samples - operator(z @ back)
     z, solution = against_own_noise(
         problem.kt, problem.coil_maps, problem.b0_hz, problem.between, z, left=left, components=components,
         edges=fitted.edges, choice=fitted.choice, noise_sd=problem.noise_sd,
@@ -325,27 +343,43 @@ def _against_own_noise(
     return z
 
 
-def _left_of_samples(problem: Problem, components: Components, z: Array) -> Array:
-    """Return what components leave of the samples, (coil, point, t)."""
-    operator = encoding_operator(problem.kt, problem.coil_maps, problem.b0_hz, problem.rows)
-    return problem.kt.samples - operator(z @ like(components.rotation.conj().T * components.noise, z, z.dtype))
+def _as_measured(problem: Problem, image: Array, unit: float) -> Array:
+    """Return FIDs (voxel, t) of coefficients plus what they leave of the samples, gridded, in units of their noise.
 
+    Their noise is that of a gridded image, as much of it in each coefficient as elsewhere; what gridding approximates,
+    and what missing samples turn into aliases, is wrong for the small rest alone. FIDs of gridded samples themselves
+    look strange to a gate (a third of a brain on rings), and those of least squares have more noise on the model's rows
+    than besides. Of incomplete data the rest counts by the share of the samples that came, so that a signal that no row
+    holds has its whole height.
 
-def _as_measured(problem: Problem, components: Components, z: Array) -> Array:
-    """Return the FIDs (voxel, t) of data off the grid, in units of the noise of their real parts.
-
-    They are those of the image plus what is left of the samples, gridded. Their noise is that of a gridded image, as
-    much of it in each coefficient as elsewhere; what gridding approximates is wrong for the small rest alone. FIDs of
-    the gridded samples themselves look strange to a gate (a third of a brain on rings), and those of least squares have
-    more noise on the rows of the model than besides.
+    Parameters
+    ----------
+    problem
+        The data.
+    image
+        (x, y, z, coefficient).
+    unit
+        As `_unit_of` returns it.
     """
-    left = problem.kt.with_samples(_left_of_samples(problem, components, z))
+    operator = encoding_operator(problem.kt, problem.coil_maps, problem.b0_hz, problem.rows)
+    left = problem.kt.with_samples(problem.kt.samples - operator(image))
     rho = demodulate(
         matched_image(on_grid(left), problem.coil_maps), problem.b0_hz, spectral_times(problem.kt), overwrite=True
     )
-    known = voxels_in(z, problem.mask) @ like(components.rotation.conj().T @ problem.basis, z, z.dtype)
-    unit = 1 / (float(components.noise[0]) / float(np.sqrt(problem.mask.size)))
-    return known + voxels_in(rho, problem.mask) * like(np.float32(unit), z, z.dtype)
+    whole = float(np.sqrt(problem.mask.size)) / acquired_share(problem.kt)
+    known = voxels_in(image, problem.mask) @ like(problem.basis / unit, image, image.dtype)
+    return known + voxels_in(rho, problem.mask) * like(np.float32(whole / unit), image, image.dtype)
+
+
+def _unit_of(problem: Problem) -> float:
+    """Return the SD of the real part of a coefficient of FIDs as `_as_measured` makes them."""
+    sd = np.median(image_noise_sd(on_grid(problem.kt), problem.coil_maps, problem.noise_sd))
+    return float(sd * np.sqrt(problem.mask.size) / acquired_share(problem.kt))
+
+
+def acquired_share(kt: KtData) -> float:
+    """Return the share of the samples that came."""
+    return float(np.mean(kt.counts > 0))
 
 
 def _regularise_in_general(
@@ -357,7 +391,7 @@ def _regularise_in_general(
     unregularised: Array,
     refinement: Refinement | None,
     provenance: dict[str, Any],
-) -> tuple[Problem, Array, np.ndarray]:
+) -> tuple[Problem, Array, np.ndarray, Refined | None]:
     """Solve with the general operator: the prior is diagonal only in the whitened, rotated coefficients.
 
     Its errors are those of the smoothers in the whitened coefficients, carried back.
@@ -374,10 +408,10 @@ def _regularise_in_general(
     rough = replace(problem, rtol=max(problem.rtol, _INCOMPLETE_RTOL)) if incomplete else problem
     outside = held_outside(problem, unregularised, noise) if incomplete else None
 
-    def pulled(pull: np.ndarray | None = None, towards: Array | None = None) -> Solution:
+    def pulled(pull: np.ndarray | None = None, towards: Array | None = None, start: Array | None = None) -> Solution:
         return solve(
             rough, edges, choice, penalty=penalty, rotation=rotation, outside=outside, pull=pull, towards=towards,
-            max_iterations=_INCOMPLETE_ITERATIONS if incomplete else 600,
+            start=start, max_iterations=_INCOMPLETE_ITERATIONS if incomplete else 600,
         )  # fmt: skip
 
     solution = pulled()
@@ -386,8 +420,20 @@ def _regularise_in_general(
     provenance |= {"iterations": len(solution.residuals) - 1, "relative_residual": solution.residuals[-1]}
     image = solution.value
     carried = np.sqrt(errors**2 @ np.abs(rotation.T) ** 2)
-    if refinement is not None:
-        image, carried = refinement.incomplete(
-            components, lambda towards, pull: pulled(pull, towards).value, image, carried, provenance
-        )
-    return problem, image, carried
+    if refinement is None:
+        return problem, image, carried, None
+    unit = _unit_of(problem)
+    found = Incomplete(
+        components, image, carried, problem.basis, lambda towards, pull, start: pulled(pull, towards, start).value,
+        lambda u: _as_measured(problem, u, unit), unit,
+    )  # fmt: skip
+    refined = refinement.incomplete(found, provenance)
+    image, carried = refined.value, refined.errors
+    if len(refined.rows):
+        image = namespace(image).concat([image, refined.more * unit], axis=-1)
+        more = (to_numpy(refined.more) != 0) * (unit / float(np.mean(noise)))
+        carried = np.concatenate([carried, more], axis=-1)
+        problem = replace(
+            problem, basis=np.concatenate([problem.basis, refined.rows]).astype(np.complex64), between=None
+        )  # fmt: skip
+    return problem, image, carried, refined

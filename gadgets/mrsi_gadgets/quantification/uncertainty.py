@@ -41,7 +41,7 @@ _REACH = 3
 _MOST_CELLS = 128
 """Of these the most, strongest first."""
 _PIECE = 512
-_HIDDEN = 2.0
+_HIDDEN = 3.0
 """Variance of the amounts by errors of the lineshape over what the residuals let expect. Chosen on brains 0 to 2
 (csi32, SNR 60) so that intervals cover: tissue and field vary within the cells too, as smoothly as amounts do."""
 _ROUNDS = 8

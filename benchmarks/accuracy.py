@@ -68,8 +68,8 @@ class Outcome:
     """Method -> map -> typical size of error over stated SD (1 is right), share of errors above two SD (0.05)."""
 
 
-def run_chain(scan: SimulatedScan, recipe: str) -> Maps:
-    """Run a recipe on a simulated scan; return its maps."""
+def run_chain(scan: SimulatedScan, recipe: str, models: Path | None = None) -> Maps:
+    """Run a recipe on a simulated scan; return its maps. `models`: where trained manifolds are."""
     seen: list[Any] = []
 
     def messages() -> Iterator[Message]:
@@ -81,7 +81,7 @@ def run_chain(scan: SimulatedScan, recipe: str) -> Maps:
         if isinstance(item, Maps):
             seen.append(item)
 
-    run_scan(messages(), lambda message: None, ScanOptions(device="cpu"), observe=observe)
+    run_scan(messages(), lambda message: None, ScanOptions(device="cpu", models=models), observe=observe)
     return seen[0]
 
 

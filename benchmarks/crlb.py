@@ -38,7 +38,7 @@ def bounds(truth: Truth, seed: int = 0) -> dict[str, dict[str, dict[str, float]]
     context = Context(protocol=truth.protocol)
     gadget = Quantify()
     prepare(gadget, context)
-    model = context.prepared[gadget].result()
+    model = context.prepared[gadget].result()[0]
     times = model.dictionary.expansion.node_times_s
     given = intravoxel_lineshape(truth.b0_hz, truth.brain_mask, times)
     found = {}

@@ -25,6 +25,7 @@ SCRIPTS: dict[str, tuple[str, list[str]]] = {
     "read_h5": ("Reading .h5 files", ["--readouts", "6000", "--sample", "300", "--repeats", "1"]),
     "accuracy": ("Accuracy of the maps", ["--quick"]),
     "crlb": ("Cramer-Rao bound", ["--quick"]),
+    "quantification": ("Quantification", ["--quick"]),
     "coverage": ("Coverage of the stated intervals", ["--quick"]),
     "encodings": ("The same brain by every encoding", ["--quick"]),
     "undersampling": ("Undersampled csi", ["--quick"]),

@@ -75,7 +75,7 @@ class TrainingSettings:
     """FIDs of the ensemble that calibrate the gate."""
     quantification_steps: int = 1200
     """Training steps of each of the two networks that quantify spectra; 0: the model is learned without them."""
-    quantification_samples: int = 6000
+    quantification_samples: int = 16000
     """FIDs they are trained with."""
 
     def __post_init__(self) -> None:

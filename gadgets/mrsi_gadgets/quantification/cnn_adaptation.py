@@ -21,17 +21,20 @@ from mrsi_gadgets.models.spectrum_networks import SpectrumNetworks
 from mrsi_gadgets.quantification.cnn_physics import composite_signal, problem_of, shape_spread, turned
 from mrsi_gadgets.quantification.coordinates import band_energy, whitener
 from mrsi_gadgets.quantification.lineshape_search import N_SHAPE
-from mrsi_gadgets.quantification.passes import Voxels
+from mrsi_gadgets.quantification.passes import WEAK_PRIOR, Voxels
 from mrsi_gadgets.quantification.preparation import VarproModel
 from mrsi_gadgets.quantification.refinement import Fit, covariance, linear_fit, model_at, stacked
 from mrsi_gadgets.quantification.spectrum_input import Inputs
 
 _BATCH = 128
 _LEARNING_RATE = 4e-3
+_ALONE = 0.4
+"""Share of the steps in which every voxel stands alone: only then does what they have in common become a prior, or
+voxels of bad shim, which the network has not learned to tell yet, are pulled to the others for good."""
 _NEW_PRIOR = 10
 """Steps after which the distribution over the voxels is estimated anew."""
 _TAIL = 1 / 3
-"""1 / nu of the Student t distribution of lineshapes over the voxels, as in `passes`."""
+"""1 / nu of the Student t distribution of lineshapes over the voxels, as in the fit."""
 
 
 def adapted(
@@ -67,7 +70,7 @@ def adapted(
     data = (to_numpy(voxels.data) / voxels.noise_sd[:, None]).astype(np.complex64)
     field = to_numpy(voxels.given)
     shapes = turned(networks.lineshapes(spectra, told), turn)
-    prior = shape_spread(shapes)
+    prior = WEAK_PRIOR
     queue: list[int] = []
     steps_done = 0
 
@@ -87,7 +90,7 @@ def adapted(
         whiten = whitener(band_energy(some - composites, model.coordinates), model.coordinates)
         problem = problem_of(some, whiten, lines, strength, None, model, prior)
         fit = linear_fit(problem, model.dictionary, at)
-        if steps_done % _NEW_PRIOR == 0:
+        if steps_done >= _ALONE * steps and steps_done % _NEW_PRIOR == 0:
             prior = shape_spread(shapes, _left(fit))
         steps_done += 1
         signal = model_at(model.dictionary, shape, constant(fit.amplitudes, out), constant(lines, out))

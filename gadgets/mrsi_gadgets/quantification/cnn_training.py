@@ -87,7 +87,7 @@ def train_spectrum_networks(
     ensemble: Ensemble | None = None,
     basis: BasisSet | None = None,
     snr: tuple[float, float] = (3.0, 300.0),
-    samples: int = 6000,
+    samples: int = 16000,
     steps: int = 1200,
     hidden: int = 128,
     seed: int = 0,

@@ -37,7 +37,9 @@ def test_a_shipped_protocol_is_that_of_the_simulated_scan(name, preset):
     assert read.protocol.fingerprint() == simulated.fingerprint()
     for field in ("reference_ppm", "field_strength_t", "repetition_time_s", "flip_angle_deg", "dwell_s"):
         assert getattr(read.protocol, field) == pytest.approx(getattr(simulated, field)), field
-    assert read.ensemble == default_ensemble(simulated)
+    # networks and their gate are trained with the fields above the sinuses too; a subspace made on the spot is not
+    wider = {"broadening_ppm": (0.0, 0.12)} if name == "1h_fid_3t" else {}
+    assert read.ensemble == dataclasses.replace(default_ensemble(simulated), **wider)
     assert read.basis is None
 
 

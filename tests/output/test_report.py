@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from all_spectra import build_spectra
 
+from mrsi_gadgets.data import Map
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.io.mrd_file import ImageFile
 from mrsi_gadgets.output import report_data
@@ -21,6 +22,7 @@ from mrsi_gadgets.output.panels import spectrum_of
 from mrsi_gadgets.output.report import report_html, write_report
 from mrsi_gadgets.output.results import Spectrum, gather
 from mrsi_gadgets.output.scaling import display_unit
+from mrsi_gadgets.quantification.display_mask import Limits, with_quality
 
 pytestmark = pytest.mark.timeout(120)
 EVIL = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked=1'>"
@@ -262,8 +264,30 @@ def test_voxels_that_a_model_does_not_describe_can_be_hidden(opened, maps, name)
     count = "return Number(document.querySelector('#medians tbody tr td:last-child')?.textContent ?? 0)"
     inside = int(maps.mask.sum())
     WebDriverWait(driver, 20).until(lambda d: d.execute_script(count) == inside)
-    driver.execute_script("document.getElementById('mask').click()")
+    driver.execute_script("document.getElementById('flagged').click()")
     WebDriverWait(driver, 20).until(lambda d: d.execute_script(count) == inside - 1)
+
+
+def test_the_quality_mask_hides_what_pictures_hide_and_can_be_taken_off(opened, maps):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    maps = with_quality(maps_with_quality(maps), Limits(snr=5.0, relative_sd=0.1), ("tNAA", "tCr"))
+    results = gather(images_of(maps))
+    item = maps.maps["tNAA_per_water"]
+    shown = int((maps.display.keeps(item) & maps.mask).sum())
+    assert 0 < shown < int(maps.display.voxels.sum()) < int(maps.mask.sum())
+    driver = opened(report_html(results))
+    count = "return Number(document.querySelector('#medians tbody tr td:last-child')?.textContent ?? 0)"
+    WebDriverWait(driver, 20).until(lambda d: d.execute_script(count) == shown)
+    driver.execute_script("document.getElementById('masked').click()")
+    WebDriverWait(driver, 20).until(lambda d: d.execute_script(count) == int(maps.mask.sum()))
+
+
+def maps_with_quality(maps):
+    """Maps with an SNR that rises along z."""
+    snr = np.broadcast_to(2.0 + 2 * np.arange(maps.mask.shape[2]), maps.mask.shape)
+    snr = np.where(maps.mask, snr, np.nan).astype(np.float32)
+    return dataclasses.replace(maps, maps={**maps.maps, "snr": Map(snr, "1")})
 
 
 # --- without a browser ----------------------------------------------------------------------------------------------

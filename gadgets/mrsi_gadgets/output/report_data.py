@@ -26,6 +26,11 @@ _WORTH_IT = 0.7
 """Patterns are used where there are fewer of them than this share of the samples."""
 _FINE_BYTES = 48 << 20
 """Signals larger than this together, and without patterns, are stored with 8 bits."""
+_DIAGNOSTIC = {
+    "B0", "water", "residual", "snr", "noise", "lipids", "linewidth", "shift", "phase", "quality", "fit_quality",
+    "fit_flag", "outside_model", "model_score",
+}  # fmt: skip
+"""Maps that tell of quality themselves: a quality mask does not hide them."""
 WHOLE = ("water",)
 """Maps that mean something outside of the fitted voxels too."""
 
@@ -136,6 +141,7 @@ def describe_view(results: Results, name: str = "") -> dict[str, Any]:
         "maps": [_describe_map(item, frames, inside, mask) for item in _ordered(results)],
         "axis": dict(results.axis),
         "spectra": {},
+        "quality": _quality(results),
         "slice": panels.busiest_slice(mask),
         "first": _first_voxel(mask),
     }
@@ -154,6 +160,15 @@ def describe_view(results: Results, name: str = "") -> dict[str, Any]:
         view["axis"]["shown_ppm"] = list(panels._PPM_RANGE_1H) if view["axis"]["nucleus"] == "1H" else None
         view["axis"]["height_ppm"] = list(panels._METABOLITES_1H) if view["axis"]["nucleus"] == "1H" else None
     return view
+
+
+def _quality(results: Results) -> dict[str, Any] | None:
+    """Return what of the codes of the map `quality` hides a voxel, and the limit of a map's own deviations."""
+    told = results.provenance.get("quality_mask")
+    if not isinstance(told, Mapping) or "quality" not in results.maps:
+        return None
+    rule = str(results.provenance.get("quality", ""))
+    return {"codes": int(told["codes_that_hide"]), "relative_sd": float(told["relative_sd"]), "rule": rule}
 
 
 def _anywhere(results: Results, frame: int) -> np.ndarray:
@@ -212,6 +227,7 @@ def _describe_map(item: ResultMap, frames: Sequence[int], inside: np.ndarray, ma
         "unit": unit,
         "note": item.unit.partition(" (")[2].removesuffix(")"),
         "whole": whole,
+        "judged": base not in _DIAGNOSTIC,
         "exact": item.exact,
         "unknown": is_unknown(item.name),
         "value": pack_half(value),

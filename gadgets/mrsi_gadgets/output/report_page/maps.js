@@ -61,6 +61,20 @@ function openView(view) {
     }
     return known.spectraOpen.get(frame);
   };
+  // whether the quality mask shows a voxel of a map, as pictures and console do
+  const usual = new Map();
+  known.keeps = (map, frame, place) => {
+    const codes = known.byName.get("quality");
+    const fine = (p) => (Math.round(codes.at("value", frame, p)) & view.quality.codes) === 0;
+    if (!fine(place)) return false;
+    if (!view.quality.relative_sd || !map.has("sd")) return true;
+    const key = `${map.name}/${frame}`;
+    if (!usual.has(key)) {
+      const sizes = Array.from(inside).filter(fine).map((p) => Math.abs(map.at("value", frame, p))).filter(Number.isFinite);
+      usual.set(key, sizes.length ? quantile(Float64Array.from(sizes).sort(), 0.5) : 0);
+    }
+    return map.at("sd", frame, place) <= view.quality.relative_sd * usual.get(key);
+  };
   known.xyz = (place) => {
     const [, ny, nz] = view.matrix;
     return [Math.floor(place / (ny * nz)), Math.floor(place / nz) % ny, place % nz];
@@ -140,7 +154,7 @@ function makePanel(view, map, state, act) {
         const place = view.screen[(row + crop.top) * view.columns + column + crop.left] + state.slice;
         const value = map.at(kind, frame, place), at = 4 * (row * crop.columns + column);
         if (!Number.isFinite(value)) continue;
-        const good = map.whole || state.good(place);
+        const good = state.shows(map, place);
         const index = Math.max(0, Math.min(255, Math.round((255 * (value - bottom)) / (top - bottom || 1))));
         for (let c = 0; c < 3; c++) pixels.data[at + c] = table[3 * index + c];
         pixels.data[at + 3] = good ? 255 : 0;
@@ -204,6 +218,7 @@ function makePanel(view, map, state, act) {
     const value = map.at("value", state.frame, place), sd = map.has("sd") ? map.at("sd", state.frame, place) : NaN;
     if (kind === "relative" || kind === "crlb") read.textContent = `${rounded(map.at(kind, state.frame, place))} ${kind === "relative" ? "%" : map.unit}`;
     else read.textContent = Number.isFinite(value) ? rounded(value) + (Number.isFinite(sd) ? ` ± ${rounded(sd, 2)}` : "") : "not fitted";
+    if (Number.isFinite(value) && !state.shows(map, place)) read.textContent += " (hidden)";
   }
 
   function placeAt(event) {

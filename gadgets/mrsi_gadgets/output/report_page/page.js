@@ -17,7 +17,7 @@ for (const view of views) {
 }
 
 const state = {
-  held: null, view: views[0], frame: 0, slice: views[0].slice, voxel: views[0].first, hover: null, what: "value", per: "", masked: false,
+  held: null, view: views[0], frame: 0, slice: views[0].slice, voxel: views[0].first, hover: null, what: "value", per: "", masked: true, flagged: false,
   names: [], parts: new Set(), broadening: 0, range: null, lift: 1, marked: [],
   show: { data: true, fit: true, nuisance: true, residual: true },
   windows: new Map(),
@@ -26,8 +26,12 @@ const state = {
     if (!state.windows.has(map.name)) state.windows.set(map.name, {});
     return state.windows.get(map.name);
   },
-  good: (place) => !state.masked || !state.bad(place),
-  bad: () => false,
+  // whether a voxel of a map is shown: quality mask and flags hide voxels of molecules, not those of what tells of quality
+  shows(map, place) {
+    if (map.whole || !map.judged) return true;
+    if (state.flagged && isFlagged(place)) return false;
+    return !state.masked || !state.view.quality || state.view.keeps(map, state.frame, place);
+  },
 };
 let panels = [], waiting = 0;
 
@@ -88,20 +92,15 @@ function bases() {
 function firstNames() {
   const known = bases(), shown = content.shown.map((name) => state.view.byName.get(name)?.base);
   const lines = state.view.maps.filter((map) => map.unknown).map((map) => map.base);
-  const more = [...Object.keys(doubts), "model_score", "residual", "snr", "linewidth", "B0"].filter((name) => known.includes(name));
+  const more = ["quality", ...flags, "model_score", "residual", "snr", "linewidth", "B0"].filter((name) => known.includes(name));
   return [...new Set([...shown, ...lines])].filter((name) => known.includes(name)).slice(0, 9).concat(more);
 }
 
-// Maps that call a voxel doubtful, and the value with which they do.
-const doubts = { fit_flag: 1, outside_model: 1, quality: 0, quality_mask: 0 };
+// Maps that flag a voxel with a 1: the fit, or a learned model, does not describe it.
+const flags = ["fit_flag", "outside_model"];
 
-function qualityOf(view) {
-  const known = Object.keys(doubts).filter((name) => view.byName.has(name)).map((name) => [view.byName.get(name), doubts[name]]);
-  if (!known.length) return null;
-  return (place) => known.some(([map, bad]) => {
-    const value = map.at("value", state.frame, place);
-    return Number.isFinite(value) && value > 0.5 === Boolean(bad);
-  });
+function isFlagged(place) {
+  return flags.some((name) => state.view.byName.get(name)?.at("value", state.frame, place) > 0.5);
 }
 
 // How the button of a unit is called.
@@ -142,11 +141,10 @@ function makeControls() {
   if (view.frames.length > 1) {
     parts.push(slider("frame", view.frames.length, state.frame, (k) => `${view.frames[k] + 1} / ${view.frames[view.frames.length - 1] + 1}`, (frame) => { state.frame = frame; redraw(); showVoxel(); }));
   }
-  const bad = qualityOf(view);
-  state.bad = bad ?? (() => false);
-  if (bad) {
-    parts.push(element("label", {}, element("input", { type: "checkbox", id: "mask", checked: state.masked, onchange: (event) => { state.masked = event.target.checked; redraw(); } }), "hide doubtful"));
-  }
+  const toggle = (name, text, title) => element("label", { title }, element("input", { type: "checkbox", id: name, checked: state[name],
+    onchange: (event) => { state[name] = event.target.checked; redraw(); } }), text);
+  if (view.quality) parts.push(toggle("masked", "quality mask", `shown: ${view.quality.rule}`));
+  if (flags.some((name) => view.byName.has(name))) parts.push(toggle("flagged", "hide flagged", "voxels that the fit or a learned model does not describe"));
   const list = element("div");
   for (const base of bases()) {
     list.append(element("label", {}, element("input", { type: "checkbox", checked: state.names.includes(base), onchange: (event) => {

@@ -36,8 +36,8 @@ function valuesTable(view, state) {
 
 function mediansTable(view, state) {
   const rows = [];
-  const places = Array.from(view.inside).filter(state.good);
   for (const map of view.byName.values()) {
+    const places = Array.from(view.inside).filter((place) => state.shows(map, place));
     const sorted = (what) => Float64Array.from(places.map((place) => map.at(what, state.frame, place)).filter(Number.isFinite)).sort();
     const values = sorted("value");
     if (!values.length) continue;
@@ -53,12 +53,12 @@ function mediansTable(view, state) {
 
 // The finite values of a panel's map in rising order; the same until frame, mask or what is shown change.
 function sortedValues(panel, view, state) {
-  const key = `${panel.what()}/${state.frame}/${state.masked}`;
+  const key = `${panel.what()}/${state.frame}/${state.masked}/${state.flagged}`;
   if (panel.sortedFor !== key) {
     const values = [];
     for (const place of view.inside) {
       const value = panel.map.at(panel.what(), state.frame, place);
-      if (Number.isFinite(value) && state.good(place)) values.push(value);
+      if (Number.isFinite(value) && state.shows(panel.map, place)) values.push(value);
     }
     panel.sorted = Float64Array.from(values).sort();
     panel.sortedFor = key;

@@ -30,6 +30,8 @@ _NOTHING = 1e-3
 TOLERANCE = 0.1
 """A vector counts where its usual size is at least this part of the strongest molecule's signal: noise hides what is
 less, and every unknown costs precision."""
+WITHIN_A_SCAN = 0.5
+"""Part of the ensemble's spread that is left between the voxels of one scan: the rest is between brains and tables."""
 
 
 def learn_subspaces(
@@ -102,7 +104,7 @@ def with_subspaces(design: Design, subspaces: Mapping[str, np.ndarray], *, toler
             if usual * np.linalg.norm(vector) > tolerance * strongest:
                 names.append(f"{name}{VECTOR}{number + 1}")
                 columns.append(vector)
-                sizes.append(usual)
+                sizes.append(WITHIN_A_SCAN * usual)
     if not names:
         return design
     return replace(

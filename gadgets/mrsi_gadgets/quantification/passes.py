@@ -86,8 +86,8 @@ class FirstPass(NamedTuple):
     """(voxel, line) bool: which lines that no molecule has are allowed; they are the model's last columns."""
 
 
-def first_pass(voxels: Voxels, model: VarproModel) -> FirstPass:
-    """Search the lineshape, estimate the nuisance, refine with weak priors."""
+def first_pass(voxels: Voxels, model: VarproModel, steps: int = _FIRST_STEPS) -> FirstPass:
+    """Search the lineshape, estimate the nuisance, refine with weak priors by a few Gauss-Newton steps."""
     xp = namespace(voxels.data)
     coordinates, dictionary = model.coordinates, model.dictionary
     data = voxels.data / like(voxels.noise_sd, voxels.data, "float32")[:, None]
@@ -104,13 +104,13 @@ def first_pass(voxels: Voxels, model: VarproModel) -> FirstPass:
     whiten = whitener(band_energy(residual, coordinates), coordinates)
     lines = np.zeros((data.shape[0], 0), bool)
     problem = Problem.of(data, whiten, voxels.given, *priors_of(model, scale, weak_prior(model), lines))
-    fit = refine(problem, dictionary, shape, max_steps=_FIRST_STEPS, settled_at=_FIRST_SETTLED)
+    fit = refine(problem, dictionary, shape, max_steps=steps, settled_at=_FIRST_SETTLED)
     for _ in range(1 if dictionary.freedom.plain else _FURTHER_ROUNDS):
         # what the molecules explain now was taken for nuisance at first
         whiten = whitener(band_energy(fit.residual, coordinates), coordinates)
         problem = Problem.of(data, whiten, voxels.given, problem.mean, problem.precision)
         fit = refine(
-            problem, dictionary, fit.shape, fit.amplitudes, fit.free, max_steps=_FIRST_STEPS, settled_at=_FIRST_SETTLED
+            problem, dictionary, fit.shape, fit.amplitudes, fit.free, max_steps=steps, settled_at=_FIRST_SETTLED
         )
     return FirstPass(problem, scale, fit, _misfit(problem, fit), lines)
 
@@ -136,19 +136,19 @@ def _start(voxels: Voxels, model: VarproModel, clear: Array) -> tuple[Array, Arr
     return xp.where(known, start, found.shape), xp.where(known, amplitudes, found.amplitudes)
 
 
-def first_pass_of_places(voxels: Voxels, model: VarproModel) -> tuple[FirstPass, np.ndarray]:
+def first_pass_of_places(voxels: Voxels, model: VarproModel, steps: int = _FIRST_STEPS) -> tuple[FirstPass, np.ndarray]:
     """Return the first pass with a moving molecule at its most likely place in each voxel, and that place (voxel,).
 
     Without such a molecule it is `first_pass`.
     """
     moving = model.moving
     if moving is None:
-        return first_pass(voxels, model), np.zeros(len(voxels.noise_sd), int)
+        return first_pass(voxels, model, steps), np.zeros(len(voxels.noise_sd), int)
     best: FirstPass | None = None
     lowest = np.full(len(voxels.noise_sd), np.inf)
     place = np.full(len(voxels.noise_sd), moving.home)
     for one in moving.coarse:
-        here = first_pass(voxels, at_place(model, int(one)))
+        here = first_pass(voxels, at_place(model, int(one)), steps)
         cost = to_numpy(here.fit.cost) + moving.penalty(int(one))
         better = cost < lowest
         lowest, place = np.where(better, cost, lowest), np.where(better, one, place)

@@ -3,7 +3,7 @@
     rho_n(t) = h_n(t) SUM_m V_m(t) u_nm,    min SUM_n || rho_n - h_n V u_n ||^2 + SUM lambda R(U)
 
 The subspaces V_m are learned before the scan (`molecule_subspaces`). The lineshape h_n of a voxel is found by a search
-and two Gauss-Newton steps; about it everything is linear (tangent subspaces): amounts, departures within the
+and a Gauss-Newton step; about it everything is linear (tangent subspaces): amounts, departures within the
 subspaces, and small changes of the lineshape have one set of normal equations. From those of all voxels follow the
 ratios of this brain's weak molecules and macromolecules (`scan_priors`), and the spatial prior of the molecules' maps
 (`map_prior`), whose weights come from the noise. The coefficient of a subspace's mean is the amount: no conversion is
@@ -53,6 +53,7 @@ METHOD = "union_of_subspaces"
 SPATIAL = ("auto", "edges", "none")
 """When the spatial prior acts: `auto` leaves coefficients to themselves whose noise a reconstruction has smoothed."""
 _PIECE = 400
+_FIRST_STEPS = 1
 _STEPS = 1
 """Gauss-Newton steps about the lineshape of the first pass."""
 _ROWS = 400
@@ -217,7 +218,7 @@ def _fit(
     passes: list[FirstPass] = []
     places: list[np.ndarray] = []
     with ThreadPoolExecutor(n_threads() if is_numpy(voxels.data) and len(pieces) > 1 else 1) as pool:
-        for one, place in pool.map(lambda piece: first_pass_of_places(piece, fit), pieces):
+        for one, place in pool.map(lambda piece: first_pass_of_places(piece, fit, _FIRST_STEPS), pieces):
             passes.append(one)
             places.append(place)
             progress(0.6 * len(passes) / len(pieces))

@@ -425,7 +425,8 @@ class DisplayMask:
         """
         if not self.relative_sd or one.sd is None:
             return self.voxels
-        there = self.voxels & np.isfinite(one.value)
+        # a line beyond the model has no deviation where it was not looked for: its zeros there are not what is usual
+        there = self.voxels & np.isfinite(one.value) & np.isfinite(one.sd)
         usual = float(np.median(np.abs(one.value[there]))) if there.any() else 0.0
         with np.errstate(invalid="ignore"):
             return self.voxels & (one.sd <= self.relative_sd * usual)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mrsi_gadgets.data import Map
+from mrsi_gadgets.data import DisplayMask, Map
 from mrsi_gadgets.phantom.peak import naa_peak_snr
 from mrsi_gadgets.physics.nucleus import PROTON
 from mrsi_gadgets.quantification.display_mask import REASONS, Limits, with_quality
@@ -99,3 +99,12 @@ def test_lipids_are_found_where_they_are(rng, make_voxels, models):
     assert np.median(without) < 0.15
     assert np.median(with_them) > 3 * np.median(without)
     assert np.median(with_them) > 0.3
+
+
+def test_a_line_that_few_voxels_have_is_shown_there():
+    value = np.zeros((3, 4, 5), np.float32)
+    sd = np.full((3, 4, 5), np.nan, np.float32)
+    value[1, 1, 1:4], sd[1, 1, 1:4] = (2.0, 2.2, 2.1), (0.1, 0.2, 5.0)
+    keeps = DisplayMask(np.ones((3, 4, 5), bool), 0.5, "").keeps(Map(value, "a.u.", sd))
+    assert keeps[1, 1].tolist() == [False, True, True, False, False]
+    assert keeps.sum() == 2

@@ -70,7 +70,8 @@ function openView(view) {
     if (!view.quality.relative_sd || !map.has("sd")) return true;
     const key = `${map.name}/${frame}`;
     if (!usual.has(key)) {
-      const sizes = Array.from(inside).filter(fine).map((p) => Math.abs(map.at("value", frame, p))).filter(Number.isFinite);
+      const known = (p) => fine(p) && Number.isFinite(map.at("sd", frame, p));
+      const sizes = Array.from(inside).filter(known).map((p) => Math.abs(map.at("value", frame, p))).filter(Number.isFinite);
       usual.set(key, sizes.length ? quantile(Float64Array.from(sizes).sort(), 0.5) : 0);
     }
     return map.at("sd", frame, place) <= view.quality.relative_sd * usual.get(key);

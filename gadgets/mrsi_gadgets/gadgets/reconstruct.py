@@ -87,8 +87,8 @@ class Reconstruct(Gadget):
 
     replicas: int | None = None
     """Times the data are reconstructed again with more noise, to find what the method does to noise and what it smooths
-    away; 0: what is known in closed form; auto: 1 where the basis follows the data so that there is no closed form
-    (low_rank, locally_low_rank; subspace and raiise that have added many rows) and data are complete, else 0."""
+    away; 0: what is known in closed form; auto: 1 where data are complete and the basis follows them, so that there is
+    no closed form (low_rank, locally_low_rank; on a grid subspace and raiise that have added many rows), else 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -194,10 +194,16 @@ class Reconstruct(Gadget):
 
     def _replicated(self, kt: KtData, image: SpectralImage, context: Context) -> SpectralImage:
         """Return the image with replicas of its noise, where there are to be any."""
+        rows = int(image.provenance.get("rows_added", 0))
+        quick = kt.fully_sampled and (self.method in _DATA_DRIVEN or kt.grid is not None)
         count = self.replicas
         if count is None:
-            follows = self.method in _DATA_DRIVEN or int(image.provenance.get("rows_added", 0)) >= MANY_ROWS
-            count = int(follows and kt.fully_sampled and kt.grid is not None)
+            count = int(quick and (self.method in _DATA_DRIVEN or rows >= MANY_ROWS))
+            if rows >= MANY_ROWS and not quick:
+                context.report.warn(
+                    f"the scan added {rows} rows to the temporal basis, whose noise the stated standard deviations do "
+                    "not know in full (they may be half of what they should be); reconstruct with replicas=1 to find it"
+                )
         if not count or not image.mask.any():
             return image
         found = replicate(

@@ -14,6 +14,7 @@ import numpy as np
 from mrsi_gadgets import replay
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.scan import ScanOptions
+from mrsi_gadgets.io.spool import SpoolOptions
 from mrsi_gadgets.output.pictures import demo_sheet
 from mrsi_gadgets.output.report import REPORT, write_report
 from mrsi_gadgets.output.results import Results, gather
@@ -79,9 +80,9 @@ def run_demo(folder: Path, *, preset: str = "csi48") -> str:
 
 
 @contextmanager
-def running_server() -> Iterator[int]:
-    """Run a server on a free port of this machine; yields the port."""
-    server = Server(ServerOptions(port=0, scan=ScanOptions(device="cpu"), log_level="WARNING"))
+def running_server(spool: SpoolOptions | None = None) -> Iterator[int]:
+    """Run a server on a free port of this machine, by default without keeping raw data; yields the port."""
+    server = Server(ServerOptions(port=0, scan=ScanOptions(device="cpu"), log_level="WARNING", spool=spool))
     server.start()
     thread = threading.Thread(target=server.serve_forever, daemon=True, name="server")
     thread.start()

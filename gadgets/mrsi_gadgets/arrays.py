@@ -8,8 +8,10 @@ package copies between devices unless it is called ``to_device`` or ``to_numpy``
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -123,6 +125,60 @@ def to_device(x: np.ndarray, target: tuple[str, Any]) -> Array:
 
     with cupy.cuda.Device(number):
         return cupy.asarray(x)
+
+
+def is_device_array(x: Any) -> bool:
+    """Tell whether `x` is an array of another library than NumPy."""
+    return bool(array_api_compat.is_array_api_obj(x)) and not is_numpy(x)
+
+
+_OUT_OF_MEMORY = ("out of memory", "ALLOC_FAILED", "cudaErrorMemoryAllocation")
+
+
+def out_of_memory(problem: BaseException) -> bool:
+    """Tell whether an error says that a device has too little memory.
+
+    CuPy and torch have an ``OutOfMemoryError`` each; libraries under them (cuFFT, cuBLAS, the runtime) say it in words.
+    """
+    if isinstance(problem, MemoryError) and type(problem).__module__ == "builtins":
+        return False  # that of the processor
+    name = type(problem).__name__
+    if name == "OutOfMemoryError":
+        return True
+    said = str(problem)
+    return (name.startswith(("CUDA", "CUFFT", "CuFFT", "CUBLAS")) or isinstance(problem, RuntimeError)) and any(
+        words in said for words in _OUT_OF_MEMORY
+    )
+
+
+def free_device_memory() -> None:
+    """Give back to the device what CuPy and torch keep of it for later; nothing where neither has been used."""
+    cupy, torch = sys.modules.get("cupy"), sys.modules.get("torch")
+    if cupy is not None and _cuda_devices() > 0:
+        cupy.get_default_memory_pool().free_all_blocks()
+        cupy.get_default_pinned_memory_pool().free_all_blocks()
+        cupy.fft.config.get_plan_cache().clear()
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+_batch_divisor = 1
+
+
+@contextmanager
+def smaller_batches(divisor: int) -> Iterator[None]:
+    """Have what works in batches (`batch_size`) take them smaller by `divisor`, on all threads of this process."""
+    global _batch_divisor  # one session runs in a process
+    before, _batch_divisor = _batch_divisor, divisor
+    try:
+        yield
+    finally:
+        _batch_divisor = before
+
+
+def batch_size(usual: int) -> int:
+    """Return how many items to take at once where `usual` would be right if memory suffices."""
+    return max(1, usual // _batch_divisor)
 
 
 def n_threads() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from mrsi_gadgets.arrays import like, to_numpy
 from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.device_memory import with_memory
 from mrsi_gadgets.gadgets.gadget import Gadget, handed_on
 from mrsi_gadgets.reconstruction.coils import compression_matrix
 from mrsi_gadgets.reconstruction.noise import apply_channel_matrix
@@ -43,7 +45,8 @@ class CombineCoils(Gadget):
             if matrix is None:
                 matrix = self._compress(item, context)
             if matrix.shape[0] != matrix.shape[1]:
-                ready = [item.with_samples(apply_channel_matrix(matrix, item.samples, overwrite=context.may_overwrite))]
+                compressing = partial(_compressed, matrix, overwrite=context.may_overwrite)
+                ready = [with_memory(context, self.element, item, compressing)]
             else:
                 ready = [item]
             del item
@@ -70,3 +73,7 @@ class CombineCoils(Gadget):
         calibration.coil_maps = like(np.ascontiguousarray(maps), data.samples)
         context.report.provenance["channels"] = f"{matrix.shape[1]} received, {matrix.shape[0]} after compression"
         return matrix
+
+
+def _compressed(matrix: np.ndarray, item: KtData, *, overwrite: bool) -> KtData:
+    return item.with_samples(apply_channel_matrix(matrix, item.samples, overwrite=overwrite))

@@ -125,6 +125,8 @@ class Context:
     """Gadget -> what its `calibrated` returns, computed beside the arriving readouts; empty where nobody asked."""
     on_calibration: Callable[[], None] | None = None
     """Called when the field map is there."""
+    left_device: bool = False
+    """Whether the device's memory did not suffice and the processor has taken over."""
     on_progress: Callable[[str], None] | None = None
     """Told a sentence when a stage is reached."""
 

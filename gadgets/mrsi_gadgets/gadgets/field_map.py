@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from mrsi_gadgets.data import KtData, Role, SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.device_memory import with_memory
 from mrsi_gadgets.gadgets.gadget import Gadget, handed_on
 from mrsi_gadgets.physics.nucleus import calibration_line, nucleus_of
 from mrsi_gadgets.reconstruction.calibrated_centre import calibrated_centre, centre_size, missing_share
@@ -60,7 +62,8 @@ class EstimateFieldMap(Gadget):
             if isinstance(item, KtData) and item.role is Role.WATER_REFERENCE:
                 with context.report.timed("field_map"):
                     trusted = self._trusted(item, context)
-                    found = field_map_from_water(trusted, eddy_currents=self.eddy_currents)
+                    find = partial(field_map_from_water, eddy_currents=self.eddy_currents)
+                    found = with_memory(context, self.element, trusted, find)
                     self._keep_water(item, trusted, found, context)
                 context.calibration.water_protocol = item.protocol.of_echo(item.echo)
                 del trusted

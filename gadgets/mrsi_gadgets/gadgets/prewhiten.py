@@ -12,6 +12,7 @@ from mrsi_gadgets.arrays import to_device
 from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.device_memory import with_memory
 from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.reconstruction.noise import (
     apply_channel_matrix,
@@ -82,11 +83,12 @@ class Prewhiten(Gadget):
         )
         return without_offset(kt, offset, overwrite=context.may_overwrite)
 
-    @staticmethod
-    def _whitened(kt: KtData, whitening: np.ndarray, context: Context) -> KtData:
-        return kt.with_samples(
-            apply_channel_matrix(whitening, to_device(kt.samples, context.device), overwrite=context.may_overwrite)
-        )
+    def _whitened(self, kt: KtData, whitening: np.ndarray, context: Context) -> KtData:
+        def whiten(item: KtData) -> KtData:
+            samples = to_device(item.samples, context.device)
+            return item.with_samples(apply_channel_matrix(whitening, samples, overwrite=context.may_overwrite))
+
+        return with_memory(context, self.element, kt, whiten)
 
     @staticmethod
     def _learn(noise: KtData | None, data: KtData, context: Context) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from mrsi_gadgets.data import Map, Maps, Protocol, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.context import Calibration, Context
+from mrsi_gadgets.gadgets.device_memory import with_memory
 from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.models.spectrum_networks import SpectrumNetworks
 from mrsi_gadgets.physics.nucleus import nucleus_of
@@ -176,12 +178,10 @@ class Quantify(Gadget):
                 yield item
                 continue
             model = context.prepared[self].result()[item.echo or 0]
-            ahead = context.calibrated.get(self)
             with context.report.timed("quantify"):
-                known = self._lineshapes(item.b0_hz, item.mask, context) if ahead is None else ahead.result()
                 # what calibrates other nuclei than protons is a line of the same spectrum, and has its own map
                 water = context.calibration.water if nucleus_of(item.protocol).water_is_nuisance else None
-                maps = self._fitted(item, model, water, known[item.echo or 0], context)
+                maps = with_memory(context, self.element, item, partial(self._fit, model, water, context))
                 maps = replace(self._with_field(maps, context.calibration, water), echo=item.echo)
                 if item.outside_model is not None and item.model_score is not None:
                     maps = replace(maps, maps={**maps.maps, **_judged(item)})
@@ -233,6 +233,12 @@ class Quantify(Gadget):
             "with `mrsi learn`"
         )
         return None
+
+    def _fit(self, model: VarproModel, water: np.ndarray | None, context: Context, image: SpectralImage) -> Maps:
+        """Return the maps with the lineshapes that the field gives, computed beside the readouts where they were."""
+        ahead = context.calibrated.get(self)
+        known = self._lineshapes(image.b0_hz, image.mask, context) if ahead is None else ahead.result()
+        return self._fitted(image, model, water, known[image.echo or 0], context)
 
     def _fitted(
         self, image: SpectralImage, model: VarproModel, water: np.ndarray | None, field: FieldLines, context: Context

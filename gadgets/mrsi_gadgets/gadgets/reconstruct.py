@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from mrsi_gadgets.arrays import to_device
 from mrsi_gadgets.data import KtData, Protocol, Role, SpectralImage
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.device_memory import here, with_memory
 from mrsi_gadgets.gadgets.gadget import Gadget
 from mrsi_gadgets.models.between_samples import rows_between_samples
 from mrsi_gadgets.models.subspace import Subspace
@@ -171,11 +173,13 @@ class Reconstruct(Gadget):
         """Turn metabolite data into spectral images."""
         for item in items:
             if isinstance(item, KtData) and item.role is Role.METABOLITE:
+                item = here(context, item)
                 self._tell_aliases(item, context)
                 with context.report.timed("reconstruct"):
-                    image = self._image(item, context)
+                    image = with_memory(context, self.element, item, partial(self._image, context=context))
                 with context.report.timed("noise replicas"):
-                    image = self._replicated(item, image, context)
+                    replicate_it = partial(self._replicated, context=context)
+                    image = with_memory(context, self.element, here(context, (item, image)), replicate_it)
                     if item.protocol.n_echoes > 1:
                         image = replace(image, protocol=item.protocol.of_echo(item.echo), echo=item.echo)
                 del item
@@ -192,8 +196,9 @@ class Reconstruct(Gadget):
             elif not isinstance(item, KtData):
                 yield item
 
-    def _replicated(self, kt: KtData, image: SpectralImage, context: Context) -> SpectralImage:
-        """Return the image with replicas of its noise, where there are to be any."""
+    def _replicated(self, made: tuple[KtData, SpectralImage], context: Context) -> SpectralImage:
+        """Return the image that was made of data with replicas of its noise, where there are to be any."""
+        kt, image = made
         rows = int(image.provenance.get("rows_added", 0))
         quick = kt.fully_sampled and (self.method in _DATA_DRIVEN or kt.grid is not None)
         count = self.replicas

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from mrsi_gadgets.data import KtData, Role
 from mrsi_gadgets.gadgets.context import Context
+from mrsi_gadgets.gadgets.device_memory import here, with_memory
 from mrsi_gadgets.gadgets.gadget import Gadget, handed_on
 from mrsi_gadgets.models.subspace import Subspace
-from mrsi_gadgets.reconstruction.nuisance.removal import METHODS, remove_nuisance
+from mrsi_gadgets.reconstruction.nuisance.removal import METHODS, Removal, remove_nuisance
 from mrsi_gadgets.reconstruction.nuisance.strength import nuisance_strength
 
 LEAST_POINTS = 64
@@ -44,6 +46,7 @@ class RemoveNuisance(Gadget):
             if not (isinstance(item, KtData) and item.role is Role.METABOLITE) or context.protocol.nucleus != "1H":
                 yield item
                 continue
+            item = here(context, item)
             with context.report.timed("strength of nuisance"):
                 strength = nuisance_strength(item, *context.calibration.encoding())
             short = int(item.samples.shape[-1]) < LEAST_POINTS
@@ -58,16 +61,9 @@ class RemoveNuisance(Gadget):
                 del item
                 yield from handed_on(ready)
                 continue
-            model = context.prepared[self].result()[item.echo]
+            learned = context.prepared[self].result()[item.echo]
             with context.report.timed("remove nuisance"):
-                done = remove_nuisance(
-                    item,
-                    *context.calibration.encoding(),
-                    model=model,
-                    method=self.method,
-                    water=context.calibration.water,
-                    reference=context.calibration.water_image,
-                )
+                done = with_memory(context, self.element, item, partial(self._removed, learned, context))
             del item
             context.report.provenance["nuisance"] = done.provenance
             after, before = done.after, done.before
@@ -78,3 +74,13 @@ class RemoveNuisance(Gadget):
             ready = [done.kt]
             del done
             yield from handed_on(ready)
+
+    def _removed(self, learned: Subspace, context: Context, item: KtData) -> Removal:
+        return remove_nuisance(
+            item,
+            *context.calibration.encoding(),
+            model=learned,
+            method=self.method,
+            water=context.calibration.water,
+            reference=context.calibration.water_image,
+        )

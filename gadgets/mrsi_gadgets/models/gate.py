@@ -29,7 +29,7 @@ from itertools import product
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, device, like, namespace
+from mrsi_gadgets.arrays import Array, batch_size, device, like, namespace
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.models.manifold import Manifold
@@ -127,7 +127,7 @@ class Gate:
             raise DataError("the noise level must be positive in every voxel that is looked at")
         data, model = (xp.reshape(x, (-1, fids.shape[-1])) for x in (fids, projected))
         n = data.shape[0]
-        step = max(1, _AT_ONCE // int(self.power[0].size))
+        step = max(1, batch_size(_AT_ONCE) // int(self.power[0].size))
         pieces = [slice(start, min(start + step, n)) for start in range(0, n, step)]
         parts = [self._score(data[piece, :], model[piece, :], sd[piece]) for piece in pieces]
         if not parts:

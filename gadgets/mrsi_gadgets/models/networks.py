@@ -17,7 +17,7 @@ import torch
 import torch.utils.dlpack
 from torch import nn
 
-from mrsi_gadgets.arrays import Array, is_numpy, like, to_numpy
+from mrsi_gadgets.arrays import Array, batch_size, is_numpy, like, to_numpy
 
 MOST_FIDS = 1 << 14
 """FIDs that pass through the networks at once."""
@@ -131,12 +131,13 @@ def from_torch(x: torch.Tensor, reference: Array) -> Array:
 
 
 def in_batches(function: Callable[..., torch.Tensor], first: Array, *others: Array) -> Array:
-    """Return `function` of rows of the arrays, `MOST_FIDS` at a time, in the namespace of `first`."""
+    """Return `function` of rows of the arrays, at most `MOST_FIDS` at a time, in the namespace of `first`."""
     tensors = [as_torch(x) for x in (first, *others)]
+    most = batch_size(MOST_FIDS)
     with torch.inference_mode():
         parts = [
-            function(*(tensor[start : start + MOST_FIDS] for tensor in tensors))
-            for start in range(0, max(1, len(tensors[0])), MOST_FIDS)
+            function(*(tensor[start : start + most] for tensor in tensors))
+            for start in range(0, max(1, len(tensors[0])), most)
         ]
         return from_torch(torch.cat(parts).clone(), first)
 

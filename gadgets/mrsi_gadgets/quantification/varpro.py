@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, is_numpy, like, n_threads, namespace, one_blas_thread, to_numpy
+from mrsi_gadgets.arrays import Array, batch_size, is_numpy, like, n_threads, namespace, one_blas_thread, to_numpy
 from mrsi_gadgets.data import Maps, Replicas, SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.quantification.assembly import FitResult, assemble_maps
@@ -215,7 +215,8 @@ def _fit(
     """
     n = voxels.data.shape[0]
     pieces = []
-    size = -(-n // (2 * -(-n // (2 * _PIECE))))
+    most = batch_size(_PIECE)
+    size = -(-n // (2 * -(-n // (2 * most))))
     for i in range(0, n, size):
         rows = slice(i, min(i + size, n))
         pieces.append(voxels.take(rows))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, like, namespace
+from mrsi_gadgets.arrays import Array, batch_size, like, namespace
 from mrsi_gadgets.data import KtData, Protocol, SpectralImage
 from mrsi_gadgets.operators.encoding import encoding_operator
 from mrsi_gadgets.reconstruction.fourier import reconstruct_fourier
@@ -101,8 +101,9 @@ def strongest_line(residual: Array, noise_sd: Array, protocol: Protocol) -> Arra
     times = protocol.times_s - protocol.times_s[0]
     parts = []
     count = int(residual.shape[0])
-    for start in range(0, count, _PIECE):
-        piece = residual[start : min(start + _PIECE, count), :]
+    most = batch_size(_PIECE)
+    for start in range(0, count, most):
+        piece = residual[start : min(start + most, count), :]
         best = None
         for rate in _RATES:
             decay = np.exp(-rate * times)

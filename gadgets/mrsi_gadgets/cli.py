@@ -261,10 +261,10 @@ def _web_port(given: argparse.Namespace) -> int | None:
 
 
 def _spool_options(given: argparse.Namespace) -> SpoolOptions | None:
-    from mrsi_gadgets.io.spool import GIBIBYTE, SpoolOptions, check_folder, default_folder
+    from mrsi_gadgets.io.spool import GIBIBYTE, OFF, SpoolOptions, check_folder, default_folder
 
     folder = given.spool or default_folder()
-    if given.no_spool:
+    if given.no_spool or (given.spool is None and os.environ.get("MRSI_SPOOL") == OFF):
         return None
     if folder is None:
         raise ConfigError(

@@ -19,6 +19,9 @@ import pytest
 from mrsi_gadgets import replay
 from mrsi_gadgets.gadgets.node import chain, run_connection
 from mrsi_gadgets.gadgets.scan import ScanOptions
+from mrsi_gadgets.io.spool_archive import list_sessions
+from mrsi_gadgets.io.spool_log import State
+from mrsi_gadgets.recover import recover
 from mrsi_gadgets.stream.messages import Close, ConfigText, ErrorText, Image
 from mrsi_gadgets.stream.session import Peer
 from mrsi_gadgets.stream.transport import Connection
@@ -82,6 +85,21 @@ def test_the_module_a_gadgetron_starts_returns_the_images_of_this_process_and_an
     assert (record.errors, record.illegal, record.closed) == ([], [], True)
     assert code == 0, log
     assert "Traceback" not in log
+
+
+def test_the_module_keeps_raw_data_before_it_processes_them(in_process, tmp_path, monkeypatch):
+    monkeypatch.setenv("MRSI_SPOOL", str(tmp_path / "spool"))
+    through_node(with_nan(small_scan()))
+    through_node(small_scan())
+    failed, finished = list_sessions(tmp_path / "spool")
+    assert (failed.state, failed.end.closed) == (State.FAILED, True)
+    assert "not finite" in failed.end.cause
+    assert (finished.state, finished.end.readouts) == (State.FINISHED, len(small_scan().readouts))
+    assert_same_images(recover(tmp_path / "spool", finished.file.number, {"device": "cpu"}).images, in_process)
+    monkeypatch.setenv("MRSI_SPOOL", "off")
+    record, _, _ = through_node(small_scan())
+    assert_same_images(record.items, in_process)
+    assert len(list_sessions(tmp_path / "spool")) == 2
 
 
 @pytest.mark.parametrize("peer", [Peer.GADGETRON, Peer.AUTO])

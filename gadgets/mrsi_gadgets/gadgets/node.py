@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain as chain_iterators
 from typing import Any
 
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
 from mrsi_gadgets.gadgets.watch import ScanWatch
+from mrsi_gadgets.io.spool import Spool, SpoolOptions, default_folder
+from mrsi_gadgets.io.spool_log import State as SpoolState
+from mrsi_gadgets.stream.framing import FrameScanner, MessageId
 from mrsi_gadgets.stream.messages import ConfigText, Header, Message, Text
+from mrsi_gadgets.stream.relay import take_bytes
 from mrsi_gadgets.stream.session import Peer, Session, State
 from mrsi_gadgets.stream.transport import Connection, Outcome, serve
 
@@ -63,7 +69,39 @@ def chain(connection: Any) -> None:
     connection.socket = _Released()
     options = ScanOptions(device=os.environ.get("MRSI_DEVICE", "auto"))
     session = Session(Peer.GADGETRON, state=State.STREAM)
-    run_connection(Connection(raw, session=session), options, received=_received(connection.raw_bytes))
+    with _kept(connection.raw_bytes) as (keep, ended):
+        outcome = run_connection(
+            Connection(raw, session=session, keep=keep), options, received=_received(connection.raw_bytes)
+        )
+        ended(outcome)
+
+
+@contextmanager
+def _kept(raw: Any) -> Iterator[tuple[Callable[[memoryview], None] | None, Callable[[Outcome], None]]]:
+    """Keep the raw data of a session that this process holds the socket of; gives who takes bytes and who the outcome.
+
+    A process that dies here leaves an interrupted session, which `mrsi recover` finds as those of a server.
+    """
+    folder = default_folder()
+    if folder is None:
+        yield None, lambda outcome: None
+        return
+    spool = Spool(SpoolOptions(folder))
+    spool.start(tidy=False)
+    session = spool.open({"scan": {}})
+    scanner = FrameScanner()
+    for number, text in ((MessageId.CONFIG_TEXT, raw.config), (MessageId.HEADER, raw.header)):
+        body = text.encode() if isinstance(text, str) else bytes(text)
+        take_bytes(scanner, memoryview(struct.pack("<HI", number, len(body)) + body), session.keep)
+    told: list[Outcome] = []
+    try:
+        yield lambda chunk: take_bytes(scanner, chunk, session.keep), told.append
+    finally:
+        failure = told[0].failure if told else "an internal error ended the session"
+        lost = bool(told) and told[0].lost
+        state = SpoolState.ABORTED if lost else SpoolState.FINISHED if failure is None else SpoolState.FAILED
+        session.end(state, failure or "", readouts=scanner.readouts, closed=scanner.closed)
+        spool.stop()
 
 
 def _received(raw: Any) -> Iterator[Message]:

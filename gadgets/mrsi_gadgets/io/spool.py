@@ -35,6 +35,8 @@ from mrsi_gadgets.io.spool_log import End, LogWriter, State
 
 LOG = logging.getLogger("mrsi.spool")
 GIBIBYTE = 1 << 30
+OFF = "off"
+"""What MRSI_SPOOL says where nothing is to be kept."""
 SYNC_S = 1.0
 """How often the disk is told to keep what was written: a loss of power loses what came since."""
 CHECK_BYTES = 16 << 20
@@ -46,7 +48,12 @@ _NAME = re.compile(r"session-(\d{6,})(?:\.([a-z]+))?\.(log|h5)")
 
 
 def default_folder() -> Path | None:
-    """Return the folder of this user: that of MRSI_SPOOL, else in XDG's state directory; None without a home."""
+    """Return the folder of this user: that of MRSI_SPOOL, else in XDG's state directory.
+
+    None where MRSI_SPOOL is ``off``, or without a home.
+    """
+    if os.environ.get("MRSI_SPOOL") == OFF:
+        return None
     if os.environ.get("MRSI_SPOOL"):
         return Path(os.environ["MRSI_SPOOL"])
     state = Path(os.environ.get("XDG_STATE_HOME", ""))
@@ -214,14 +221,16 @@ class Spool:
         self._stopped = False
         self._keeper = threading.Thread(target=self._keep, name="spool", daemon=True)
 
-    def start(self) -> None:
+    def start(self, *, tidy: bool = True) -> None:
         """Look at the folder, take up what a server that was killed has left, and say in the log what is wrong.
 
-        Nothing raises: a server whose raw data cannot be kept still serves.
+        Nothing raises: a server whose raw data cannot be kept still serves. Without `tidy` what others have left is
+        left to a server.
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._tidy()
+            if tidy:
+                self._tidy()
         except OSError as problem:
             LOG.error("raw data cannot be kept: %s cannot be used (%s)", self.folder, problem.strerror)
         else:

@@ -103,7 +103,7 @@ def report_failure(
             count = endpoint.read_into(space)
             if not count:
                 break
-            _take(scanner, space[:count], keep)
+            take_bytes(scanner, space[:count], keep)
             watch.look(space[:count])
     send_failure(endpoint, watch.peer, sentence, told=told)
 
@@ -120,7 +120,7 @@ def send_failure(endpoint: SocketEndpoint, peer: Peer, sentence: str, *, told: b
     endpoint.close()
 
 
-def _take(scanner: FrameScanner, chunk: memoryview, keep: Keep | None) -> None:
+def take_bytes(scanner: FrameScanner, chunk: memoryview, keep: Keep | None) -> None:
     """Have the client's bytes kept and follow their boundaries; once framing is lost they mean nothing."""
     if scanner.framing_lost:
         return
@@ -275,7 +275,7 @@ class Relay:
                 count = self._client.read_into(space)
                 if not count:
                     break
-                _take(self._up, space[:count], self._keep)
+                take_bytes(self._up, space[:count], self._keep)
                 self._watch.look(space[:count])
                 self._forward(space[:count])
         self.client_lost = self.client_lost or not self._up.closed

@@ -61,6 +61,8 @@ class Connection:
         Bound of each of the two queues [bytes].
     heartbeat_s
         Log that the session is alive after so long without a byte [s].
+    keep
+        Gets the peer's bytes before they are decoded; must not raise.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Connection:
         idle_timeout_s: float | None = None,
         queue_bytes: int = QUEUE_BYTES,
         heartbeat_s: float = HEARTBEAT_S,
+        keep: Callable[[memoryview], None] | None = None,
     ) -> None:
         self.session = session or Session(peer)
         self.name = name
@@ -81,6 +84,7 @@ class Connection:
         self._decoder = Decoder(limits)
         self._idle_timeout_s = idle_timeout_s
         self._heartbeat_s = heartbeat_s
+        self._keep = keep
         self._incoming: ByteQueue[list[Message]] = ByteQueue(queue_bytes)
         self._outgoing: ByteQueue[bytes] = ByteQueue(queue_bytes)
         self._input_error: MrsiError | None = None
@@ -173,9 +177,12 @@ class Connection:
         waiting = 0
         while not self._decoder.closed:
             self._await_bytes()
-            count = self._endpoint.read_into(self._decoder.buffer())
+            space = self._decoder.buffer()
+            count = self._endpoint.read_into(space)
             if not count:
                 self._decoder.finish()
+            elif self._keep is not None:
+                self._keep(space[:count])
             framed = self._take(count, batch)
             waiting += count
             if batch:

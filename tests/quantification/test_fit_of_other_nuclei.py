@@ -60,7 +60,7 @@ def bounds(made: Made, model: VarproModel) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("nucleus", "limits"),
     [
-        ("31P", {"PCr": 0.002, "ATP": 0.002, "Pi": 0.01, "ePi": 0.01, "PME": 0.002, "PDE": 0.002, "tNAD": 0.02}),
+        ("31P", {"PCr": 0.002, "ATP": 0.002, "Pi": 0.01, "ePi": 0.01, "PME": 0.002, "PDE": 0.002, "tNAD": 0.03}),
         ("2H", {"HDO": 0.002, "Glc": 0.002, "Glx": 0.002, "Lac": 0.002}),
     ],
 )

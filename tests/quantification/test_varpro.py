@@ -122,7 +122,7 @@ def test_the_stated_deviation_knows_where_the_noise_of_coefficients_lies(rng, ma
 def test_priors_count_in_the_deviation_of_coefficients_as_they_do_in_that_of_fids(rng, make_voxels, models):
     """White noise on a complete basis is the white noise of the FIDs, so every stated deviation must be the same."""
     image = make_voxels(rng, (6, 5, 1)).image
-    image = replace(image, noise_sd=np.full((6, 5, 1), 0.4, np.float32))
+    image = replace(image, noise_sd=np.full((6, 5, 1), 0.9, np.float32))
     n_times = image.protocol.n_times
     basis = np.fft.fft(np.eye(n_times), norm="ortho").astype(np.complex64)
     spread = np.repeat(image.noise_sd[..., None], n_times, axis=3)

@@ -38,7 +38,7 @@ __all__ = ["VarproModel", "field_doubt", "field_lineshape", "fit_varpro", "prepa
 _PIECE = 400
 """At most about this many voxels are fitted at once. Large pieces keep the interpreter out of the way of the threads;
 their number depends on the voxels alone, so that the same data give the same maps on any number of cores."""
-_NOISE_FLOOR = 5e-3
+_NOISE_FLOOR = 1e-2
 """No model is right to better than this part of the strongest coordinate that nuisance does not reach: smaller noise is
 not believed."""
 _COUNTED_NOISE = 0.1

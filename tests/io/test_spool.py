@@ -8,6 +8,7 @@ import resource
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import ismrmrd
@@ -292,6 +293,35 @@ def test_a_log_that_an_h5_cannot_hold_stays_a_log(spool, folder, odd):
         archive(path)
     assert [entry.name for entry in folder.iterdir()] == [path.name]
     assert find_session(folder, 1).end.readouts == 7
+
+
+def test_the_disk_is_told_to_keep_a_running_session_and_its_name(spool, folder, monkeypatch):
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: synced.append("data"))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append("name"), real(descriptor))[1])
+    session = spool.open({})
+    session.sync()
+    session.sync()  # nothing has come since
+    session.keep(b"something")
+    session.sync()
+    assert synced == ["data", "name", "data"]
+    monkeypatch.undo()
+    session.end(State.FAILED, readouts=1, closed=False)
+
+
+def test_a_running_server_syncs_by_itself(folder, monkeypatch):
+    monkeypatch.setattr("mrsi_gadgets.io.spool.SYNC_S", 0.02)
+    spool = Spool(SpoolOptions(folder, reserve_bytes=0))
+    spool.start()
+    session = spool.open({})
+    session.keep(session_bytes())
+    deadline = time.monotonic() + 20
+    while session._dirty and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not session._dirty
+    session.end(State.FAILED, readouts=0, closed=False)
+    spool.stop()
 
 
 def test_a_session_that_still_runs_is_not_touched(spool, folder):

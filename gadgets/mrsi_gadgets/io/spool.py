@@ -108,6 +108,15 @@ def path_of(folder: Path, number: int, state: State | None, suffix: str) -> Path
     return folder / f"session-{number:06d}{middle}.{suffix}"
 
 
+def sync_folder(folder: Path) -> None:
+    """Have the disk keep the names of a folder's files."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def locked(path: Path) -> bool:
     """Tell whether a running server writes the log."""
     try:
@@ -129,6 +138,8 @@ class SessionSpool:
         self._writer = writer
         self._unchecked = 0
         self._dirty = writer is not None
+        self._named = False
+        """Whether the disk knows the log's name."""
         self._lock = threading.Lock()
         self.problem = problem
         """Why not everything is kept, one sentence; empty while it is."""
@@ -176,6 +187,9 @@ class SessionSpool:
                 self._dirty = False
                 with contextlib.suppress(OSError):  # the next write tells
                     self._writer.sync()
+                    if not self._named:  # a file whose name is lost is lost
+                        sync_folder(self._writer.path.parent)
+                        self._named = True
 
     def end(self, state: State, cause: str = "", *, readouts: int, closed: bool) -> None:
         """Say how the session has ended; without readouts nothing of it is kept."""

@@ -24,7 +24,7 @@ import numpy as np
 
 from mrsi_gadgets.errors import DataError, MrsiError
 from mrsi_gadgets.io.mrd_file import Scan, ScanWriter, read_note, read_scan
-from mrsi_gadgets.io.spool import SpoolFile, locked, path_of, spool_files
+from mrsi_gadgets.io.spool import SpoolFile, locked, path_of, spool_files, sync_folder
 from mrsi_gadgets.io.spool_log import End, LogReader, State, read_end
 from mrsi_gadgets.stream.messages import (
     Acquisition,
@@ -224,7 +224,8 @@ def settle(file: SpoolFile) -> Path | None:
     try:
         end = read_end(file.path)
         if end is None:
-            if not _count(LogReader(file.path))[0]:
+            # one is enough to know: the log may be long
+            if not any(isinstance(message, Acquisition | Image) for message in _LogMessages(LogReader(file.path))):
                 file.path.unlink(missing_ok=True)
                 return None
             return file.path
@@ -314,7 +315,7 @@ def archive(log_path: Path) -> Path | None:
             draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
-        _sync_folder(log_path.parent)
+        sync_folder(log_path.parent)
         log_path.unlink()
     return target
 
@@ -336,14 +337,6 @@ def _convert(info: SessionInfo, draft: Path) -> None:
         raise DataError(f"{draft} does not hold what was written; check the disk")
     with draft.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -268,6 +268,7 @@ def test_the_h5_is_read_by_mrsi_and_by_ismrmrd(spool, folder):
     keep(spool, session_bytes())
     path = archive(spool_files(folder)[0].path)
     assert [file.path for file in spool_files(folder)] == [path]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(read_scan(path).acquisitions) == 7
     with ismrmrd.File(path, "r") as file:
         found = file["dataset"].acquisitions[3]

@@ -335,6 +335,7 @@ def _convert(info: SessionInfo, draft: Path) -> None:
         found, read_sum = found + 1, _sum(readout, read_sum)
     if (found, read_sum) != (count, checksum):
         raise DataError(f"{draft} does not hold what was written; check the disk")
+    draft.chmod(0o600)
     with draft.open("rb") as file:
         os.fsync(file.fileno())
 

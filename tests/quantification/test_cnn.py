@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import other_nuclei_voxels
 import pytest
 from fit_voxels import SUMS, make_protocol
 from test_unmodelled import PPM, PROTONS_MM, with_line
@@ -12,11 +13,13 @@ from test_unmodelled import PPM, PROTONS_MM, with_line
 from mrsi_gadgets.data import SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.physics.ensemble import Ensemble
+from mrsi_gadgets.physics.phosphorus import PHOSPHATE_PPM
 from mrsi_gadgets.quantification import cnn
 from mrsi_gadgets.quantification.cnn import fit_cnn, lineshapes_of_cnn
 from mrsi_gadgets.quantification.cnn_physics import nonnegative_amounts, shape_spread
 from mrsi_gadgets.quantification.cnn_training import train_spectrum_networks
 from mrsi_gadgets.quantification.passes import WEAK_PRIOR
+from mrsi_gadgets.quantification.preparation import usual_model
 from mrsi_gadgets.quantification.spectrum_input import clean_spectra, new_networks
 from mrsi_gadgets.quantification.varpro import fit_varpro
 
@@ -195,3 +198,14 @@ def test_networks_of_other_fids_are_refused(rng, make_voxels, models, trained):
     )
     with pytest.raises(DataError, match="trained for FIDs of 256 points; these have 200"):
         fit_cnn(image, models(protocol), trained[0])
+
+
+def test_phosphate_has_its_own_place_in_every_voxel(rng, monkeypatch):
+    made = other_nuclei_voxels.make_image(rng, "31P", (6, 5, 1), snr=80.0)
+    model = usual_model(made.image.protocol)
+    monkeypatch.setattr(cnn, "_found", lambda *given, **more: cnn._Found(made.shape.astype(np.float32), None))
+    maps = fit_cnn(made.image, model, new_networks(model, hidden=4, seed=0))
+    moved = (maps.maps["Pi_shift"].value.ravel() - PHOSPHATE_PPM) * made.image.protocol.transmit_frequency_hz * 1e-6
+    assert np.std(moved - made.phosphate_hz) < 1.5
+    assert np.std(made.phosphate_hz) > 8.0
+    np.testing.assert_allclose(maps.maps["PCr"].value.ravel(), made.amount({"PCr": 1.0}), rtol=0.05)

@@ -249,7 +249,7 @@ def _solved_at_places(
     n = len(voxels.noise_sd)
     lowest, place = np.full(n, np.inf), np.full(n, moving.home)
     for one in moving.coarse:
-        _, first = _piece(voxels, found, at_place(model, int(one)), prior, lines)
+        first, _ = _linear(voxels, found, at_place(model, int(one)), prior, lines)
         cost = to_numpy(first.fit.cost) + moving.penalty(int(one))
         lowest, place = np.where(cost < lowest, cost, lowest), np.where(cost < lowest, one, place)
     result: FitResult | None = None
@@ -278,7 +278,29 @@ def _solved_at_places(
 def _piece(
     voxels: Voxels, found: _Found, model: VarproModel, prior: np.ndarray, lines: np.ndarray
 ) -> tuple[FitResult, FirstPass]:
-    """Solve for amplitudes at the lineshapes found, with the lines (voxel, line) that no molecule has where allowed."""
+    """Solve for amplitudes at the lineshapes found; return the result with its deviations too."""
+    first, whiten = _linear(voxels, found, model, prior, lines)
+    problem, fit = first.problem, first.fit
+    if found.amounts is not None:
+        # deviations are those of amounts that are free
+        sd = like(voxels.noise_sd, voxels.data, "float32")[:, None]
+        problem = problem_of(
+            voxels.data / sd, whiten, voxels.given, first.scale, None, model, prior, lines
+        )  # fmt: skip
+        free = linear_fit(problem, model.dictionary, found.shape)
+        fit = fit._replace(normal=free.normal, precision=free.precision, free=_free_where(fit, model))
+        first = first._replace(problem=problem, fit=fit)
+    more = np.maximum(first.misfit / _CHANCE, 1.0).astype(np.float32)
+    return _result(fit, problem, whiten, voxels, model, more, first.misfit), first
+
+
+def _linear(
+    voxels: Voxels, found: _Found, model: VarproModel, prior: np.ndarray, lines: np.ndarray
+) -> tuple[FirstPass, Array]:
+    """Solve for amplitudes at the lineshapes found, with the lines (voxel, line) that no molecule has where allowed.
+
+    Returns the whitening (voxel, n_dense, n_dense) too.
+    """
     xp = namespace(voxels.data)
     sd = like(voxels.noise_sd, voxels.data, "float32")
     data = voxels.data / sd[:, None]
@@ -294,13 +316,7 @@ def _piece(
     fit = fit._replace(cost=xp.maximum(fit.cost - xp.astype(pull, fit.cost.dtype), xp.zeros_like(fit.cost)))
     degrees = problem.data.shape[1] - np.sum(to_numpy(fit.free), axis=1)
     misfit = np.sqrt(to_numpy(fit.cost) / np.maximum(degrees, 1))
-    if held is not None:
-        # deviations are those of amounts that are free
-        problem = problem_of(data, whiten, voxels.given, scale, None, model, prior, lines)
-        free = linear_fit(problem, model.dictionary, found.shape)
-        fit = fit._replace(normal=free.normal, precision=free.precision, free=_free_where(fit, model))
-    more = np.maximum(misfit / _CHANCE, 1.0).astype(np.float32)
-    return _result(fit, problem, whiten, voxels, model, more, misfit), FirstPass(problem, scale, fit, misfit, lines)
+    return FirstPass(problem, scale, fit, misfit, lines), whiten
 
 
 def _free_where(fit: Fit, model: VarproModel) -> Array:

@@ -91,8 +91,11 @@ def test_every_parameter_of_every_gadget_has_been_another_one_in_these_tests():
         for name, text in attributes_of(gadget).items()
         if text != attributes_of(type(gadget)())[name]
     }
-    # the fit has one method so far; test_absolute_units has files to name
-    elsewhere = {("quantify", "method"), *(("absolute_units", name) for name in ("units", "tissue", "b1"))}
+    # test_quantify_networks has trained networks, test_absolute_units files to name, quantification/ the spatial prior
+    elsewhere = {
+        *(("quantify", name) for name in ("method", "start", "adapt_steps", "spatial_prior")),
+        *(("absolute_units", name) for name in ("units", "tissue", "b1")),
+    }
     assert changed | elsewhere == {
         (element, name) for element, kind in GADGETS.items() for name, _, _ in kind.describe()
     }

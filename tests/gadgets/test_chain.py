@@ -46,7 +46,8 @@ OTHERS = [
     Reconstruct(method="fourier"), Reconstruct(method="low_rank", replicas=0), Reconstruct(prior="none", replicas=2),
     Reconstruct(method="subspace", rank=12), Reconstruct(prior="tv"), Reconstruct(prior="wavelet"),
     Quantify(window_ppm=("0.4", "4.3"), lineshape="free", own_shifts=("Ins", "Glu+Gln"), own_shift_hz=0.3,
-             own_width=1.0, delay_ms=0.1),
+             own_width=1.0, delay_ms=0.1), Quantify(start="cnn", adapt_steps=1),
+    Quantify(method="union_of_subspaces", spatial_prior="none"),
     QualityMask(snr=8.0, linewidth_ppm=0.1, relative_sd=0.2, lipids=0.5, flagged=True),
     ConsoleImages(maps=("Ins",), uncertainty=False, quantitative="none", spectra="none"),
 ]  # fmt: skip

@@ -31,7 +31,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -186,6 +186,7 @@ def main() -> int:
     parser.add_argument("--models", type=Path, help="folder of learned models; none: trained beside the benchmarks")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, help="JSON with the measures")
+    parser.add_argument("--picture", type=Path, help="PNG of pooled coverage and lowest tenth")
     parser.add_argument("--keep", type=Path, help="folder for all values (.npz), to look into")
     parser.add_argument("--quick", action="store_true", help="8 realisations")
     given = parser.parse_args()
@@ -234,7 +235,38 @@ def main() -> int:
         print(f"  not: SNR {snr:g} {method} {name}: pooled {m['pooled']:.1%}, p10 {m['p10']:.0%}")
     if given.output:
         given.output.write_text(json.dumps(found, indent=1))
+    if given.picture:
+        draw(found, given.picture)
     return 0
+
+
+def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw pooled coverage (dot) and that of the lowest tenth of the voxels (end of the line), SD beside bound."""
+    from matplotlib.figure import Figure
+
+    cases = list(dict.fromkeys((f["snr"], f["method"]) for f in found))
+    figure = Figure(figsize=(2.1 * len(cases) + 0.6, 2.9), layout="constrained")
+    panels = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
+    for axes, (snr, method) in zip(panels, cases, strict=True):
+        axes.axhspan(100 * POOLED[0], 100 * POOLED[1], color="0.9", lw=0)
+        axes.axhline(100 * LOWEST, color="0.6", lw=0.8, ls=":")
+        for which, colour, shift in (("sd", "#1f6fb4", -0.14), ("crlb", "#c05a1c", 0.14)):
+            for one in (f for f in found if (f["snr"], f["method"], f["which"]) == (snr, method, which)):
+                for i, name in enumerate(NAMES):
+                    m = one["maps"][name]
+                    axes.plot([i + shift] * 2, [100 * m["p10"], 100 * m["pooled"]], color=colour, lw=1.5)
+                    axes.plot(i + shift, 100 * m["pooled"], "o", color=colour, ms=4)
+        axes.set_title(f"{method}, SNR {snr:g}", fontsize=9)
+        axes.set_xticks(range(len(NAMES)), NAMES, fontsize=7)
+        axes.set_ylim(min(60.0, 95 * min(m["p10"] for f in found for m in f["maps"].values())), 102)
+        axes.tick_params(axis="y", labelsize=7)
+    panels[0].set_ylabel("covered by 95 % intervals [%]", fontsize=8)
+    words = (
+        "dot: all voxels, all realisations (grey: 90 to 98 %); end of the line: lowest tenth of voxels (dotted: 80 %); "
+        "blue: stated SD, orange: bound"
+    )
+    figure.supxlabel(words, fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 def _cell(m: dict[str, float]) -> str:

@@ -35,7 +35,7 @@ def test_a_shipped_recipe_reconstructs_with_the_method_it_is_named_after(name):
     chain = find_recipe(name)
     assert [g.element for g in chain.gadgets] == [
         "prewhiten", "correct_drift", "field_map", "combine_coils", "remove_nuisance", "reconstruct", "quantify",
-        "absolute_units", "console_images",
+        "absolute_units", "quality_mask", "console_images",
     ]  # fmt: skip
     assert named(chain).method == name
 

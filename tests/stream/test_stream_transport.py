@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from mrsi_gadgets.errors import DataError, PeerLost, ProtocolError
+from mrsi_gadgets.stream.endpoints import SocketEndpoint
 from mrsi_gadgets.stream.messages import Acquisition, Close, ConfigFile, ErrorText, Header, Image, Query, Response, Text
 from mrsi_gadgets.stream.session import Peer, Session
 from mrsi_gadgets.stream.transport import Connection, serve
@@ -542,3 +543,18 @@ def test_sockets_are_kept_alive():
             assert server.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert client.recv(1) == b""
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="needs TCP_USER_TIMEOUT (Linux)")
+def test_a_peer_that_reads_no_more_is_given_up_for_lost_by_the_system(monkeypatch):
+    monkeypatch.setattr("mrsi_gadgets.stream.endpoints.STALL_S", 1)
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener, socket.create_connection(listener.getsockname()) as deaf:
+        ours, _ = listener.accept()
+        endpoint = SocketEndpoint(ours)
+        start = time.monotonic()
+        with pytest.raises(OSError):
+            endpoint.write(bytes(1 << 28))
+        assert time.monotonic() - start < 60
+        endpoint.close()
+        assert deaf.fileno() >= 0

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 60, 10, 6
 LINGER_S = 2.0
+STALL_S = 1800
+"""A peer that takes no byte for so long is given up for lost, so that it cannot hold a session for ever."""
 
 
 class Endpoint(Protocol):
@@ -49,7 +51,7 @@ def discard_until_silent(sock: socket.socket, silence_s: float = LINGER_S) -> No
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Let the operating system notice a peer that is no longer there (TCP only)."""
+    """Let the operating system notice a peer that is no longer there, or takes nothing any more (TCP only)."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -58,6 +60,7 @@ def keep_alive(sock: socket.socket) -> None:
         ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
         ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S),
         ("TCP_KEEPCNT", KEEPALIVE_PROBES),
+        ("TCP_USER_TIMEOUT", STALL_S * 1000),
     ):
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

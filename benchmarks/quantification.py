@@ -23,7 +23,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ from mrsi_gadgets.phantom.truth import Truth
 from mrsi_gadgets.physics.basis import BasisSet, metabolite_basis
 from mrsi_gadgets.physics.macromolecules import macromolecule_basis
 from mrsi_gadgets.physics.nucleus import PROTON
+from mrsi_gadgets.quantification.cnn import fit_cnn
 from mrsi_gadgets.quantification.freedom import FitOptions
-from mrsi_gadgets.quantification.preparation import VarproModel, brain_defaults, prepare_varpro
+from mrsi_gadgets.quantification.preparation import brain_defaults, prepare_varpro
+from mrsi_gadgets.quantification.spectrum_input import new_networks
+from mrsi_gadgets.quantification.union_of_subspaces import fit_union_of_subspaces, prepare_union_of_subspaces
 from mrsi_gadgets.quantification.varpro import fit_varpro
 
 SHARE, BIAS, NRMSE, DETAIL = 0.7, 0.03, {30.0: 0.06, 15.0: 0.07}, {30.0: 0.5, 15.0: 0.6}
@@ -204,31 +208,46 @@ def independent() -> None:
 
 
 def timing(repeats: int) -> None:
-    """Print milliseconds per voxel."""
+    """Print milliseconds per voxel of every method, field and lineshapes within voxels left out."""
     protocol = protocol_of((40, 50, 1), 512)
-    basis = metabolite_basis(protocol, FIFTEEN)
+    basis, macromolecules = metabolite_basis(protocol, FIFTEEN), macromolecule_basis(protocol)
     image, _ = voxels_of(protocol, basis, np.random.default_rng(0), noise=12.0)
+    even = np.ones((int(image.mask.sum()), 1), np.complex64)
     rows = []
     for label, options in {
-        "default": FitOptions(),
-        "free lineshape": FitOptions(lineshape="free"),
-        "two groups": FitOptions(groups=(("Ins",), ("Glu", "Gln"))),
-        "first-order phase": FitOptions(delay_ms=0.1),
-        "window 0.5 to 4.2 ppm": FitOptions(window_ppm=(0.5, 4.2)),
+        "varpro": FitOptions(),
+        "varpro, free lineshape": FitOptions(lineshape="free"),
+        "varpro, two groups": FitOptions(groups=(("Ins",), ("Glu", "Gln"))),
+        "varpro, first-order phase": FitOptions(delay_ms=0.1),
+        "varpro, window 0.5 to 4.2 ppm": FitOptions(window_ppm=(0.5, 4.2)),
     }.items():
         start = time.perf_counter()
-        model = prepare_varpro(protocol, basis, macromolecule_basis(protocol), options=options)
+        model = prepare_varpro(protocol, basis, macromolecules, options=options)
         prepared = time.perf_counter() - start
-        rows.append([label, f"{_fastest(image, model, repeats):.2f}", f"{prepared:.1f}"])
+        taken = _fastest(partial(fit_varpro, image, model, intravoxel=False), image, repeats)
+        rows.append([label, f"{taken:.2f}", f"{prepared:.1f}"])
+    for spatial in ("auto", "none"):
+        start = time.perf_counter()
+        union = prepare_union_of_subspaces(protocol, basis, macromolecules, spatial=spatial)
+        prepared = time.perf_counter() - start
+        known = np.repeat(even, len(union.dictionary.expansion.node_times_s), axis=1)
+        taken = _fastest(partial(fit_union_of_subspaces, image, union, lineshape=known), image, repeats)
+        rows.append([f"union_of_subspaces, spatial prior {spatial}", f"{taken:.2f}", f"{prepared:.1f}"])
+    model = prepare_varpro(protocol, basis, macromolecules)
+    networks = new_networks(model, hidden=128, seed=0)
+    known = np.repeat(even, len(model.dictionary.expansion.node_times_s), axis=1)
+    for label, spectrum in (("cnn", False), ("cnn_spectrum", True)):
+        fit = partial(fit_cnn, image, model, networks, spectrum=spectrum, lineshape=known)
+        rows.append([f"{label} (untrained weights, no adaptation)", f"{_fastest(fit, image, repeats):.2f}", "-"])
     print(f"\n2,000 voxels, 512 points, 15 metabolites; load {os.getloadavg()[0]:.1f}; fastest of {repeats}")
-    print(table(["options", "ms per voxel", "preparation [s]"], rows))
+    print(table(["method", "ms per voxel", "preparation [s]"], rows))
 
 
-def _fastest(image: SpectralImage, model: VarproModel, repeats: int) -> float:
+def _fastest(fit: Callable[[], object], image: SpectralImage, repeats: int) -> float:
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        fit_varpro(image, model, intravoxel=False)
+        fit()
         seconds.append(time.perf_counter() - start)
     return 1e3 * min(seconds) / image.mask.sum()
 

@@ -13,7 +13,10 @@ import pytest
 
 @contextmanager
 def headless_browser() -> Iterator[Any]:
-    """Give a browser whose console log can be read; skip where there is none (fail where CI has installed it)."""
+    """Give a browser whose console log can be read and that reaches this machine alone.
+
+    Skip where there is none, fail where CI has installed it.
+    """
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver is None:
         if os.environ.get("MRSI_REQUIRE_SYSTEM_PACKAGES"):
@@ -23,7 +26,8 @@ def headless_browser() -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = program
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                     "--window-size=1400,1000", "--no-first-run", "--disable-background-networking"):  # fmt: skip
+                     "--window-size=1400,1000", "--no-first-run", "--disable-background-networking",
+                     "--proxy-server=127.0.0.1:9"):  # fmt: skip
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-import os
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -31,27 +29,6 @@ ACQUIRED = {
     "matrix": [3, 4, 5], "fov_mm": [30.0, 60.0, 55.0], "repetition_time_s": 1.5, "echo_times_s": [0.0013],
     "spectral_width_hz": 1500.0, "spectral_points": 128, "water_suppressed": True, "transmit_frequency_hz": 123.2e6,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A headless Chromium that has nothing but the files of this machine."""
-    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in programs:
-        if os.environ.get("MRSI_REQUIRE_SYSTEM_PACKAGES"):
-            pytest.fail("chromium or chromedriver is missing; .ci/run installs them")
-        pytest.skip("chromium and chromedriver are not installed")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu",
-                     "--window-size=1400,1000", "--proxy-server=127.0.0.1:9"):  # fmt: skip
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1]))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture

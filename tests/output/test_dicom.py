@@ -13,9 +13,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from all_spectra import build_spectra
 
 from mrsi_gadgets.cli import main
-from mrsi_gadgets.data import FitExample
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.output.console import maps_to_images
 from mrsi_gadgets.output.dicom.classic import to_pixels
@@ -35,8 +35,8 @@ def result(tmp_path, maps, reference_head):
     return tmp_path / "res"
 
 
-def images_of(maps, head):
-    return maps_to_images(maps, reference_head=head, shown=SHOWN)
+def images_of(maps, head, **options):
+    return maps_to_images(maps, reference_head=head, shown=SHOWN, **options)
 
 
 def place_of(ds, column, row):
@@ -84,28 +84,31 @@ def test_parametric_maps_hold_the_exact_values(tmp_path, result, maps):
 
 
 def test_spectra_of_all_voxels_come_back_with_their_line_at_its_shift(tmp_path, maps, reference_head):
-    protocol = maps.protocol
-    times = protocol.times_s
-    rng = np.random.default_rng(3)
-    truth = np.zeros((*protocol.geometry.matrix, times.size), np.complex64)
-    line = np.exp(2j * np.pi * (2.01 - 4.65) * 123.2 * times - times / 0.2)
-    examples = []
-    for voxel in np.argwhere(maps.mask):
-        place = tuple(int(i) for i in voxel)
-        truth[place] = rng.uniform(1, 9) * line
-        examples.append(FitExample(place, truth[place], truth[place] * 0.5, truth[place] * 0))
-    full = replace(maps, examples=tuple(examples))
-    write_results(tmp_path / "res", images_of(full, reference_head), summary={})
+    write_results(tmp_path / "res", images_of(with_spectra(maps), reference_head, spectra="all"), summary={})
     write_dicom(tmp_path / "res", tmp_path / "dcm", DicomOptions(kinds=("spectra",)))
     ds = pydicom.dcmread(tmp_path / "dcm/spectra/metabolites.dcm")
     fids = read_spectroscopy(ds)
-    np.testing.assert_array_equal(fids, truth)
+    fitted = spectra_of(maps)
+    np.testing.assert_array_equal(fids[tuple(fitted.voxels.T)], fitted.data)
+    assert not fids[~maps.mask].any()
     assert (ds.Rows, ds.Columns, ds.NumberOfFrames, ds.DataPointColumns) == (4, 3, 5, 128)
     assert ds.SpectralWidth == pytest.approx(1500)
     spectrum = np.abs(np.fft.fft(fids[1, 2, 3], 4096))
     hz = np.fft.fftfreq(4096, 1 / ds.SpectralWidth)[np.argmax(spectrum)]
     assert ds.ChemicalShiftReference + hz / ds.TransmitterFrequency == pytest.approx(2.01, abs=0.01)
     assert pydicom.dcmread(tmp_path / "dcm/spectra/fit.dcm").ResonantNucleus == "1H"
+
+
+def spectra_of(maps):
+    """A line at 2.01 ppm in every voxel, of its own height."""
+    times = maps.protocol.times_s
+    line = np.exp(2j * np.pi * (2.01 - 4.65) * 123.2 * times - times / 0.2)
+    heights = np.linspace(1, 9, int(maps.mask.sum()))
+    return replace(build_spectra(maps), data=(heights[:, None] * line).astype(np.complex64))
+
+
+def with_spectra(maps):
+    return replace(maps, spectra=lambda: spectra_of(maps))
 
 
 def test_three_example_spectra_are_no_spectroscopic_image(tmp_path, result):
@@ -257,11 +260,8 @@ def test_an_archive_gives_back_what_was_sent(tmp_path, result, maps, orthanc, ca
 
 def test_a_validator_finds_no_error(tmp_path, maps, reference_head):
     system_program("dciodvfy", "dicom3tools")
-    full = replace(
-        maps,
-        examples=tuple(FitExample(tuple(map(int, v)), *3 * (maps.examples[0].data,)) for v in np.argwhere(maps.mask)),
-    )
-    write_results(tmp_path / "res", images_of(full, reference_head), summary={})
+    images = images_of(with_spectra(maps), reference_head, spectra="all")
+    write_results(tmp_path / "res", images, summary={})
     for path in write_dicom(tmp_path / "res", tmp_path / "dcm", DicomOptions(maps=("tNAA_per_water",))):
         told = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False).stderr
         errors = [line for line in told.splitlines() if line.startswith("Error")]

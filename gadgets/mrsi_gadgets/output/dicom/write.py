@@ -149,14 +149,16 @@ def _of_echo(results: Results, exam: Exam, options: DicomOptions, number: int) -
                     ),
                 )  # fmt: skip
     if "spectra" in options.kinds:
-        for what, fids in _fids(results, exam.grid):
-            number += 1
-            first = results.spectra[0]
-            told = replace(exam, transmit_frequency_hz=first.transmit_frequency_hz, nucleus=first.nucleus)
+        for what, frame, fids in _fids(results, exam.grid):
+            number += frame == 0
+            axis = results.axis
+            told = replace(exam, transmit_frequency_hz=float(axis["transmit_frequency_hz"]), nucleus=axis["nucleus"])
             dataset = spectroscopy(
-                told, what, fids, dwell_s=first.dwell_s, reference_ppm=first.reference_ppm, series=number
-            )
-            yield Path("spectra") / f"{what}.dcm", dataset
+                told, what, fids, dwell_s=float(axis["dwell_s"]), reference_ppm=float(axis["reference_ppm"]),
+                series=number, instance=frame + 1,
+            )  # fmt: skip
+            ending = f"_{frame + 1:04d}" if len(results.gathered) > 1 else ""
+            yield Path("spectra") / f"{what}{ending}.dcm", dataset
 
 
 def _chosen(results: Results, wanted: Sequence[str]) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -177,16 +179,15 @@ def _chosen(results: Results, wanted: Sequence[str]) -> Iterator[tuple[str, str,
         yield "B0", "Hz", b0[0] if len(b0) == 1 else np.stack(b0, axis=-1)
 
 
-def _fids(results: Results, grid: Grid) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield what was fitted and the fit, on the whole grid; nothing where only a few examples are there."""
-    inside = next(iter(results.mask.values()), None)
-    if not results.spectra or inside is None or len(results.spectra) < int(inside.sum()):
-        return
-    for what in ("data", "fit"):
-        fids = np.zeros((*grid.matrix, len(results.spectra[0].data)), np.complex64)
-        for spectrum in results.spectra:
-            fids[spectrum.voxel] = getattr(spectrum, what)
-        yield {"data": "metabolites", "fit": "fit"}[what], fids
+def _fids(results: Results, grid: Grid) -> Iterator[tuple[str, int, np.ndarray]]:
+    """Yield what was fitted and the fit of each frame, on the whole grid; nothing where only a few examples came."""
+    for what, name in (("data", "metabolites"), ("fit", "fit")):
+        for place, frame in enumerate(sorted(results.gathered)):
+            fitted = results.fitted(frame)
+            if fitted is not None:
+                fids = np.zeros((*grid.matrix, fitted.data.shape[1]), np.complex64)
+                fids[tuple(fitted.voxels.T)] = getattr(fitted, what)
+                yield name, place, fids
 
 
 def _digest(images: Sequence[Image]) -> str:

@@ -19,7 +19,13 @@ from __future__ import annotations
 
 
 class MrsiError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose.
+
+    Its message is on one line whatever it quotes: what cannot be printed is shown as its escape.
+    """
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(one_line(sentence))
 
 
 class ConfigError(MrsiError):
@@ -50,12 +56,13 @@ class NumericalError(MrsiError):
     """A solver did not reach a usable result."""
 
 
-def visible(text: str, most: int = 100) -> str:
-    """Return a text of others as a sentence can quote it: on one line, no longer than it can bear.
+def one_line(text: str) -> str:
+    """Return a text without what would break a line of the log: that is shown as its escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode("ascii") for c in text)
 
-    What cannot be printed (a line break that would forge a line of the log) is shown as its escape.
-    """
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "replace").decode("ascii") for c in text[:most]
-    )
-    return shown if len(text) <= most else f"{shown}..."
+
+def visible(text: str, most: int = 100) -> str:
+    """Return a text of others as a sentence can quote it: on one line, no longer than it can bear."""
+    return one_line(text[:most]) + ("" if len(text) <= most else "...")

@@ -16,7 +16,7 @@ import numpy as np
 
 from mrsi_gadgets.arrays import Array
 from mrsi_gadgets.data import Protocol, SpectralImage
-from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.errors import DataError, one_line
 from mrsi_gadgets.io.model_store import StoredModel, find_model
 from mrsi_gadgets.models.subspace import Subspace, learn_subspace
 from mrsi_gadgets.reconstruction.field_map import WaterLine
@@ -78,7 +78,8 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def warn(self, sentence: str) -> None:
-        """Keep a warning for the result and log it (once)."""
+        """Keep a warning for the result and log it (once), on one line whatever it quotes."""
+        sentence = one_line(sentence)
         if sentence not in self.warnings:
             self.warnings.append(sentence)
             logging.getLogger("mrsi").warning(sentence)

@@ -505,7 +505,10 @@ def test_an_address_that_everybody_reaches_is_warned_of(caplog):
 def test_a_failed_and_a_finished_session_are_told_apart_by_fields_of_the_log(scan):
     port = free_port()
     command = [sys.executable, "-m", "mrsi_gadgets.cli", "serve", "--port", str(port), "--device", "cpu"]
-    with subprocess.Popen([*command, "--log-format", "json"], stderr=subprocess.PIPE, text=True) as process:
+    # without a spool sessions are numbered from 1
+    with subprocess.Popen(
+        [*command, "--no-spool", "--log-format", "json"], stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             first = [process.stderr.readline()]
             while "listening on" not in first[-1]:

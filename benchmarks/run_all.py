@@ -77,8 +77,9 @@ def known(path: Path) -> dict[str, str]:
 
 
 def write(path: Path, sections: dict[str, str]) -> None:
-    """Write the sections in the order of the scripts."""
+    """Write the sections in the order of the scripts, others (what was run by hand) behind them."""
     order = [title for title, _ in SCRIPTS.values() if title in sections]
+    order += [title for title in sections if title not in order]
     head = (
         "# Benchmarks\n\nWritten by `python benchmarks/run_all.py`. What the measures mean: "
         "[docs/explanation/measures.md](../docs/explanation/measures.md). All brains are simulated; the rings at 7 T "

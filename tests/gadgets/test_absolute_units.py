@@ -104,7 +104,14 @@ def test_usual_values_are_stated_and_cost_accuracy(head):
     assert np.mean([nrmse for _, nrmse in found.values()]) == pytest.approx(0.14, abs=0.03)
     assert "not given" in summary["provenance"]["absolute_units"]["tissue"]
     assert "assumed" in results.maps["tNAA_mM"].unit
-    assert results.maps["tNAA_mM"].sd is not None
+    item = results.maps["tNAA_mM"]
+    assert item.sd is not None
+    # the deviation is carried along with the value: both are the amount's times one factor a voxel
+    amount = results.maps["tNAA"]
+    known = np.isfinite(item.value) & (item.value > 0.1)
+    assert known.sum() > 20
+    found = item.sd[known] / item.value[known]
+    np.testing.assert_allclose(found, amount.sd[known] / amount.value[known], rtol=1e-3)
     assert "tissue_gm" not in results.maps
 
 

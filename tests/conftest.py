@@ -7,7 +7,9 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,6 +17,27 @@ import pytest
 from mrsi_gadgets.data import Geometry, Protocol
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def cuda_devices() -> tuple[int, str]:
+    """Number of GPUs that CuPy can use, and why there is none."""
+    try:
+        import cupy
+
+        return cupy.cuda.runtime.getDeviceCount(), "none found"
+    except Exception as problem:  # noqa: BLE001  any failure of a driver means that there is no device
+        return 0, type(problem).__name__
+
+
+DEVICES, WHY_NONE = cuda_devices()
+
+
+def on_a_gpu(library: str) -> list:
+    """The library as one more parameter, where there is a GPU."""
+    return [pytest.param(library, marks=pytest.mark.gpu)] if DEVICES else []
+
+
+LIBRARIES = ["numpy", "torch", "array_api_strict", *on_a_gpu("cupy")]
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +70,40 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20261122)
 
 
-@pytest.fixture(params=["numpy", "torch", "array_api_strict"])
+class OnDevice:
+    """An array namespace whose arrays are made on a device other than the library's default one."""
+
+    def __init__(self, namespace: ModuleType, device: object):
+        self._namespace, self._device = namespace, device
+
+    def __getattr__(self, name: str) -> object:
+        found = getattr(self._namespace, name)
+        return partial(found, device=self._device) if name in ("arange", "asarray", "ones", "zeros") else found
+
+
+def array_library(name: str) -> ModuleType | OnDevice:
+    """The namespace of a name of `LIBRARIES`, ``second_device`` or ``torch_cuda``."""
+    if name in ("second_device", "array_api_strict"):
+        strict = importlib.import_module("array_api_strict")
+        return strict if name == "array_api_strict" else OnDevice(strict, strict.Device("device1"))
+    found = importlib.import_module(f"array_api_compat.{name.partition('_')[0]}")
+    return OnDevice(found, "cuda") if name == "torch_cuda" else found
+
+
+@pytest.fixture(params=[*LIBRARIES, "second_device", *on_a_gpu("torch_cuda")])
 def xp(request):
-    """An array-API namespace: the numeric suite runs on each of them."""
-    name = request.param if request.param == "array_api_strict" else f"array_api_compat.{request.param}"
-    return importlib.import_module(name)
+    """An array-API namespace: the numeric suite runs on each of them, where there is a GPU also on CuPy and torch.
+
+    ``second_device`` is array-api-strict with arrays that do not lie where new ones are made by default: whatever
+    forgets the device of its input, or reads it as a NumPy array unasked, fails there as it would on a GPU.
+    """
+    return array_library(request.param)
+
+
+@pytest.fixture(params=LIBRARIES)
+def nufft_xp(request):
+    """As `xp`, of those whose arrays the libraries of non-uniform transforms can read."""
+    return array_library(request.param)
 
 
 @pytest.fixture
@@ -105,17 +157,9 @@ def system_command(name: str, *, package: str) -> str:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    try:
-        import cupy
-
-        devices = cupy.cuda.runtime.getDeviceCount()
-    except Exception as problem:  # noqa: BLE001  any failure of a driver means that there is no device
-        devices, why = 0, type(problem).__name__
-    else:
-        why = "none found"
     for item in items:
-        if item.get_closest_marker("gpu") and devices == 0:
-            item.add_marker(pytest.mark.skip(reason=f"needs a CUDA device ({why})"))
+        if item.get_closest_marker("gpu") and not DEVICES:
+            item.add_marker(pytest.mark.skip(reason=f"needs a CUDA device ({WHY_NONE})"))
 
 
 @pytest.fixture(scope="module")

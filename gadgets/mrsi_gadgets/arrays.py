@@ -55,7 +55,7 @@ def to_numpy(x: Array) -> np.ndarray:
         return np.asarray(x.get())
     if array_api_compat.is_torch_array(x):
         return np.asarray(x.detach().cpu().resolve_conj().numpy())
-    return np.asarray(x)
+    return np.from_dlpack(x, device="cpu")
 
 
 def like(values: Any, reference: Array, dtype: Any = None) -> Array:

@@ -33,12 +33,12 @@ def dense_matrix(points: np.ndarray, matrix, shift) -> np.ndarray:
 
 @pytest.mark.parametrize(("matrix", "shift"), CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("batch", [1, 3])
-def test_both_directions_are_the_dense_transform_and_each_others_adjoint(xp, rng, matrix, shift, batch):
+def test_both_directions_are_the_dense_transform_and_each_others_adjoint(nufft_xp, rng, matrix, shift, batch):
     points = rng.uniform(-0.5, 0.5, (17, 3))
     op = Nufft(points, matrix, batch=batch, shift=shift)
     dense = dense_matrix(points, matrix, shift)
     x, y = complex_normal(rng, op.domain), complex_normal(rng, op.range)
-    forward, adjoint = to_numpy(op(xp.asarray(x))), to_numpy(op.H(xp.asarray(y)))
+    forward, adjoint = to_numpy(op(nufft_xp.asarray(x))), to_numpy(op.H(nufft_xp.asarray(y)))
     assert forward.dtype == adjoint.dtype == np.complex64
     expected = (dense @ x.reshape(batch, -1).T).T
     np.testing.assert_allclose(forward, expected, atol=1e-5 * np.abs(expected).max())

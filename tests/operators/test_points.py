@@ -66,11 +66,11 @@ def slow_sum(kt, maps, b0, x):
 
 
 @pytest.mark.parametrize("kind", ["lobes", "laps"])
-def test_each_sample_is_encoded_at_its_own_place_and_time(xp, rng, kind):
-    kt = make_data(xp, rng, kind)
-    maps = contracts.random_array(xp, (N_COILS, *GRID), rng)
+def test_each_sample_is_encoded_at_its_own_place_and_time(nufft_xp, rng, kind):
+    kt = make_data(nufft_xp, rng, kind)
+    maps = contracts.random_array(nufft_xp, (N_COILS, *GRID), rng)
     b0 = 25 * rng.standard_normal(GRID)
-    x = contracts.random_array(xp, (*GRID, len(LINES)), rng)
+    x = contracts.random_array(nufft_xp, (*GRID, len(LINES)), rng)
     operator = encoding_operator(kt, maps, b0, exact_rows(kt), tolerance=1e-6)
     expected = slow_sum(kt, to_numpy(maps), b0, to_numpy(x))
     found = to_numpy(operator(x))
@@ -90,12 +90,12 @@ def with_gaps_over_time(shape):
 
 @pytest.mark.parametrize("count", [None, with_gaps, with_gaps_over_time])
 @pytest.mark.parametrize("kind", ["lobes", "laps"])
-def test_the_operator_keeps_the_contract(xp, rng, kind, count):
-    kt = make_data(xp, rng, kind, count)
-    maps = contracts.random_array(xp, (N_COILS, *GRID), rng)
+def test_the_operator_keeps_the_contract(nufft_xp, rng, kind, count):
+    kt = make_data(nufft_xp, rng, kind, count)
+    maps = contracts.random_array(nufft_xp, (N_COILS, *GRID), rng)
     operator = encoding_operator(kt, maps, 25 * rng.standard_normal(GRID), exact_rows(kt))
-    contracts.check_operator(operator, xp, rng)
-    samples = to_numpy(operator(contracts.random_array(xp, operator.domain, rng)))
+    contracts.check_operator(operator, nufft_xp, rng)
+    samples = to_numpy(operator(contracts.random_array(nufft_xp, operator.domain, rng)))
     assert not np.any(samples[:, kt.counts == 0])
 
 

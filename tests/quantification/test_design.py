@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fit_voxels import make_protocol, molecules
 
+from mrsi_gadgets.arrays import to_numpy
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.quantification.coordinates import band_energy, whitener
 from mrsi_gadgets.quantification.design import Interval, NuisanceBand, build_design, group_weights
@@ -90,7 +91,7 @@ def test_coordinates_keep_white_noise_white_and_drop_water(rng, models):
 def test_whitening_brings_noise_and_nuisance_to_the_noise_alone(rng, models, xp):
     coordinates = models(make_protocol((3, 4, 5))).coordinates
     energy = np.array([[0.0, 0.0], [3e4, 10.0], [5.0, 2e3]], np.float32)
-    found = np.asarray(whitener(xp.asarray(energy), coordinates))
+    found = to_numpy(whitener(xp.asarray(energy), coordinates))
     for row, w in zip(energy, found, strict=True):
         total = 2 * np.eye(coordinates.n_dense) + sum(
             e * f @ f.conj().T for e, f in zip(row, coordinates.factors, strict=True)

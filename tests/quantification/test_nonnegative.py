@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import lsq_linear, nnls
 
+from mrsi_gadgets.arrays import to_numpy
 from mrsi_gadgets.errors import DataError, NumericalError
 from mrsi_gadgets.quantification.nonnegative import solve_nonnegative
 
@@ -22,8 +23,8 @@ def test_every_library_finds_the_reference_minimum(rng, xp):
     columns, y, gram, rhs = problems(rng)
     expected = np.array([nnls(a, b)[0] for a, b in zip(columns, y, strict=True)])
     found = solve_nonnegative(xp.asarray(gram), xp.asarray(rhs), xp.ones((9,), dtype=xp.bool))
-    np.testing.assert_allclose(np.asarray(found.x), expected, atol=1e-9)
-    assert np.array_equal(np.asarray(found.free), expected > 0)
+    np.testing.assert_allclose(to_numpy(found.x), expected, atol=1e-9)
+    assert np.array_equal(to_numpy(found.free), expected > 0)
 
 
 def test_the_conditions_of_the_minimum_hold(rng):

@@ -175,7 +175,7 @@ def _coil_labels(root: Element) -> Iterator[tuple[int, str]]:
 def _encoding(element: Element, index: int) -> Encoding:
     limits = {}
     names = {limit: counter for counter, limit in LIMIT_OF_COUNTER.items()}
-    for limit in element.find("encodingLimits") or ():
+    for limit in element.iterfind("encodingLimits/*"):
         values = [_number(limit, part, _integer) for part in ("minimum", "maximum", "center")]
         limits[names.get(limit.tag, limit.tag)] = Limit(*(int(v or 0) for v in values))
     encoded = _space(element, f"encoding[{index}]/encodedSpace")

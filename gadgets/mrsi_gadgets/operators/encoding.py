@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, like
+from mrsi_gadgets.arrays import Array, like, to_numpy
 from mrsi_gadgets.data import KtData
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.operators.algebra import Diagonal, Identity, LastAxisMatrix, LinearOperator, Reshape
@@ -146,7 +146,7 @@ def _at_common_times(
         to_times: LinearOperator = Identity((n_coils, *grid, n_times))
     else:
         terms = histogram_terms(b0_hz, times, tolerance=tolerance)
-        image_model, temporal = field_evolution(terms, np.asarray(basis), samples, tolerance=tolerance)
+        image_model, temporal = field_evolution(terms, to_numpy(basis), samples, tolerance=tolerance)
         to_times = LastAxisMatrix(like(temporal, samples, samples.dtype), (n_coils, *grid), orthonormal=True)
     coils = Coils(like(coil_maps, samples, samples.dtype), image_model.range[3:])
     fourier = Fourier(coils.range, first_axis=1, shift=half_voxel_shift(kt.protocol.geometry))
@@ -183,7 +183,7 @@ def _at_own_times(
         evolved = continued(np.eye(n_times), times, offset_nodes(*offset_range(kt), kt.protocol.dwell_s))
     else:
         if not isinstance(basis, RowsBetweenSamples):
-            basis = continued(np.asarray(basis), times, offset_nodes(*offset_range(kt), kt.protocol.dwell_s))
+            basis = continued(to_numpy(basis), times, offset_nodes(*offset_range(kt), kt.protocol.dwell_s))
         made = evolved_basis(basis, b0_hz, times, samples, tolerance=tolerance)
         image_model, evolved = made.image_model, made.rows
     rows_of_group = tuple(like(rows, samples, samples.dtype) for rows in evolved.at(offsets.values_s))

@@ -38,7 +38,7 @@ from mrsi_gadgets.quantification.cnn_physics import (
 from mrsi_gadgets.quantification.coordinates import band_energy, whitener
 from mrsi_gadgets.quantification.lineshape_search import N_SHAPE
 from mrsi_gadgets.quantification.moving_line import at_place
-from mrsi_gadgets.quantification.passes import FirstPass, Voxels, result_of
+from mrsi_gadgets.quantification.passes import FirstPass, Voxels, pieces, result_of
 from mrsi_gadgets.quantification.preparation import VarproModel
 from mrsi_gadgets.quantification.quality import Evidence
 from mrsi_gadgets.quantification.refinement import Fit, Problem, linear_fit
@@ -46,8 +46,6 @@ from mrsi_gadgets.quantification.spectrum_input import Inputs, clean_spectra, in
 from mrsi_gadgets.quantification.unmodelled import UnmodelledLine, find_lines, with_lines
 from mrsi_gadgets.quantification.varpro import check_image, field_lineshape, voxels_of
 
-_PIECE = 400
-"""At most about this many voxels are solved at once, so that what is needed stays in the processor's cache."""
 _CHANCE = 1.15
 """Misfit that noise alone may leave."""
 _ROUNDS = 4
@@ -211,12 +209,11 @@ def _solved(
     Those are not looked for beside a molecule with a shift of its own, whose place the first solve must settle.
     """
     n = voxels.data.shape[0]
-    size = -(-n // (2 * -(-n // (2 * _PIECE))))
     prior = shape_spread(to_numpy(found.shape))
-    pieces = [slice(i, min(i + size, n)) for i in range(0, n, size)]
+    parts = pieces(voxels)
     basis = None if image.basis is None else to_numpy(image.basis)
 
-    with ThreadPoolExecutor(n_threads() if is_numpy(voxels.data) and len(pieces) > 1 else 1) as pool:
+    with ThreadPoolExecutor(n_threads() if is_numpy(voxels.data) and len(parts) > 1 else 1) as pool:
 
         def solve(which: VarproModel, allowed: np.ndarray, share: float) -> list[tuple[FitResult, FirstPass | None]]:
             def one(rows: slice) -> tuple[FitResult, FirstPass | None]:
@@ -224,9 +221,9 @@ def _solved(
                 return _solved_at_places(voxels.take(rows), some, which, prior, allowed[rows])
 
             results = []
-            for result in pool.map(one, pieces):
+            for result in pool.map(one, parts):
                 results.append(result)
-                progress(share * len(results) / len(pieces))
+                progress(share * len(results) / len(parts))
             return results
 
         solved = solve(model, np.zeros((n, 0), bool), 0.9)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, device, like, namespace, to_numpy
+from mrsi_gadgets.arrays import Array, batch_size, device, is_numpy, like, namespace, to_numpy
 from mrsi_gadgets.quantification.assembly import FitResult
 from mrsi_gadgets.quantification.coordinates import band_energy, whitener
 from mrsi_gadgets.quantification.lineshape_search import N_SHAPE
@@ -30,6 +30,9 @@ _ROUNDS = 4
 _ENOUGH_VOXELS = 30
 _NO_INFORMATION = 1e-12
 _ROWS_FOR_VARIANCE = 256
+_ON_HOST, _ON_DEVICE = 400, 4096
+"""At most about this many voxels are fitted at once: what stays in a processor's cache and keeps the interpreter out of
+the threads' way; what keeps a device busy, at some 0.5 MiB a voxel."""
 
 
 class Voxels(NamedTuple):
@@ -72,6 +75,21 @@ class Voxels(NamedTuple):
             data, self.noise_sd[rows], given, spread, self.directions, some(self.start), some(self.changes),
             some(self.patterns),
         )  # fmt: skip
+
+
+def pieces(voxels: Voxels) -> list[slice]:
+    """Return the voxels that are fitted at once, as slices of about equal length.
+
+    They depend on the number of voxels alone, so that the same data give the same maps on any number of cores; they
+    are smaller where memory has run out (`arrays.smaller_batches`).
+    """
+    n = len(voxels.noise_sd)
+    here = is_numpy(voxels.data)
+    most = batch_size(_ON_HOST if here else _ON_DEVICE)
+    # on the host an even number, for threads
+    count = 2 * -(-n // (2 * most)) if here else -(-n // most)
+    size = -(-n // max(count, 1))
+    return [slice(i, min(i + size, n)) for i in range(0, n, size)]
 
 
 class FirstPass(NamedTuple):

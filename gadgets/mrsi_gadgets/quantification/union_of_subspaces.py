@@ -35,6 +35,7 @@ from mrsi_gadgets.quantification.passes import (
     final_problem,
     first_pass_of_places,
     learn_shape_prior,
+    pieces,
     result_of,
     taken,
     with_unmodelled,
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
 METHOD = "union_of_subspaces"
 SPATIAL = ("auto", "edges", "none")
 """When the spatial prior acts: `auto` leaves coefficients to themselves whose noise a reconstruction has smoothed."""
-_PIECE = 400
 _FIRST_STEPS = 1
 _STEPS = 1
 """Gauss-Newton steps about the lineshape of the first pass."""
@@ -211,19 +211,17 @@ def _fit(
     voxels: Voxels, model: UnionModel, mask: np.ndarray, basis: np.ndarray | None, progress: Callable[[float], None]
 ) -> tuple[FitResult, Estimates, VarproModel, list[UnmodelledLine], Evidence]:
     """Fit voxel by voxel: with bounds, and without them but with the whole covariance."""
-    n = voxels.data.shape[0]
-    size = -(-n // (2 * -(-n // (2 * _PIECE))))
-    pieces = [voxels.take(slice(i, min(i + size, n))) for i in range(0, n, size)]
+    batches = [voxels.take(rows) for rows in pieces(voxels)]
     fit: VarproModel = model
     passes: list[FirstPass] = []
     places: list[np.ndarray] = []
-    with ThreadPoolExecutor(n_threads() if is_numpy(voxels.data) and len(pieces) > 1 else 1) as pool:
-        for one, place in pool.map(lambda piece: first_pass_of_places(piece, fit, _FIRST_STEPS), pieces):
+    with ThreadPoolExecutor(n_threads() if is_numpy(voxels.data) and len(batches) > 1 else 1) as pool:
+        for one, place in pool.map(lambda piece: first_pass_of_places(piece, fit, _FIRST_STEPS), batches):
             passes.append(one)
             places.append(place)
-            progress(0.6 * len(passes) / len(pieces))
+            progress(0.6 * len(passes) / len(batches))
         if model.learn_ratios:
-            fit = _with_ratios(fit, passes, pieces)
+            fit = _with_ratios(fit, passes, batches)
         lines, evidence = find_lines(passes, fit, mask, basis)
         if lines:
             fit = with_lines(fit, lines, basis)
@@ -236,7 +234,7 @@ def _fit(
         def tangent(work: tuple[FirstPass, Voxels, np.ndarray]) -> tuple[FitResult, Estimates]:
             return _tangent(*work, known, prior)
 
-        parts = list(pool.map(tangent, zip(passes, pieces, places, strict=True)))
+        parts = list(pool.map(tangent, zip(passes, batches, places, strict=True)))
     progress(0.9)
     free = Estimates(np.concatenate([p[1].value for p in parts]), np.concatenate([p[1].covariance for p in parts]))
     return FitResult.concatenate([p[0] for p in parts]), free, fit, lines, evidence

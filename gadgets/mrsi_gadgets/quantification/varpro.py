@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, batch_size, is_numpy, like, n_threads, namespace, one_blas_thread, to_numpy
+from mrsi_gadgets.arrays import Array, is_numpy, like, n_threads, namespace, one_blas_thread, to_numpy
 from mrsi_gadgets.data import Maps, Replicas, SpectralImage
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.quantification.assembly import FitResult, assemble_maps
@@ -26,6 +26,7 @@ from mrsi_gadgets.quantification.passes import (
     final_pass_of_places,
     first_pass_of_places,
     learn_shape_prior,
+    pieces,
     with_unmodelled,
 )
 from mrsi_gadgets.quantification.preparation import VarproModel, prepare_varpro
@@ -35,9 +36,6 @@ from mrsi_gadgets.quantification.unmodelled import UnmodelledLine, find_lines, w
 
 __all__ = ["VarproModel", "field_doubt", "field_lineshape", "fit_varpro", "prepare_varpro"]
 
-_PIECE = 400
-"""At most about this many voxels are fitted at once. Large pieces keep the interpreter out of the way of the threads;
-their number depends on the voxels alone, so that the same data give the same maps on any number of cores."""
 _NOISE_FLOOR = 1e-2
 """No model is right to better than this part of the strongest coordinate that nuisance does not reach: smaller noise is
 not believed."""
@@ -213,25 +211,19 @@ def _fit(
 
     Lines that no molecule has join the model between the passes; the model that was fitted in the end comes back.
     """
-    n = voxels.data.shape[0]
-    pieces = []
-    most = batch_size(_PIECE)
-    size = -(-n // (2 * -(-n // (2 * most))))
-    for i in range(0, n, size):
-        rows = slice(i, min(i + size, n))
-        pieces.append(voxels.take(rows))
+    parts = [voxels.take(rows) for rows in pieces(voxels)]
 
     def first(piece: Voxels) -> tuple[FirstPass, np.ndarray]:
         return first_pass_of_places(piece, model)
 
     passes: list[FirstPass] = []
     results: list[FitResult] = []
-    places = [np.zeros(len(piece.noise_sd), int) for piece in pieces]
-    with ThreadPoolExecutor(n_threads() if is_numpy(voxels.data) and len(pieces) > 1 else 1) as pool:
-        for one, place in pool.map(first, pieces):
+    places = [np.zeros(len(piece.noise_sd), int) for piece in parts]
+    with ThreadPoolExecutor(n_threads() if is_numpy(voxels.data) and len(parts) > 1 else 1) as pool:
+        for one, place in pool.map(first, parts):
             places[len(passes)] = place
             passes.append(one)
-            progress(0.6 * len(passes) / len(pieces))
+            progress(0.6 * len(passes) / len(parts))
         lines, evidence = find_lines(passes, model, mask, basis)
         if lines:
             model = with_lines(model, lines, basis)
@@ -244,9 +236,9 @@ def _fit(
         def final(work: tuple[FirstPass, Voxels, np.ndarray]) -> FitResult:
             return final_pass_of_places(*work, model, prior)
 
-        for result in pool.map(final, zip(passes, pieces, places, strict=True)):
+        for result in pool.map(final, zip(passes, parts, places, strict=True)):
             results.append(result)
-            progress(0.6 + 0.4 * len(results) / len(pieces))
+            progress(0.6 + 0.4 * len(results) / len(parts))
     return FitResult.concatenate(results), model, lines, evidence
 
 

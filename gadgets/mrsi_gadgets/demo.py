@@ -80,9 +80,9 @@ def run_demo(folder: Path, *, preset: str = "csi48") -> str:
 
 
 @contextmanager
-def running_server(spool: SpoolOptions | None = None) -> Iterator[int]:
+def running_server(spool: SpoolOptions | None = None, device: str = "cpu") -> Iterator[int]:
     """Run a server on a free port of this machine, by default without keeping raw data; yields the port."""
-    server = Server(ServerOptions(port=0, scan=ScanOptions(device="cpu"), log_level="WARNING", spool=spool))
+    server = Server(ServerOptions(port=0, scan=ScanOptions(device=device), log_level="WARNING", spool=spool))
     server.start()
     thread = threading.Thread(target=server.serve_forever, daemon=True, name="server")
     thread.start()

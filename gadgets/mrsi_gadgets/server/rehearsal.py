@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mrsi_gadgets.arrays import centred_fftn
+from mrsi_gadgets.arrays import centred_fftn, free_device_memory
 from mrsi_gadgets.data import Geometry, Protocol
 from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
 from mrsi_gadgets.mrd.header_writer import header_xml
@@ -23,9 +23,18 @@ _NAA_HZ = -325.0
 """NAA's line against water at 3 T."""
 
 
-def rehearse() -> None:
-    """Run the default recipe on the made-up scan; raises what the chain raises (such a process must not serve)."""
-    run_scan(_messages(), lambda message: None, ScanOptions(device="cpu"))
+def rehearse(device: str) -> None:
+    """Run the default recipe on the made-up scan, where the real one will run (`arrays.select_device`).
+
+    What a device keeps of its memory for later is given back; other processes wait on the same device.
+
+    Raises
+    ------
+    MrsiError
+        What the chain raises; such a process must not serve.
+    """
+    run_scan(_messages(), lambda message: None, ScanOptions(device=device))
+    free_device_memory()
 
 
 def _messages() -> Iterator[Message]:

@@ -102,7 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
     set_up_logging("ERROR", given.log_format)
     return_large_blocks()
     end_before_others()
-    rehearse()
+    options = options_from_text(given.options)
+    rehearse(options.device)
     set_up_logging(given.log_level, given.log_format)
     with socket.socket(fileno=given.ready) as supervisor:
         with contextlib.suppress(BrokenPipeError):
@@ -125,9 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
             with contextlib.suppress(OSError):  # a supervisor that is gone hears nothing
                 supervisor.sendall(json.dumps(what).encode() + b"\n")
 
-        outcome = run_connection(
-            connection, options_from_text(given.options), watch=ScanWatch(tell) if given.watched else None
-        )
+        outcome = run_connection(connection, options, watch=ScanWatch(tell) if given.watched else None)
         if outcome.failure is not None:
             # so that the supervisor's last line tells a failed session from a finished one
             tell({"kind": "failure", "sentence": outcome.failure})

@@ -56,12 +56,26 @@ def test_nobody_runs_as_root_and_health_is_asked():
 
 
 def test_versions_come_from_the_lock_file_also_for_what_builds():
-    (environment,) = instructions("ENV")
+    environment = instructions("ENV")[0]
     assert "PIP_CONSTRAINT=/source/constraints.txt" in environment
     locked = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
     required = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    for name in [*required["project"]["dependencies"], *required["build-system"]["requires"]]:
+    extras = required["project"]["optional-dependencies"]
+    used = {
+        name
+        for line in instructions("RUN")
+        for group in re.findall(r"/source\[(.*)\]", line)
+        for name in group.split(",")
+    }
+    assert used == {"dicom", "twix", "cuda12"}
+    wanted = [*required["project"]["dependencies"], *required["build-system"]["requires"]]
+    for name in [*wanted, *(one for extra in used for one in extras[extra])]:
         assert re.split(r"[<>=\[]", name)[0].replace("_", "-").lower() in {n.replace("_", "-") for n in locked}
+
+
+def test_compiled_kernels_are_kept_where_the_container_may_write():
+    folder = dict(part.split("=", 1) for line in instructions("ENV") for part in shlex.split(line))["CUPY_CACHE_DIR"]
+    assert folder.startswith(f"{instructions('VOLUME')[1]}/")
 
 
 def test_the_label_is_the_one_that_a_scanner_looks_for():

@@ -16,8 +16,9 @@ import numpy as np
 
 from mrsi_gadgets.arrays import Array, like, n_threads, namespace, to_numpy
 from mrsi_gadgets.data import Geometry
-from mrsi_gadgets.errors import DataError, MissingPackageError
+from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.operators.algebra import LinearOperator, Shape
+from mrsi_gadgets.operators.cuda_libraries import import_cufinufft
 from mrsi_gadgets.operators.fourier import half_voxel_shift
 
 TOLERANCE = {"complex64": 1e-6, "complex128": 1e-12}
@@ -170,11 +171,4 @@ def _library(kind: str) -> Any:
         import finufft
 
         return finufft
-    try:
-        import cufinufft
-    except ImportError as error:
-        raise MissingPackageError(
-            "non-uniform Fourier transforms on a GPU need the package cufinufft; install the extra cuda12 or cuda13, "
-            "or use --device cpu"
-        ) from error
-    return cufinufft
+    return import_cufinufft()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, device, like, namespace
+from mrsi_gadgets.arrays import Array, like, namespace
 from mrsi_gadgets.data import Protocol
 from mrsi_gadgets.errors import DataError
 
@@ -70,14 +70,13 @@ class Manifold:
         return {}
 
     def networks(self, reference: Array) -> ManifoldNetworks:
-        """Return the networks on the device of `reference` (torch is imported here, and not before)."""
+        """Return the networks where torch works on `reference` (torch is imported here, and not before)."""
         from mrsi_gadgets.models.networks import as_torch, build
 
-        place = str(device(reference))
-        if place not in self._networks:
-            built = build(self.rank, self.latent, self.hidden, self.weights)
-            self._networks[place] = built.to(as_torch(reference[:0, ...]).device)
-        return self._networks[place]
+        where = as_torch(reference[:0, ...]).device
+        if str(where) not in self._networks:
+            self._networks[str(where)] = build(self.rank, self.latent, self.hidden, self.weights).to(where)
+        return self._networks[str(where)]
 
     def coefficients(self, fids: Array) -> Array:
         """Return the coefficients fids V^H, (..., rank), of FIDs (..., t)."""

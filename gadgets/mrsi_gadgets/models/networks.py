@@ -109,12 +109,15 @@ def weights_of(networks: ManifoldNetworks) -> dict[str, np.ndarray]:
 
 
 def as_torch(x: Array) -> torch.Tensor:
-    """Return `x` as a torch tensor: the same memory where it is NumPy, torch or CuPy."""
+    """Return `x` as a torch tensor: the same memory where it is NumPy, torch or CuPy.
+
+    Of another library, or CuPy's where this torch cannot use the device, it is a copy on the host.
+    """
     if isinstance(x, torch.Tensor):
         return x.resolve_conj()
     if is_numpy(x):
         return torch.from_numpy(np.require(x, requirements=("C", "W")))
-    if hasattr(x, "__cuda_array_interface__"):
+    if hasattr(x, "__cuda_array_interface__") and torch.cuda.is_available():
         return torch.utils.dlpack.from_dlpack(x)
     return torch.from_numpy(np.array(to_numpy(x)))
 
@@ -123,7 +126,7 @@ def from_torch(x: torch.Tensor, reference: Array) -> Array:
     """Return a tensor as an array of `reference`'s namespace, on its device."""
     if isinstance(reference, torch.Tensor):
         return x
-    if hasattr(reference, "__cuda_array_interface__"):
+    if hasattr(reference, "__cuda_array_interface__") and x.is_cuda:
         from array_api_compat import array_namespace
 
         return array_namespace(reference).from_dlpack(x)

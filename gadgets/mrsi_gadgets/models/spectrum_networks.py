@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from mrsi_gadgets.arrays import Array, device
+from mrsi_gadgets.arrays import Array
 from mrsi_gadgets.errors import DataError
 
 if TYPE_CHECKING:
@@ -114,9 +114,11 @@ class SpectrumNetworks:
         from mrsi_gadgets.models.networks import as_torch, in_batches
         from mrsi_gadgets.models.spectrum_layers import build_network, in_units
 
-        place = name, str(device(spectra))
+        where = as_torch(spectra[:0, ...]).device
+        place = name, str(where)
         if place not in self._built:
-            network = build_network(self.points, self.hidden, self.outputs(name), getattr(self, name))
-            self._built[place] = network.to(as_torch(spectra[:0, ...]).device)
+            self._built[place] = build_network(self.points, self.hidden, self.outputs(name), getattr(self, name)).to(
+                where
+            )
         network = self._built[place]
         return in_batches(lambda x, level: in_units(self, name, network(x, level)), spectra, told)

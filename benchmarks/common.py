@@ -48,6 +48,16 @@ def describe_machine() -> str:
     )
 
 
+def describe_device(name: str) -> str:
+    """One line: the GPU, and the versions that matter."""
+    import cupy
+    import torch
+
+    found = cupy.cuda.runtime.getDeviceProperties(int(name.partition(":")[2] or 0))
+    card = found["name"].decode()
+    return f"{card}, CuPy {cupy.__version__}, torch {torch.__version__}"
+
+
 def _commit() -> str:
     """Commit of the checkout, or a word where there is none."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]

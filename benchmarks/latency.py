@@ -1,6 +1,6 @@
 """From the last byte of the last readout to the last byte of the last image, through the server.
 
-    python benchmarks/latency.py [--preset csi48] [--seconds 10] [--repeats 5]
+    python benchmarks/latency.py [--preset csi48] [--seconds 10] [--repeats 5] [--device cuda:0]
 
 A server is started and its session process is warm. The scan is sent live over TCP by a process of its own, at an
 even pace so that it lasts `--seconds` (a real scan of this size takes 23 minutes: what is prepared beside the
@@ -24,7 +24,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import METHODS, describe_machine, spread, table
+from common import METHODS, describe_device, describe_machine, spread, table
 
 from mrsi_gadgets.demo import running_server
 from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="one repeat")
     parser.add_argument("--send", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -51,20 +52,22 @@ def main() -> int:
     repeats = 1 if given.quick else given.repeats
     logging.getLogger("mrsi").setLevel(logging.ERROR)
     print(describe_machine())
+    if given.device != "cpu":
+        print(describe_device(given.device))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.h5"
         write_simulation(given.preset, path)
         print(f"{given.preset}, {repeats} repeats; paced: the scan lasts {given.seconds:g} s")
-        measure_server(path, given.methods, given.seconds, repeats)
+        measure_server(path, given.methods, given.seconds, repeats, given.device)
         print()
-        measure_stages(path, given.methods, given.seconds)
+        measure_stages(path, given.methods, given.seconds, given.device)
     return 0
 
 
-def measure_server(path: Path, methods: list[str], seconds: float, repeats: int) -> None:
+def measure_server(path: Path, methods: list[str], seconds: float, repeats: int, device: str) -> None:
     """Print latencies through the server, paced and not."""
     rows = []
-    with running_server() as port:
+    with running_server(device=device) as port:
         for method in methods:
             for pace in (seconds, 0.0):
                 found = [run_client(path, method, pace, port) for _ in range(repeats)]
@@ -111,16 +114,16 @@ def tick(readouts: list[Acquisition], seconds: float) -> float | None:
     return seconds / (stamps[-1] - stamps[0])
 
 
-def measure_stages(path: Path, methods: list[str], seconds: float) -> None:
+def measure_stages(path: Path, methods: list[str], seconds: float, device: str) -> None:
     """Print the seconds of each stage of the chain, run in this process at the same pace."""
-    found = {method: stages(path, method, seconds) for method in methods}
+    found = {method: stages(path, method, seconds, device) for method in methods}
     names = list(dict.fromkeys(name for times in found.values() for name in times))
     rows = [[name, *(f"{found[m][name]:.3f}" if name in found[m] else "-" for m in methods)] for name in names]
     print("Stages in one process at the same pace, s (what is prepared runs beside the arriving readouts)")
     print(table(["stage", *methods], rows))
 
 
-def stages(path: Path, method: str, seconds: float) -> dict[str, float]:
+def stages(path: Path, method: str, seconds: float, device: str) -> dict[str, float]:
     """Run the chain here; the report's seconds."""
     scan = read_scan(path)
     readouts = list(scan.acquisitions)
@@ -137,7 +140,7 @@ def stages(path: Path, method: str, seconds: float) -> dict[str, float]:
             yield readout
 
     nothing: list[Any] = []
-    report = run_scan(messages(), nothing.append, ScanOptions(device="cpu"))
+    report = run_scan(messages(), nothing.append, ScanOptions(device=device))
     assert report is not None
     return dict(report.seconds)
 

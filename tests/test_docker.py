@@ -6,9 +6,12 @@ import json
 import re
 import shlex
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from mrsi_gadgets.cli import _parser
 from mrsi_gadgets.gadgets.openrecon import LABEL_NAME
@@ -71,6 +74,36 @@ def test_versions_come_from_the_lock_file_also_for_what_builds():
     wanted = [*required["project"]["dependencies"], *required["build-system"]["requires"]]
     for name in [*wanted, *(one for extra in used for one in extras[extra])]:
         assert re.split(r"[<>=\[]", name)[0].replace("_", "-").lower() in {n.replace("_", "-") for n in locked}
+
+
+def needed_by(requirement: Requirement, seen: set[str]) -> set[str]:
+    """Names of all distributions that a requirement brings here, itself included."""
+    name = canonicalize_name(requirement.name)
+    asked = {f"{name}[{extra}]" for extra in requirement.extras or {""}}
+    if asked <= seen:
+        return seen
+    seen |= asked | {name}
+    try:
+        lines = metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return seen  # of the GPU's extra, which is not installed here
+    for one in map(Requirement, lines):
+        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in requirement.extras or {""}):
+            needed_by(one, seen)
+    return seen
+
+
+def test_what_those_bring_along_is_in_the_lock_file_too():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    locked = {canonicalize_name(line.partition("==")[0]) for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [one for extra in ("dicom", "twix", "cuda12") for one in project["optional-dependencies"][extra]]
+    seen: set[str] = set()
+    for one in [*project["dependencies"], *extras]:
+        needed_by(Requirement(one), seen)
+    found = {name for name in seen if "[" not in name}
+    assert {"torch", "pydicom", "twixtools", "setuptools", "cuda-pathfinder"} <= found
+    assert found <= locked
 
 
 def test_compiled_kernels_are_kept_where_the_container_may_write():

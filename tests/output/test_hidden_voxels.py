@@ -7,10 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from mrsi_gadgets.data import DisplayMask, Map
-from mrsi_gadgets.output import pictures
 from mrsi_gadgets.output.console import maps_to_images
 from mrsi_gadgets.output.meta import from_xml, value_of
-from mrsi_gadgets.output.results import gather
+from mrsi_gadgets.output.results import gather, shown_voxels
 
 HIDDEN = (1, 2, 3)
 
@@ -59,7 +58,7 @@ def test_a_hidden_voxel_is_dark_at_the_console_and_whole_among_the_values(maps, 
 
 def test_the_contact_sheet_hides_the_same_voxels(maps, reference_head):
     results = gather(images_of(masked(maps), reference_head))
-    shown = pictures._shown(results, results.maps["tNAA_per_water"], 0)
+    shown = shown_voxels(results, results.maps["tNAA_per_water"], 0)
     assert not shown[HIDDEN]
     assert shown.sum() == shown.size - 1
-    assert pictures._shown(gather(images_of(maps, reference_head)), results.maps["tNAA_per_water"], 0).all()
+    assert shown_voxels(gather(images_of(maps, reference_head)), results.maps["tNAA_per_water"], 0).all()

@@ -19,7 +19,12 @@ from mrsi_gadgets.output.regions import COLUMNS, read_labels
 def table(path) -> dict[tuple[str, str, str, str], dict[str, str]]:
     rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     assert tuple(rows[0]) == COLUMNS
-    return {(row["echo"], row["frame"], row["region"], row["map"]): row for row in rows}
+    return {(row["echo"], row["frame"], row["region"], row["map"]): row for row in rows if row["voxels"] == "all"}
+
+
+def usable(path, region: str = "whole mask") -> dict[str, dict[str, str]]:
+    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+    return {row["map"]: row for row in rows if row["voxels"] == "usable" and row["region"] == region}
 
 
 def with_tissue(maps):
@@ -76,6 +81,50 @@ def test_the_whole_mask_and_the_tissues_are_in_the_table_by_default(tmp_path, ma
         assert row["unit"] == "mM"
     assert rows["", "0", "whole mask", "tCr_per_tCr"]["weighted_mean"] == ""
     assert not [key for key in rows if key[3].startswith("tissue_gm")]
+
+
+def with_judgement(maps, *, bad: tuple[int, ...], flagged: tuple[int, ...], uncertain: tuple[int, ...]):
+    """Maps with a wild value in three voxels: hidden by the quality mask, flagged by the fit, and an uncertain tNAA."""
+    code, flag = (np.where(maps.mask, 0, np.nan).astype(np.float32) for _ in range(2))
+    code[bad], code[flagged], flag[flagged] = 2, 16, 1
+    wild = {}
+    for name in ("tNAA", "tCr"):
+        value, sd = maps.maps[name].value.copy(), maps.maps[name].sd * 0.1
+        value[bad] = value[flagged] = value[uncertain] = 1e9
+        if name == "tNAA":
+            sd[uncertain] = 1e9
+        wild[name] = dataclasses.replace(maps.maps[name], value=value, sd=sd)
+    judged = {"quality": Map(code, "1"), "fit_flag": Map(flag, "1")}
+    told = {"relative_sd": 0.5, "codes_that_hide": 15}
+    return dataclasses.replace(maps, maps={**maps.maps, **wild, **judged}, provenance={"quality_mask": told})
+
+
+def test_voxels_that_are_called_unusable_do_not_count_among_the_usable_ones(tmp_path, maps):
+    bad, flagged, uncertain = (1, 2, 3), (2, 0, 4), (0, 3, 2)
+    maps = with_judgement(with_tissue(maps), bad=bad, flagged=flagged, uncertain=uncertain)
+    write(tmp_path / "out", maps)
+    every, some = table(tmp_path / "out/regions.csv"), usable(tmp_path / "out/regions.csv")
+    for name, left_out in (("tNAA", [bad, flagged, uncertain]), ("tCr", [bad, flagged])):
+        kept = maps.mask.copy()
+        for voxel in left_out:
+            kept[voxel] = False
+        value = maps.maps[name].value.astype(float)
+        assert int(every["", "0", "whole mask", name]["n"]) == maps.mask.sum() == 58
+        assert int(some[name]["n"]) == 58 - len(left_out)
+        assert float(every["", "0", "whole mask", name]["mean"]) == pytest.approx(value[maps.mask].mean(), rel=1e-5)
+        assert float(some[name]["mean"]) == pytest.approx(value[kept].mean(), rel=1e-5)
+        assert float(some[name]["median"]) == pytest.approx(np.median(value[kept]), rel=1e-5)
+    # the tissue whose voxels are x = 1 holds one of the three
+    assert int(usable(tmp_path / "out/regions.csv", "white matter (at least 60%)")["tNAA"]["n"]) == 19
+
+
+def test_without_a_quality_mask_the_fit_alone_judges_and_without_both_nobody_does(tmp_path, maps):
+    write(tmp_path / "plain", maps)
+    assert not usable(tmp_path / "plain/regions.csv")
+    flag = np.where(maps.mask, 0, np.nan).astype(np.float32)
+    flag[1, 1, 1] = 1
+    write(tmp_path / "out", dataclasses.replace(maps, maps={**maps.maps, "fit_flag": Map(flag, "1")}))
+    assert int(usable(tmp_path / "out/regions.csv")["tCho"]["n"]) == 57
 
 
 def test_labels_of_a_finer_grid_with_other_axes_are_regions_and_have_their_names(tmp_path, maps):

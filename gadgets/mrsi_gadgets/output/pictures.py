@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mrsi_gadgets.data import DisplayMask, Map
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.io.mrd_file import read_images
 from mrsi_gadgets.output import panels
 from mrsi_gadgets.output.panels import BACKGROUND, FAINT, TEXT
-from mrsi_gadgets.output.results import ResultMap, Results, Spectrum, gather
+from mrsi_gadgets.output.results import ResultMap, Results, Spectrum, gather, shown_voxels
 from mrsi_gadgets.output.scaling import display_unit, is_unknown, map_title
 from mrsi_gadgets.stream.messages import Image
 
@@ -216,16 +215,6 @@ def _maps_to_show(results: Results) -> list[ResultMap]:
     return [results.maps[name] for name in names[:_MOST_MAPS] if name in results.maps and results.maps[name].frames]
 
 
-def _shown(results: Results, item: ResultMap, frame: int) -> np.ndarray:
-    """Return where a map is shown, (x, y, z) bool: what a quality mask hides at the console is hidden here too."""
-    told, quality = results.provenance.get("quality_mask"), results.maps.get("quality")
-    if not isinstance(told, dict) or quality is None or frame not in quality.frames:
-        return np.ones(item.frames[frame].shape, bool)
-    codes = np.nan_to_num(quality.frames[frame]).astype(int)
-    mask = DisplayMask((codes & int(told["codes_that_hide"])) == 0, float(told["relative_sd"]), "")
-    return mask.keeps(Map(item.frames[frame], item.unit, item.sd_frames.get(frame)))
-
-
 def _lines_to_show(results: Results, frame: int, mask: np.ndarray) -> list[ResultMap]:
     """Return the maps of lines that no molecule has, where this frame has the line."""
     found = [item for name, item in results.maps.items() if is_unknown(name) and frame in item.frames]
@@ -246,7 +235,7 @@ def _draw_map_column(
         .replace("unknown line", "unknown")
     )
     factor, unit = display_unit(item.name, item.unit)
-    value = np.where(_shown(results, item, frame), item.frames[frame] * factor, np.nan)
+    value = np.where(shown_voxels(results, item, frame), item.frames[frame] * factor, np.nan)
     axes = figure.add_subplot(grid[0, column])
     colours, low, high = _colours(value[view.mask], both_signs=is_unknown(item.name))
     artist = view.draw(axes, value, colours, low, high, labels=first)

@@ -14,10 +14,14 @@ from scipy import ndimage
 
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.io.volumes import read_volume
-from mrsi_gadgets.output.results import ResultMap, Results
+from mrsi_gadgets.output.results import ResultMap, Results, shown_voxels
 from mrsi_gadgets.quantification.absolute import FRACTION_MAPS
+from mrsi_gadgets.quantification.display_mask import QUALITY_MASK
+from mrsi_gadgets.quantification.quality import FLAG
 
 WHOLE = "whole mask"
+ALL, USABLE = "all", "usable"
+"""Which voxels of a region a line is about."""
 LEAST_SHARE = 0.5
 """Part of a voxel that belongs to a label from which on the voxel belongs to its region."""
 TISSUE_SHARE = 0.6
@@ -26,7 +30,8 @@ _SUBVOXELS = 5
 _MOST_LABELS = 1000
 _TISSUE_NAMES = ("grey matter", "white matter", "CSF")
 COLUMNS = (
-    "echo", "frame", "region", "map", "unit", "n", "mean", "sd", "median", "weighted_mean", "weighted_mean_sd",
+    "echo", "frame", "region", "voxels", "map", "unit", "n", "mean", "sd", "median", "weighted_mean",
+    "weighted_mean_sd",
 )  # fmt: skip
 
 
@@ -103,7 +108,11 @@ def _names_beside(path: Path) -> dict[int, str]:
 
 
 def region_table(results: Results, labels: Labels | None = None) -> str:
-    """Return the table as CSV text: one line for each region, map, frame and echo time.
+    """Return the table as CSV text: one line for each region, map, frame and echo time; two where voxels are judged.
+
+    `voxels` says which ones a line is about: ``all`` of the region, or the ``usable`` ones, which the quality mask
+    shows in a picture of this map and whose spectra the fit describes (`fit_flag` is not 1). Nothing else is left out:
+    the difference of `n` is how many voxels were unusable. A result without both maps has no such lines.
 
     `mean`, `sd` and `median` are those of the voxels; `weighted_mean` weighs each by 1 / SD^2, and `weighted_mean_sd`
     would be its deviation if the errors of voxels were independent: neighbours share some, so it is a lower bound.
@@ -117,9 +126,24 @@ def region_table(results: Results, labels: Labels | None = None) -> str:
             regions = {WHOLE: part.mask[frame], **_tissues(part, frame), **(labels.masks if labels else {})}
             for region, mask in regions.items():
                 for item in part.maps.values():
-                    if frame in item.frames and item.name not in FRACTION_MAPS:
-                        writer.writerow([echo, frame, region, item.name, item.unit, *_numbers(item, frame, mask)])
+                    if frame not in item.frames or item.name in FRACTION_MAPS:
+                        continue
+                    usable = _usable(part, item, frame)
+                    for voxels, kept in ((ALL, mask), *(() if usable is None else ((USABLE, mask & usable),))):
+                        numbers = _numbers(item, frame, kept)
+                        writer.writerow([echo, frame, region, voxels, item.name, item.unit, *numbers])
     return text.getvalue()
+
+
+def _usable(part: Results, item: ResultMap, frame: int) -> np.ndarray | None:
+    """Return the voxels of a map that neither the quality mask nor the fit rejects, None where nobody judged."""
+    judged = [name for name in (QUALITY_MASK, FLAG) if name in part.maps and frame in part.maps[name].frames]
+    if not judged:
+        return None
+    usable = shown_voxels(part, item, frame)
+    if FLAG in judged:
+        usable = usable & ~(np.nan_to_num(part.maps[FLAG].frames[frame]) > 0)
+    return usable
 
 
 def _tissues(part: Results, frame: int) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mrsi_gadgets.data import DisplayMask, Map
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.fitted import FittedSpectra
 from mrsi_gadgets.output import console
@@ -222,6 +223,16 @@ def gather(images: Iterable[Image]) -> Results:
     for image in images:
         results.add(image)
     return results.finish()
+
+
+def shown_voxels(results: Results, item: ResultMap, frame: int) -> np.ndarray:
+    """Return where a map is shown, (x, y, z) bool: what a quality mask hides at the console is hidden here too."""
+    told, quality = results.provenance.get("quality_mask"), results.maps.get("quality")
+    if not isinstance(told, dict) or quality is None or frame not in quality.frames:
+        return np.ones(item.frames[frame].shape, bool)
+    codes = np.nan_to_num(quality.frames[frame]).astype(int)
+    mask = DisplayMask((codes & int(told["codes_that_hide"])) == 0, float(told["relative_sd"]), "")
+    return mask.keeps(Map(item.frames[frame], item.unit, item.sd_frames.get(frame)))
 
 
 def stack_frames(frames: dict[int, np.ndarray]) -> np.ndarray:

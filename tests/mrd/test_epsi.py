@@ -10,7 +10,7 @@ from csi_scans import Warnings, noise_readouts, set_counter
 from epsi_scans import EpsiScan, Line
 
 from mrsi_gadgets.errors import DataError
-from mrsi_gadgets.mrd.epsi import conventional_epi
+from mrsi_gadgets.mrd.epsi_lobes import conventional_epi
 from mrsi_gadgets.mrd.header import Limit
 from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.mrd.sorting import sort_readouts

@@ -53,7 +53,7 @@ def header_xml(
     user
         Further user parameters.
     lobe
-        Parameters of trajectoryDescription "ConventionalEPI" (`epsi.LOBE_PARAMETERS`), where EPSI samples on ramps.
+        Parameters of trajectoryDescription "ConventionalEPI" (`epsi_lobes.LOBE_PARAMETERS`), of EPSI on ramps.
     vendor, model
         Of the scanner.
 

@@ -107,6 +107,16 @@ def select_device(name: str) -> Any:
     raise ConfigError(f"device '{name}' is not understood; use auto, cpu or cuda:N")
 
 
+def describe_device(target: tuple[str, Any]) -> str:
+    """Return what `select_device` returned as a word for the provenance, with a GPU's name."""
+    library, number = target
+    if library != "cupy":
+        return f"{library}:{number}"
+    import cupy
+
+    return f"cupy:{number} ({cupy.cuda.runtime.getDeviceProperties(number)['name'].decode()})"
+
+
 def _cuda_devices() -> int:
     try:
         import cupy

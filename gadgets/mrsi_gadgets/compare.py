@@ -20,7 +20,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from mrsi_gadgets import __version__
-from mrsi_gadgets.arrays import like, namespace, one_blas_thread, to_numpy
+from mrsi_gadgets.arrays import describe_device, like, namespace, one_blas_thread, to_numpy
 from mrsi_gadgets.data import KtData, Maps, Protocol, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError, MrsiError
 from mrsi_gadgets.gadgets.context import Context, Report
@@ -372,7 +372,7 @@ class _Run:
     def _provenance(self) -> dict[str, Any]:
         return {
             "version": __version__, "input": self.source, "seed": self.context.seed,
-            "device": ":".join(str(part) for part in self.context.device),
+            "device": describe_device(self.context.device),
             "protocol_fingerprint": self.protocol.fingerprint(), "preparation": self.report.provenance,
         }  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mrsi_gadgets import __version__
-from mrsi_gadgets.arrays import one_blas_thread, select_device
+from mrsi_gadgets.arrays import describe_device, one_blas_thread, select_device
 from mrsi_gadgets.data import Protocol, Role
 from mrsi_gadgets.errors import ConfigError, DataError, visible
 from mrsi_gadgets.gadgets.absolute_units import AbsoluteUnits
@@ -374,7 +374,7 @@ def _first_provenance(context: Context, chain: Chain, header: MrdHeader) -> None
         version=__version__,
         recipe=chain.name,
         chain=[f"{gadget}" for gadget in chain.gadgets],
-        device=":".join(str(part) for part in context.device),
+        device=describe_device(context.device),
         seed=context.seed,
         acquisition=describe_acquisition(header, context.protocol),
         protocol=dict(context.protocol.provenance),

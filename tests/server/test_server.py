@@ -363,7 +363,7 @@ def test_whoever_only_looks_whether_the_port_is_open_costs_no_process():
         for _ in range(3):
             connected(live.port).close()
         with connected(live.port):
-            assert wait_until(lambda: len(live._silent) == 1)
+            assert wait_until(lambda: len(live._idle) == 1)
             assert wait_until(lambda: len(live._sessions) == 1)
             assert children() - before == {waiting}
         assert wait_until(lambda: not live._sessions)
@@ -373,10 +373,29 @@ def test_whoever_only_looks_whether_the_port_is_open_costs_no_process():
 def test_a_server_that_stops_lets_go_of_clients_that_have_said_nothing():
     with serving(warm=0) as live:
         sock = connected(live.port)
-        assert wait_until(lambda: bool(live._silent))
+        assert wait_until(lambda: bool(live._idle))
     assert not live._sessions
     assert sock.recv(1) == b""
     sock.close()
+
+
+def test_many_connections_that_say_nothing_or_are_refused_keep_no_scanner_out(scan, in_process, monkeypatch):
+    monkeypatch.setattr(Server, "most_idle", 5)
+    with serving(max_sessions=1) as live:
+        mute = [connected(live.port) for _ in range(12)]
+        assert wait_until(lambda: len(live._idle) == 5 == len(live._sessions))
+        assert mute[0].recv(1) == b"", "the oldest had to go"
+        assert_same_images(images_of(session(live.port, whole(scan))), in_process)
+        assert wait_until(lambda: not any(live._sessions.values()))
+        with connected(live.port) as first:
+            first.sendall(encode(ConfigFile("fourier")))
+            assert wait_until(lambda: any(live._sessions.values()))
+            refused = [connected(live.port) for _ in range(12)]
+            for sock in refused:
+                sock.sendall(encode(ConfigFile("fourier")))
+            assert wait_until(lambda: len(live._idle) == 5 and len(live._sessions) == 6)
+        for sock in (*mute, *refused):
+            sock.close()
 
 
 @pytest.mark.parametrize(("config", "peer"), [("fourier", Peer.FIRE), (ConfigText(NODE_CONFIG), Peer.GADGETRON)])

@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from mrsi_gadgets.stream.messages import Acquisition, Close, ConfigFile, ConfigText, ErrorText, Header, Image, Text
-from mrsi_gadgets.stream.relay import Relay, report_failure
+from mrsi_gadgets.stream.relay import LOOKED_AT_BYTES, PeerWatch, Relay, report_failure
 from mrsi_gadgets.stream.session import Peer
 from mrsi_gadgets.stream.transport import Connection, serve
 from mrsi_gadgets.stream.wire import Decoder, encode
@@ -234,3 +234,11 @@ def test_a_silent_client_is_let_go_once_its_worker_has_ended_and_the_idle_timeou
         closing.join(TIMEOUT_S)
     assert not closing.is_alive()
     assert relay.client_lost
+
+
+def test_what_is_too_long_to_say_who_the_peer_is_is_not_collected_by_the_process_of_all_sessions():
+    for size, peer in ((LOOKED_AT_BYTES, Peer.GADGETRON), (LOOKED_AT_BYTES + 1, Peer.AUTO)):
+        text = "<configuration><chain/></configuration>".ljust(size)
+        watch = PeerWatch(Peer.AUTO)
+        watch.look(memoryview(encode(ConfigText(text))))
+        assert watch.peer is peer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 
@@ -100,6 +101,17 @@ def test_the_peer_is_told_from_its_configuration(config, peer):
     session = Session()
     session.receive(config)
     assert session.peer is peer
+
+
+@pytest.mark.parametrize("begin", ["", "<configuration><chain/>"])
+@pytest.mark.parametrize("part", ["<!--", "<![CDATA[", "<", "<a", "<!---->", "<?xml", "<a.", "<a:"])
+def test_whoever_sends_it_cannot_make_a_configuration_long_to_look_at(part, begin):
+    took = []
+    for length in (60_000, 240_000):
+        start = time.process_time()
+        detect_peer(ConfigText(begin + part * (length // len(part))))
+        took.append(time.process_time() - start)
+    assert took[1] < 10 * took[0] + 0.05, "four times the length may not take sixteen times as long"
 
 
 @pytest.mark.parametrize("peer", [Peer.FIRE, Peer.GADGETRON])

@@ -226,7 +226,7 @@ def read_recipe(path: Path, site: Path | None = None) -> str:
 def recipe_from_text(text: str, *, site: Path | None = None) -> Chain:
     """Return the chain a peer's CONFIG text asks for: XML, or (FIRE) the plain name of a recipe."""
     stripped = text.strip()
-    if not _DECLARATION.sub("", stripped):
+    if not stripped or _DECLARATION.fullmatch(stripped):
         raise ConfigError(
             "the configuration that was sent is empty; put <configuration><chain>...</chain></configuration> into the "
             "external node (see config/subspace.xml), or send the name of a recipe"

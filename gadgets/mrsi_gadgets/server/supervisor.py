@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -50,6 +50,9 @@ ACCEPT_RETRY_S = 0.5
 class Server:
     """Accepts peers on one port until `stop`."""
 
+    most_idle = 64
+    """Connections without a process: silent ones, and refused ones that still send."""
+
     def __init__(self, options: ServerOptions) -> None:
         self.options = options
         if options.scan.recipe is not None:
@@ -67,8 +70,8 @@ class Server:
         self._monitor = Monitor() if options.web_port is not None else None
         self._web = None if self._monitor is None else WebServer(self._monitor, options.web_port or 0)
         self._sessions: dict[threading.Thread, SessionProcess | None] = {}
-        self._silent: dict[threading.Thread, socket.socket] = {}
-        """Clients that have not sent a byte yet."""
+        self._idle: dict[threading.Thread, socket.socket] = {}
+        """Clients without a process, oldest first: they have not sent a byte yet, or were refused."""
 
     def start(self) -> None:
         """Warm the first session process(es); returns when they are ready.
@@ -134,10 +137,9 @@ class Server:
         self._listener.close()
         with self._lock:
             warm, self._warm = list(self._warm), deque()
-            running, silent = dict(self._sessions), list(self._silent.values())
-        for client in silent:
-            with contextlib.suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)  # its thread waits for a first byte
+            running, idle = dict(self._sessions), list(self._idle.values())
+        for client in idle:
+            _wake(client)
         for process in [*running.values(), *warm]:
             if process is not None:
                 process.process.terminate()
@@ -165,7 +167,10 @@ class Server:
             No process is warm and the system refuses to start one.
         """
         with self._lock:
-            if sum(process is not None for process in self._sessions.values()) >= self.options.max_sessions:
+            if (
+                sum(process is not None and process.alive for process in self._sessions.values())
+                >= self.options.max_sessions
+            ):
                 return None
             taken = self._first_warm() or SessionProcess(self.options)
             self._sessions[threading.current_thread()] = taken
@@ -206,20 +211,31 @@ class Server:
 
     def _says_something(self, client: socket.socket) -> bool:
         """Wait for the client's first byte, which stays where it is; False where it goes away or never speaks."""
-        thread = threading.current_thread()
         try:
             keep_alive(client)
             client.settimeout(self.options.idle_timeout_s)
-            with self._lock:
-                if self._stopped.is_set():
-                    return False
-                self._silent[thread] = client
-            return bool(client.recv(1, socket.MSG_PEEK)) and not self._stopped.is_set()
+            with self._idling(client):
+                return not self._stopped.is_set() and bool(client.recv(1, socket.MSG_PEEK))
         except OSError:
             return False
+
+    @contextlib.contextmanager
+    def _idling(self, client: socket.socket) -> Iterator[None]:
+        """Count a client among those without a process; where they are too many, the oldest has to go.
+
+        Each holds a descriptor and a thread, and who opens connections for nothing must not keep a scanner out.
+        """
+        thread = threading.current_thread()
+        with self._lock:
+            self._idle[thread] = client
+            too_many = list(self._idle.values())[: -self.most_idle]
+        for oldest in too_many:
+            _wake(oldest)
+        try:
+            yield
         finally:
             with self._lock:
-                self._silent.pop(thread, None)
+                self._idle.pop(thread, None)
 
     def _numbered_session(self, client: socket.socket, peer: str) -> None:
         """Give a session its number and, where there is a spool, a place for its raw data; note how it ended."""
@@ -266,10 +282,11 @@ class Server:
                 worker.end()
         log.error("session %d: refused: %s", number, sentence, extra=known | {"failure": sentence})
         scanner = FrameScanner(self._limits)
-        report_failure(
-            client, self.options.peer, sentence, scanner, self._limits, idle_timeout_s=self.options.idle_timeout_s,
-            keep=kept.keep if kept is not None else None,
-        )  # fmt: skip
+        with self._idling(client):
+            report_failure(
+                client, self.options.peer, sentence, scanner, self._limits, idle_timeout_s=self.options.idle_timeout_s,
+                keep=kept.keep if kept is not None else None,
+            )  # fmt: skip
         return _Ending(State.FAILED, sentence, scanner.readouts, scanner.closed, "refused")
 
     def _relay(self, client: socket.socket, worker: SessionProcess, number: int, kept: SessionSpool | None) -> _Ending:
@@ -343,6 +360,12 @@ def is_allowed(address: str, networks: Sequence[IPv4Network | IPv6Network]) -> b
     if isinstance(own, IPv6Address) and own.ipv4_mapped is not None:
         own = own.ipv4_mapped
     return not networks or own.is_loopback or any(own in network for network in networks)
+
+
+def _wake(client: socket.socket) -> None:
+    """End what a client's thread waits for."""
+    with contextlib.suppress(OSError):
+        client.shutdown(socket.SHUT_RDWR)
 
 
 def _remedy(kept: SessionSpool | None) -> str:

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from mrsi_gadgets.errors import MrsiError, ProtocolError
 from mrsi_gadgets.stream.endpoints import LINGER_S, SocketEndpoint
@@ -25,6 +26,8 @@ from mrsi_gadgets.stream.wire import Decoder
 
 LOG = logging.getLogger("mrsi.stream")
 CHUNK_BYTES = MEBIBYTE
+LOOKED_AT_BYTES = MEBIBYTE
+"""A configuration that says who its peer is is shorter than this; longer ones are left to the worker."""
 POLL_S = 0.1
 """How soon the thread towards the worker notices that the worker is gone, and how often the worker is looked at."""
 
@@ -33,11 +36,17 @@ Keep = Callable[[memoryview], None]
 
 
 class PeerWatch:
-    """Learn from the first message of passing bytes who the peer is."""
+    """Learn from the first message of passing bytes who the peer is.
+
+    A message longer than `LOOKED_AT_BYTES` tells nothing: this runs in the process that all sessions share.
+    """
 
     def __init__(self, peer: Peer, limits: Limits | None = None) -> None:
         self.peer = peer
-        self._decoder = Decoder(limits) if peer is Peer.AUTO else None
+        limits = limits or Limits()
+        most = min(limits.text_bytes, LOOKED_AT_BYTES)
+        looked_at = replace(limits, text_bytes=most, attribute_bytes=most, array_bytes=most)
+        self._decoder = Decoder(looked_at) if peer is Peer.AUTO else None
 
     def look(self, chunk: memoryview) -> None:
         """Take the next bytes of the stream; free once the configuration has come."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 
 from mrsi_gadgets.errors import ProtocolError
@@ -81,7 +81,8 @@ _CLIENT: dict[State, dict[type, State]] = {
 }
 """What a client accepts from its server."""
 
-_COMMENT = re.compile(r"<!--.*?-->|<!\[CDATA\[.*?\]\]>", re.DOTALL)
+_SKIPPED = (("<!--", "-->"), ("<![CDATA[", "]]>"))
+"""What is no element, whatever it holds."""
 _ELEMENT = re.compile(r"<(?:[\w.-]+:)?([\w.-]+)")
 _DECLARATION_ONLY = re.compile(r"\s*<\?xml[^>]*\?>\s*")
 
@@ -97,9 +98,25 @@ def detect_peer(config: ConfigFile | ConfigText) -> Peer:
         return Peer.FIRE
     if _DECLARATION_ONLY.fullmatch(config.text):
         return Peer.GADGETRON
-    elements = _ELEMENT.findall(_COMMENT.sub("", config.text))
-    subtree = bool(elements) and elements[0] == "configuration" and "chain" in elements and "stream" not in elements
-    return Peer.GADGETRON if subtree else Peer.FIRE
+    root, chain = "", False
+    for name in _elements(config.text):
+        root = root or name
+        if root != "configuration" or name == "stream":
+            return Peer.FIRE
+        chain = chain or name == "chain"
+    return Peer.GADGETRON if chain else Peer.FIRE
+
+
+def _elements(text: str) -> Iterator[str]:
+    """Yield the names of the elements of what may be XML, in one pass: whoever sends it also chooses its length."""
+    at = text.find("<")
+    while at >= 0:
+        found = _ELEMENT.match(text, at)
+        if found is not None:
+            yield found[1]
+        end = next((end for begin, end in _SKIPPED if text.startswith(begin, at)), "")
+        at = text.find(end, at + 1) if end else at
+        at = text.find("<", at + 1) if at >= 0 else at
 
 
 def failure_messages(peer: Peer, sentence: str) -> tuple[Message, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
+from mrsi_gadgets.errors import LONGEST_SENTENCE, DataError
 from mrsi_gadgets.logs import set_up_logging
 
 
@@ -32,3 +33,26 @@ def test_a_text_log_names_level_and_place(capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "WARNING mrsi.test[" in line
     assert line.endswith("] mind this")
+
+
+def test_nobody_forges_a_line_of_a_text_log(capsys):
+    set_up_logging("INFO", "text")
+    forged = "06:00:00 ERROR   mrsi.server[1] session 9 failed"
+    log = logging.getLogger("mrsi.test")
+    log.info("a name: %s", f"DOE\n{forged}\x1b[2J\r\u2028")
+    try:
+        raise ValueError(f"of\n{forged}")
+    except ValueError:
+        log.exception("failed")
+    first, second, *trace = capsys.readouterr().err.splitlines()
+    assert first.endswith(f"a name: DOE\\n{forged}\\x1b[2J\\r\\u2028")
+    assert second.endswith("] failed")
+    assert f"    {forged}" in trace
+    assert all(line.startswith("    ") for line in trace)
+
+
+def test_a_sentence_that_quotes_megabytes_is_cut_in_its_middle():
+    sentence = str(DataError("x is '" + "1" * 3_000_000 + "', which is not a number; correct it"))
+    assert len(sentence) < 1.1 * LONGEST_SENTENCE
+    assert sentence.startswith("x is '1")
+    assert sentence.endswith("correct it")

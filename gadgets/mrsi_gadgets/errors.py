@@ -17,14 +17,21 @@ console, in the log and on the command line.
 
 from __future__ import annotations
 
+LONGEST_SENTENCE = 2000
+"""Characters; only what quotes something of others is longer."""
+
 
 class MrsiError(Exception):
     """Base of every error this package raises on purpose.
 
-    Its message is on one line whatever it quotes: what cannot be printed is shown as its escape.
+    Its message is on one line whatever it quotes, and no longer than a console or a log can bear: what cannot be
+    printed is shown as its escape, what is too long loses its middle.
     """
 
     def __init__(self, sentence: str = "") -> None:
+        if len(sentence) > LONGEST_SENTENCE:
+            half = LONGEST_SENTENCE // 2
+            sentence = f"{sentence[:half]} ... {sentence[-half:]}"
         super().__init__(one_line(sentence))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -24,7 +25,7 @@ from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.output.meta import from_xml, values_of
 from mrsi_gadgets.output.results import gather
 from mrsi_gadgets.server.supervisor import Server
-from mrsi_gadgets.stream.messages import Close, ConfigFile, ConfigText, ErrorText, Image, Message, Text
+from mrsi_gadgets.stream.messages import Close, ConfigFile, ConfigText, ErrorText, Header, Image, Message, Query, Text
 from mrsi_gadgets.stream.session import Peer
 from mrsi_gadgets.stream.wire import Decoder, encode
 from peers import receive_until_end
@@ -163,6 +164,17 @@ def test_two_sessions_at_once_get_their_own_results(server, scan, in_process):
         answers = [receive_until_end(first), receive_until_end(second)]
     assert_same_images(images_of(answers[0]), in_process)
     assert_same_images(images_of(answers[1]), images_here(scan=other))
+
+
+def test_what_a_peer_says_does_not_reach_the_log(scan, caplog):
+    name = "DOE^JANE"
+    with caplog.at_level(logging.DEBUG):
+        answer = session_in_thread([*opening(scan), Text("{}"), Text(name), *scan.readouts, Text(name), Close()])
+        node = [ConfigText(NODE_CONFIG), Query(1, name), Header(scan.header_xml), Close()]
+        session_in_thread(node)
+    assert images_of(answer)
+    assert "a text of 8 characters came from the peer" in caplog.text
+    assert name not in caplog.text
 
 
 def test_parameters_after_the_header_choose_the_recipe_and_override_the_header(scan):

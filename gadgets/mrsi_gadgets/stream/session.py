@@ -213,7 +213,7 @@ class Session:
     def _answer(self, query: Query) -> Response | None:
         """Answer a query of a client; a Gadgetron would abort at a RESPONSE."""
         if self.peer is Peer.GADGETRON:
-            LOG.warning("a query from a Gadgetron is not answered: %s", query.text)
+            LOG.warning("a query from a Gadgetron is not answered (%d characters)", len(query.text))
             return None
         known = ", ".join(sorted(self._answers)) or "none"
         return Response(query.correlation, self._answers.get(query.text, f"unknown query; known are: {known}"))

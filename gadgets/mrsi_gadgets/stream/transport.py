@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mrsi_gadgets.errors import DataError, MrsiError, PeerLost, ProtocolError
+from mrsi_gadgets.errors import DataError, MrsiError, PeerLost, ProtocolError, visible
 from mrsi_gadgets.stream.endpoints import LINGER_S, Endpoint, FileEndpoint, SocketEndpoint
 from mrsi_gadgets.stream.limits import MEBIBYTE, Limits
 from mrsi_gadgets.stream.messages import Close, Message, Query
@@ -413,6 +413,6 @@ def _unexpected(problem: Exception) -> str:
     if isinstance(problem, MemoryError):
         return "The reconstruction ran out of memory; use fewer coils, a smaller matrix or a machine with more memory."
     return (
-        f"The reconstruction failed with an internal error ({type(problem).__name__}: {problem}); the server's log has "
-        "the details."
+        f"The reconstruction failed with an internal error ({type(problem).__name__}: {visible(str(problem), 500)}); "
+        "the server's log has the details."
     )

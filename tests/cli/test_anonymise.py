@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from mrsi_gadgets.io.mrd_file import read_images, read_scan, write_scan
 from mrsi_gadgets.mrd.header import parse_header
 from mrsi_gadgets.mrd.identity import without_identity
+from mrsi_gadgets.stream.messages import Acquisition
 
 SECRETS = ("DOE^JANE", "19700131", "HOSPITAL-9", "1.2.840.99", "SN4711", "secret note", "20260102")
 PERSON = (
@@ -35,6 +37,79 @@ def named(scan):
     place = xml.index("<systemFieldStrength_T>")
     xml = xml[:place] + "<institutionName>HOSPITAL-9</institutionName><deviceID>SN4711</deviceID>" + xml[place:]
     return xml
+
+
+HIDDEN = ("SMITH^ANN", "a comment on DOE", "DOE attribute", "DOE between", "77007700", "61.25", "DOE^JANE")
+
+
+def with_hidden_names(xml):
+    """Names at places where a header that stays has room for them."""
+    at = xml.index("</trajectory>") + len("</trajectory>")
+    described = (
+        "<trajectoryDescription><identifier>way</identifier><userParameterDouble><name>rampTime</name><value>120.5"
+        "</value></userParameterDouble><userParameterString><name>operator</name><value>SMITH^ANN</value>"
+        "</userParameterString><comment>a comment on DOE</comment></trajectoryDescription>"
+    )
+    xml = xml[:at] + described + xml[at:]
+    numbers = (
+        "<userParameterLong><name>PatientID</name><value>77007700</value></userParameterLong>"
+        "<userParameterDouble><name>weight_kg</name><value>61.25</value></userParameterDouble>"
+        "<userParameterDouble><name>averageWeighting</name><value>0.75</value></userParameterDouble>"
+    )
+    xml = xml.replace("<userParameters>", "<userParameters>" + numbers)
+    xml = xml.replace("<sequenceParameters>", "<sequenceParameters><who>DOE^JANE</who>")
+    return xml.replace("<encoding>", '<encoding note="DOE attribute"> DOE between ')
+
+
+@pytest.mark.parametrize("prefix", ["", "mrd:"])
+def test_nothing_of_a_person_hides_in_what_stays(scan, prefix):
+    assert all(secret in with_hidden_names(scan.header_xml) for secret in HIDDEN)
+    xml = with_hidden_names(scan.header_xml)
+    if prefix:  # only the root and its namespace have one
+        xml = xml.replace("ismrmrdHeader", "mrd:ismrmrdHeader").replace("xmlns=", "xmlns:mrd=")
+    found, removed = without_identity(xml)
+    assert not [secret for secret in HIDDEN if secret in found]
+    assert {"trajectoryDescription/comment", "trajectoryDescription/operator", "userParameters/PatientID"} <= {*removed}
+    after, before = parse_header(found), parse_header(scan.header_xml)
+    assert dict(after.user) == dict(before.user) | {"averageWeighting": 0.75}
+    assert after.encodings[0].trajectory_id == "way"
+    assert dict(after.encodings[0].trajectory_parameters) == {"rampTime": 120.5}
+    assert after.encodings[0].encoded == before.encodings[0].encoded
+    assert 'xmlns="http://www.ismrm.org/ISMRMRD"' in found or prefix
+
+
+@pytest.mark.parametrize("beats", [False, True])
+def test_times_between_readouts_stay_over_midnight(run, scan, tmp_path, beats):
+    day, readouts = round(86400 / 2.5e-3), []
+    for i, readout in enumerate(scan.readouts):
+        head = readout.head.copy()
+        head["acquisition_time_stamp"] = (day - 40 + 3 * i) % day
+        head["physiology_time_stamp"] = (17 * i % 350 if beats else (day - 30 + 3 * i) % day, 0, 5)
+        readouts.append(Acquisition(head, readout.data, readout.trajectory))
+    write_scan(tmp_path / "late.h5", scan.header_xml, readouts)
+    assert run("anonymise", tmp_path / "late.h5", "-o", tmp_path / "a.h5")[0] == 0
+    heads = read_scan(tmp_path / "a.h5").acquisitions.heads
+    np.testing.assert_array_equal(heads["acquisition_time_stamp"], 3 * np.arange(len(readouts)))
+    since_beat = [17 * i % 350 for i in range(len(readouts))]
+    np.testing.assert_array_equal(
+        heads["physiology_time_stamp"][:, 0], since_beat if beats else 3 * np.arange(len(readouts))
+    )
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_an_anonymous_result_holds_nothing_but_what_this_program_wrote(run, scan, tmp_path):
+    scan.write(tmp_path / "scan.h5")
+    run("replay", tmp_path / "scan.h5", "-o", tmp_path / "r", "--config", "fourier", "--device", "cpu", "--fsl-mrs")
+    ours = {p.relative_to(tmp_path / "r") for p in (tmp_path / "r").rglob("*")}
+    run("dicom", tmp_path / "r", "-o", tmp_path / "r/for_archive", "--patient-name", "DOE^JANE", "--kinds", "classic")
+    (tmp_path / "r/maps/note.txt").write_text("DOE^JANE")
+    (tmp_path / "r/scan.nii.gz").symlink_to(tmp_path / "scan.h5")
+    (tmp_path / "r/wref.nii.gz").unlink()
+    (tmp_path / "r/wref.nii.gz").symlink_to(tmp_path / "scan.h5")
+    code, out, _ = run("anonymise", tmp_path / "r", "-o", tmp_path / "a")
+    assert code == 0
+    assert {p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*")} == ours - {Path("wref.nii.gz")}
+    assert all(left in out for left in ("for_archive", "maps/note.txt", "scan.nii.gz", "wref.nii.gz"))
 
 
 def everything_in(path):

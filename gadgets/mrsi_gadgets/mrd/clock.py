@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 _DAY_S = 86_400.0
+
+
+def day_ticks(tick_s: float) -> int:
+    """Return how many ticks a day has."""
+    return round(_DAY_S / tick_s)
+
+
+def unwrapped(stamps: np.ndarray, first: int, day: int) -> np.ndarray:
+    """Return time stamps (ticks since midnight) as ticks since `first`, int64; they go on over midnight."""
+    passed = stamps.astype(np.int64) - first
+    return np.where(passed < -day / 2, passed + day, passed)
 
 
 class ScanClock:

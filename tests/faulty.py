@@ -34,8 +34,9 @@ from mrsi_gadgets.gadgets.registry import GADGETS
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.io import spool as spool_module
 from mrsi_gadgets.io import spool_log
-from mrsi_gadgets.io.spool import Spool, SpoolOptions, spool_files
+from mrsi_gadgets.io.spool import Spool, SpoolOptions
 from mrsi_gadgets.io.spool_archive import archive, find_session, list_sessions, open_session
+from mrsi_gadgets.io.spool_files import spool_files
 from mrsi_gadgets.io.spool_log import LogReader, State
 from mrsi_gadgets.recover import recover
 from mrsi_gadgets.server import process as process_module

@@ -10,7 +10,7 @@ from typing import Any
 
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.scan import ScanOptions
-from mrsi_gadgets.io.spool import default_folder, path_of
+from mrsi_gadgets.io.spool import default_folder
 from mrsi_gadgets.io.spool_archive import (
     SessionInfo,
     export,
@@ -19,6 +19,7 @@ from mrsi_gadgets.io.spool_archive import (
     open_session,
     whole_messages,
 )
+from mrsi_gadgets.io.spool_files import find_file, forms_of, locked
 from mrsi_gadgets.io.spool_log import State
 from mrsi_gadgets.replay import ReplayResult, Scan, replay_here
 from mrsi_gadgets.server.worker import options_from_text
@@ -110,14 +111,21 @@ def write_h5(folder: Path, number: int, target: Path) -> str:
 
 def remove(folder: Path, numbers: Sequence[int]) -> str:
     """Remove sessions for good; return a line that says so. Raises MrsiError."""
-    found = [find_session(folder, number) for number in numbers]
-    for info in found:
-        _refuse_running(info)
-    for info in found:
-        for suffix in ("log", "h5"):
-            path_of(folder, info.file.number, info.file.state, suffix).unlink(missing_ok=True)
-        info.file.path.unlink(missing_ok=True)
-    return f"removed {', '.join(f'session {info.file.number} ({info.state.value})' for info in found)}"
+    # nothing is read: what is damaged has to go too
+    found = [find_file(folder, number) for number in numbers]
+    for file in found:
+        if file.is_log and locked(file.path):
+            raise DataError(
+                f"session {file.number} still runs, or is just being turned into an MRD file; wait for its end"
+            )
+    for file in found:
+        for path in forms_of(folder, file.number):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as problem:
+                raise DataError(f"{path} cannot be removed ({problem.strerror}); check its folder") from problem
+    states = (f"session {file.number} ({(file.state or State.INTERRUPTED).value})" for file in found)
+    return f"removed {', '.join(states)}"
 
 
 def _refuse_running(info: SessionInfo) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,10 +19,13 @@ import numpy as np
 import pytest
 
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.io import spool_archive
 from mrsi_gadgets.io.mrd_file import read_scan
-from mrsi_gadgets.io.spool import CHECK_BYTES, Spool, SpoolOptions, default_folder, spool_files
-from mrsi_gadgets.io.spool_archive import archive, export, find_session, list_sessions, open_session
+from mrsi_gadgets.io.spool import CHECK_BYTES, Spool, SpoolOptions, default_folder
+from mrsi_gadgets.io.spool_archive import SessionInfo, archive, export, find_session, list_sessions, open_session
+from mrsi_gadgets.io.spool_files import held, spool_files
 from mrsi_gadgets.io.spool_log import MAGIC, End, LogReader, LogWriter, State
+from mrsi_gadgets.recover import remove
 from mrsi_gadgets.stream.messages import Acquisition, Close, ConfigFile, Header, Text, Waveform
 from mrsi_gadgets.stream.wire import encode
 from peers import HEADER_XML, image, readout, waveform
@@ -351,3 +357,127 @@ def test_the_folder_follows_the_xdg_convention(monkeypatch, tmp_path):
     assert default_folder() == tmp_path / "home" / ".local" / "state" / "mrsi-gadgets" / "spool"
     monkeypatch.setenv("MRSI_SPOOL", str(tmp_path / "own"))
     assert default_folder() == tmp_path / "own"
+
+
+@pytest.mark.parametrize("who", ["a server that starts", "who lists sessions"])
+def test_a_log_that_is_just_being_made_is_not_lost_to_others(folder, monkeypatch, who):
+    others = Spool(SpoolOptions(folder, reserve_bytes=0))
+
+    class Watched(LogWriter):
+        def __init__(self, path: Path, begin: dict) -> None:
+            super().__init__(path, begin)
+            if who == "a server that starts":
+                others._tidy()
+            else:
+                file = path.open("rb")
+                fcntl.flock(file, fcntl.LOCK_SH)
+                threading.Timer(0.2, file.close).start()
+            monkeypatch.setattr("mrsi_gadgets.io.spool.LogWriter", LogWriter)
+
+    monkeypatch.setattr("mrsi_gadgets.io.spool.LogWriter", Watched)
+    made = Spool(SpoolOptions(folder, reserve_bytes=0))
+    session = made.open({"scan": {}})
+    assert session.problem == ""
+    session.keep(session_bytes())
+    others._tidy()
+    session.end(State.FINISHED, readouts=7, closed=True)
+    (info,) = list_sessions(folder)
+    assert (info.state, info.end.readouts) == (State.FINISHED, 7)
+
+
+def test_a_log_that_somebody_removes_is_told_at_once(spool, folder):
+    told: list[str] = []
+    session = spool.open({"scan": {}})
+    session.on_problem = told.append
+    session.keep(session_bytes())
+    assert session.whole
+    shutil.rmtree(folder)
+    assert not session.whole
+    for _ in range(3):
+        session.keep(session_bytes())
+    (sentence,) = told
+    assert "not kept from here on: somebody has removed session-000001.log" in sentence
+    session.end(State.FINISHED, readouts=7, closed=True)
+    keep(spool, session_bytes())
+    assert [info.state for info in list_sessions(folder)] == [State.FINISHED]
+
+
+def test_drafts_of_conversions_that_were_killed_go_and_those_of_others_stay(spool, folder):
+    number = keep(spool, session_bytes(), State.FAILED)
+    drafts = [
+        folder / f"{dots}session-{number:06d}.failed.h5.draft.part{end}" for dots, end in ((".", ""), ("..", ".7.part"))
+    ]
+    for draft in drafts:
+        draft.write_bytes(b"raw")
+    with held(find_session(folder, number).file.path) as ours:
+        assert ours
+        Spool(SpoolOptions(folder))._tidy()
+        assert all(draft.exists() for draft in drafts)
+    Spool(SpoolOptions(folder))._tidy()
+    assert not any(draft.exists() for draft in drafts)
+
+
+@pytest.mark.parametrize("narrow", ["limit", "disk"])
+def test_a_conversion_does_not_take_the_room_of_sessions_to_come(folder, monkeypatch, narrow):
+    monkeypatch.setattr("mrsi_gadgets.io.spool.CHECK_BYTES", 1000)
+    size = len(session_bytes())
+    limit = 2 * size if narrow == "limit" else 1 << 30
+    made = Spool(SpoolOptions(folder, limit, reserve_bytes=0))
+    number = keep(made, session_bytes(), State.FAILED)
+    if narrow == "disk":
+        monkeypatch.setattr(made, "_free", lambda: size)
+    path = find_session(folder, number).file.path
+    made._archive(path)
+    assert [p.name for p in folder.iterdir()] == [path.name]
+    roomy = Spool(SpoolOptions(folder, 1 << 30, reserve_bytes=0))
+    roomy._archive(path)
+    assert [p.suffix for p in folder.iterdir()] == [".h5"]
+
+
+def test_a_server_that_stops_does_not_wait_for_a_conversion(spool, folder, tmp_path, monkeypatch):
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\necho began > began\nexec sleep 60\n")
+    slow.chmod(0o700)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    spool.start()
+    number = keep(spool, session_bytes(), State.FAILED)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "began").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    start = time.monotonic()
+    spool.stop()
+    assert time.monotonic() - start < 10
+    assert find_session(folder, number).file.is_log
+
+
+def test_a_session_removed_while_it_is_converted_does_not_come_back(spool, folder, monkeypatch):
+    number = keep(spool, session_bytes(), State.FAILED)
+    path = find_session(folder, number).file.path
+    real = spool_archive._convert
+
+    def convert(info: SessionInfo, draft: Path) -> None:
+        real(info, draft)
+        with pytest.raises(DataError, match="just being turned into an MRD file"):
+            remove(folder, [number])
+        path.unlink()
+
+    monkeypatch.setattr(spool_archive, "_convert", convert)
+    assert archive(path) is None
+    assert list(folder.iterdir()) == []
+
+
+def test_what_cannot_be_read_can_be_removed(folder):
+    folder.mkdir()
+    for name, content in (
+        ("session-000001.log", b""),
+        ("session-000002.failed.h5", b"x" * 100),
+        ("session-000003.log", MAGIC),
+    ):
+        (folder / name).write_bytes(content)
+    assert len(list_sessions(folder)) == 3
+    assert remove(folder, [1, 2]) == "removed session 1 (interrupted), session 2 (failed)"
+    assert [path.name for path in folder.iterdir()] == ["session-000003.log"]
+    with pytest.raises(DataError, match="holds no session 2"):
+        remove(folder, [2])

@@ -18,8 +18,9 @@ from mrsi_gadgets.cli import main
 from mrsi_gadgets.errors import DataError
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.io.mrd_file import read_images
-from mrsi_gadgets.io.spool import Spool, SpoolOptions, spool_files
+from mrsi_gadgets.io.spool import Spool, SpoolOptions
 from mrsi_gadgets.io.spool_archive import list_sessions
+from mrsi_gadgets.io.spool_files import spool_files
 from mrsi_gadgets.io.spool_log import State
 from mrsi_gadgets.stream.messages import Close, Image, Text
 from mrsi_gadgets.stream.wire import encode

@@ -11,8 +11,9 @@ import time
 
 import pytest
 
-from mrsi_gadgets.io.spool import SpoolOptions, spool_files
+from mrsi_gadgets.io.spool import SpoolOptions
 from mrsi_gadgets.io.spool_archive import list_sessions
+from mrsi_gadgets.io.spool_files import spool_files
 from mrsi_gadgets.io.spool_log import State
 from mrsi_gadgets.server.watchdog import ProcessLimits, Watchdog, machine_memory
 from mrsi_gadgets.stream.messages import Close, ConfigText, ErrorText

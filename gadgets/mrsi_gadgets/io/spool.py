@@ -19,7 +19,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.io.spool_files import DRAFT, SpoolFile, held, locked, path_of, spool_files, sync_folder
 from mrsi_gadgets.io.spool_log import End, LogWriter, State
 
 LOG = logging.getLogger("mrsi.spool")
@@ -43,8 +43,6 @@ CHECK_BYTES = 16 << 20
 """After so many bytes of a session room is looked for again."""
 ARCHIVE_S = 1800.0
 """How long the conversion of one log may take."""
-_NAMES = {None, *(state.value for state in State)}
-_NAME = re.compile(r"session-(\d{6,})(?:\.([a-z]+))?\.(log|h5)")
 
 
 def default_folder() -> Path | None:
@@ -71,62 +69,6 @@ class SpoolOptions:
     limit_bytes: int = 50 * GIBIBYTE
     reserve_bytes: int = GIBIBYTE
     """So much of the disk stays free."""
-
-
-@dataclass(frozen=True)
-class SpoolFile:
-    """One file of the spool."""
-
-    number: int
-    state: State | None
-    """As its name says; None: running or interrupted."""
-    path: Path
-
-    @property
-    def is_log(self) -> bool:
-        """Whether it is a log, not yet an MRD file."""
-        return self.path.suffix == ".log"
-
-
-def spool_files(folder: Path) -> list[SpoolFile]:
-    """Return the sessions of a spool, oldest first; of a session that is there in two forms the .h5."""
-    found: dict[int, SpoolFile] = {}
-    with contextlib.suppress(FileNotFoundError):
-        for path in folder.iterdir():
-            match = _NAME.fullmatch(path.name)
-            if match is None or match[2] not in _NAMES:
-                continue
-            number = int(match[1])
-            if number not in found or match[3] == "h5":
-                found[number] = SpoolFile(number, State(match[2]) if match[2] else None, path)
-    return [found[number] for number in sorted(found)]
-
-
-def path_of(folder: Path, number: int, state: State | None, suffix: str) -> Path:
-    """Return the name of a session's file."""
-    middle = f".{state.value}" if state is not None else ""
-    return folder / f"session-{number:06d}{middle}.{suffix}"
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the disk keep the names of a folder's files."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def locked(path: Path) -> bool:
-    """Tell whether a running server writes the log."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 class SessionSpool:
@@ -156,6 +98,11 @@ class SessionSpool:
         """Whether there is a log."""
         return self._writer is not None
 
+    @property
+    def whole(self) -> bool:
+        """Whether everything that came is in it."""
+        return self._writer is not None and not self.problem and not self._writer.gone
+
     def keep(self, chunk: bytes | memoryview) -> None:
         """Append bytes that came from the peer; they are safe from a killed process when this returns."""
         if self._writer is None or self.problem:
@@ -168,6 +115,9 @@ class SessionSpool:
                 self._give_up(reason)
                 return
         try:
+            if self._writer.gone:
+                self._give_up(f"somebody has removed {self._writer.path.name} from {self._spool.folder}")
+                return
             self._writer.append(chunk)
         except OSError as problem:
             self._give_up(f"{self._spool.folder} cannot be written ({problem.strerror})")
@@ -233,6 +183,7 @@ class Spool:
         self._changed = threading.Condition()
         self._room = threading.Lock()
         self._stopped = False
+        self._archiver: subprocess.Popen[str] | None = None
         self._keeper = threading.Thread(target=self._keep, name="spool", daemon=True)
 
     def start(self, *, tidy: bool = True) -> None:
@@ -257,23 +208,30 @@ class Spool:
 
     def _tidy(self) -> None:
         """Bring names in order, drop what nothing was received of, and queue what may become .h5."""
-        for path in self.folder.glob(".session-*.part"):
-            path.unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            draft = DRAFT.fullmatch(path.name)
+            # one whose log is locked is being written for another server
+            if draft is not None and not any(locked(log) for log in self.folder.glob(f"{draft[1]}*.log")):
+                path.unlink(missing_ok=True)
         # those of a server that was killed: import here, since only this needs to parse
         from mrsi_gadgets.io.spool_archive import settle
 
         for file in spool_files(self.folder):
             self._last = max(self._last, file.number)
-            if file.is_log and not locked(file.path):
-                settled = settle(file)
-                if settled is not None:
-                    self._to_archive.append(settled)
+            if not file.is_log:
+                continue
+            with held(file.path) as ours:  # another server may just be making it
+                settled = settle(file) if ours else None
+            if settled is not None:
+                self._to_archive.append(settled)
 
     def stop(self) -> None:
         """Let go of everything; open sessions have been ended before."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+            if self._archiver is not None:  # it may take half an hour; the next start takes it up again
+                self._archiver.terminate()
         if self._keeper.ident is not None:
             self._keeper.join()
 
@@ -311,11 +269,20 @@ class Spool:
         if not reason:
             try:
                 writer = LogWriter(path_of(self.folder, number, None, "log"), {"number": number, **begin})
-                fcntl.flock(writer.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # who lists sessions, and a server that starts, hold a log for a moment; the latter takes a log that
+                # nobody has locked yet for one that a killed server has left, and removes it
+                fcntl.flock(writer.descriptor, fcntl.LOCK_EX)
+                if writer.gone:
+                    writer.close()
+                    return None
             except FileExistsError:
                 return None
             except OSError as problem:
                 reason = f"{self.folder} cannot be written ({problem.strerror})"
+                if writer is not None:  # a file system without locks
+                    writer.close()
+                    writer.path.unlink(missing_ok=True)
+                    writer = None
         problem_text = ""
         if reason:
             problem_text = f"the raw data of session {number} are not kept: {reason}; the reconstruction goes on"
@@ -394,17 +361,30 @@ class Spool:
         """Have another process turn a log into an MRD file: HDF5 must not be able to end this one."""
         command = [sys.executable, "-m", "mrsi_gadgets.io.spool_archive", str(path)]
         try:
+            # for a while there are both; a session that comes meanwhile must find room
+            size = path.stat().st_size + CHECK_BYTES
+            if self._used() + size > self.options.limit_bytes or self._free() - size < self.options.reserve_bytes:
+                LOG.info("%s stays a log: there is no room for an MRD file beside it", path.name)
+                return
             with subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0, text=True
             ) as process:
+                with self._changed:
+                    self._archiver = process
+                    if self._stopped:
+                        process.terminate()
                 try:
                     _, said = process.communicate(timeout=ARCHIVE_S)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     _, said = process.communicate()
-            if process.returncode:
+            with self._changed:
+                self._archiver = None
+            if process.returncode and not self._stopped:
                 lines = said.strip().splitlines() or [f"exit code {process.returncode}"]
                 LOG.warning("%s stays as it is: %s", path.name, lines[-1])
+        except FileNotFoundError:
+            return  # removed to make room in the meantime
         except OSError as problem:
             LOG.warning("%s stays as it is: no process could be started (%s)", path.name, problem.strerror)
 

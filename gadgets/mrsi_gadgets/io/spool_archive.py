@@ -24,7 +24,7 @@ import numpy as np
 
 from mrsi_gadgets.errors import DataError, MrsiError
 from mrsi_gadgets.io.mrd_file import Scan, ScanWriter, read_note, read_scan
-from mrsi_gadgets.io.spool import SpoolFile, locked, path_of, spool_files, sync_folder
+from mrsi_gadgets.io.spool_files import SpoolFile, find_file, locked, path_of, spool_files, sync_folder
 from mrsi_gadgets.io.spool_log import End, LogReader, State, read_end
 from mrsi_gadgets.stream.messages import (
     Acquisition,
@@ -100,10 +100,7 @@ def find_session(folder: Path, number: int) -> SessionInfo:
     DataError
         There is none of this number, or its file is damaged.
     """
-    for file in spool_files(folder):
-        if file.number == number:
-            return read_info(file)
-    raise DataError(f"the spool {folder} holds no session {number}; `mrsi recover` lists those it holds")
+    return read_info(find_file(folder, number))
 
 
 def read_info(file: SpoolFile) -> SessionInfo:
@@ -297,9 +294,9 @@ def archive(log_path: Path) -> Path | None:
     DataError
         The log holds what an .h5 cannot hold, or the .h5 cannot be written; the log stays.
     """
-    with log_path.open("rb") as held:
+    with log_path.open("rb") as log:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
         file = next((f for f in spool_files(log_path.parent) if f.path == log_path), None)
@@ -315,6 +312,9 @@ def archive(log_path: Path) -> Path | None:
             draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
+        if os.fstat(log.fileno()).st_nlink == 0:  # removed meanwhile, and for good
+            target.unlink(missing_ok=True)
+            return None
         sync_folder(log_path.parent)
         log_path.unlink()
     return target

@@ -110,6 +110,11 @@ class LogWriter:
         """Have the disk itself keep what was appended: until then a loss of power loses it, a killed process not."""
         os.fdatasync(self.descriptor)
 
+    @property
+    def gone(self) -> bool:
+        """Whether somebody has removed the file; what is appended then reaches nobody."""
+        return os.fstat(self.descriptor).st_nlink == 0
+
     def close(self) -> None:
         """Let go of the file."""
         if self.descriptor >= 0:

@@ -370,7 +370,7 @@ def _wake(client: socket.socket) -> None:
 
 def _remedy(kept: SessionSpool | None) -> str:
     """Say what to do about a session that has failed on our side."""
-    if kept is None or not kept.kept or kept.problem:
+    if kept is None or not kept.whole:
         return "send the scan again, or replay it from the scanner's own raw data"
     return f"its raw data are kept on the server, where `mrsi recover {kept.number} -o RESULT` reconstructs them"
 

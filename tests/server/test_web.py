@@ -70,6 +70,7 @@ def test_a_scan_tells_counts_maps_and_spectra(monitor):
     assert session["about"]["expected"] == 48
     assert session["filled"]["metabolite"]["shape"] == [8, 6]
     assert session["latency_s"] > 0
+    assert session["about"]["sides"] == ["R", "L", "A", "P"]
     pictures = monitor.pictures(1)
     assert pictures["preview"]["title"] == "water"
     titles = [one["title"] for one in pictures["maps"]]
@@ -81,6 +82,12 @@ def test_a_scan_tells_counts_maps_and_spectra(monitor):
     near = [(value, ppm) for ppm, value in zip(spectrum["ppm"], spectrum["fit"], strict=True) if ppm < 2.5]
     assert max(near)[1] == pytest.approx(2.01, abs=0.03)
     assert scan.protocol.measurement_id not in json.dumps(monitor.summaries())
+
+
+def test_a_scan_tells_what_its_processing_doubts(monitor):
+    scan = small_scan()
+    watched_scan(monitor, scan=scan.with_readouts(scan.water + scan.metabolites))
+    assert any("no noise scan" in sentence for sentence in monitor.summaries()[0]["warnings"])
 
 
 def test_a_scan_that_fails_shows_its_sentence_and_no_map(monitor):
@@ -95,6 +102,9 @@ def test_a_scan_that_fails_shows_its_sentence_and_no_map(monitor):
 
 def test_metrics_count_outcomes_and_causes(monitor, site):
     watched_scan(monitor)
+    sent = monitor.summaries()[0]["images"]
+    # exact maps, pictures, deviations, bounds: many more than the page shows
+    assert sent > 100
     for number, cause in ((2, "died"), (3, "died"), (4, "refused")):
         monitor.begins(number, "x")
         monitor.ends(number, failure="no", cause=cause)
@@ -103,6 +113,7 @@ def test_metrics_count_outcomes_and_causes(monitor, site):
     for line in (
         'mrsi_sessions_total{outcome="finished"} 1.0', 'mrsi_sessions_total{outcome="failed"} 3.0',
         'mrsi_failures_total{cause="died"} 2.0', 'mrsi_failures_total{cause="refused"} 1.0', "mrsi_readouts_total 98.0",
+        f"mrsi_images_total {sent}.0",
         "mrsi_sessions_running 0.0", "mrsi_latency_seconds_count 1.0",
     ):  # fmt: skip
         assert line in text.splitlines(), line

@@ -207,7 +207,8 @@ class Reconstruct(Gadget):
             if rows >= MANY_ROWS and not quick:
                 context.report.warn(
                     f"the scan added {rows} rows to the temporal basis, whose noise the stated standard deviations do "
-                    "not know in full (they may be half of what they should be); reconstruct with replicas=1 to find it"
+                    "not know in full (they may be half of what they should be); a recipe with <reconstruct "
+                    'replicas="1"/> finds it'
                 )
         if not count or not image.mask.any():
             return image
@@ -227,7 +228,8 @@ class Reconstruct(Gadget):
         if share > MANY_OUTSIDE:
             context.report.warn(
                 f"{share:.0%} of the voxels lie outside of what the model was trained on; they have the result of the "
-                "spatial prior alone (map outside_model); check protocol and field map, or learn a model of this scan"
+                "spatial prior alone (map outside_model); check the field map and what the model was "
+                "trained for; recipe subspace needs no model"
             )
 
     def _tell_aliases(self, kt: KtData, context: Context) -> None:

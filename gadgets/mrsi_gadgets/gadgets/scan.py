@@ -191,6 +191,7 @@ def _watched(
     def watched(message: Message) -> None:
         send(message)
         if isinstance(message, Image):
+            watch.warned(context.report.warnings)
             watch.image(message)
 
     context.on_calibration = calibrated
@@ -230,6 +231,7 @@ def _run(
     latency = time.perf_counter() - clock.last_readout
     context.report.seconds["last readout to last image"] = latency
     if watch is not None:
+        watch.warned(context.report.warnings)
         watch.finished(latency)
 
 

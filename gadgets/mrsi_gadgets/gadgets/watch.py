@@ -1,4 +1,4 @@
-"""What a running scan tells whoever looks at it from outside: filling of k-space, a first picture, maps, spectra.
+"""What a running scan tells whoever looks at it from outside: filling of k-space, first picture, maps, spectra, doubts.
 
 Everything is a small dict that JSON can hold, told at most every half second; nothing in it names a person. A scan that
 nobody watches pays nothing.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from mrsi_gadgets.mrd.roles import RoleRule
 from mrsi_gadgets.output import console
 from mrsi_gadgets.output.meta import from_xml, value_of
 from mrsi_gadgets.output.nifti import image_values
-from mrsi_gadgets.output.panels import curves_of
+from mrsi_gadgets.output.panels import curves_of, direction_letters
 from mrsi_gadgets.output.results import Results
 from mrsi_gadgets.stream.messages import Acquisition, Image
 
@@ -50,6 +50,8 @@ class ScanWatch:
         self._seen: dict[str, np.ndarray] = {}
         self._counts: dict[str, int] = {}
         self._said = -EVERY_S
+        self._images = 0
+        self._warned = 0
 
     def begins(self, protocol: Protocol, header: MrdHeader, recipe: str) -> None:
         """Tell what is measured."""
@@ -61,10 +63,13 @@ class ScanWatch:
             size = sizes.get(axis) or (limits[counter].maximum + 1 if counter in limits else 0)
             if counter in COUNTER_INDEX and size > 1:
                 self._axes.append((COUNTER_INDEX[counter], size))
+        even = len(set(protocol.temporal_interleaves)) <= 1  # else rings have different numbers of readouts
+        across, down = protocol.geometry.affine_lps()[:3, :2].T
         self._tell({
             "kind": "begins", "recipe": recipe, "nucleus": protocol.nucleus, "encoding": protocol.encoding,
             "matrix": list(protocol.geometry.matrix), "points": protocol.n_times,
-            "expected": int(np.prod([size for _, size in self._axes])) if self._axes else 0,
+            "expected": int(np.prod([size for _, size in self._axes])) if self._axes and even else 0,
+            "sides": [direction_letters(way / np.linalg.norm(way)) for way in (-across, across, -down, down)],
         })  # fmt: skip
 
     def readout(self, item: Acquisition) -> None:
@@ -102,7 +107,8 @@ class ScanWatch:
             self._tell(_picture("preview", title, np.asarray(picture, float), 0.0, top, "a.u.", 0))
 
     def image(self, image: Image) -> None:
-        """Tell a map that the console shows, or the example spectra."""
+        """Count an image, and tell a map that the console shows, or the example spectra."""
+        self._images += 1
         if image.data.dtype.kind == "f":
             # exact values, hundreds of images: their attributes need not be read to see that they are none
             return
@@ -126,9 +132,15 @@ class ScanWatch:
                         "data": _numbers(curves.data[::step]), "fit": _numbers(curves.fit[::step]),
                     })  # fmt: skip
 
+    def warned(self, warnings: Sequence[str]) -> None:
+        """Tell what the scan's processing doubts, where that is more than was told."""
+        if len(warnings) > self._warned:
+            self._warned = len(warnings)
+            self._tell({"kind": "warnings", "warnings": list(warnings)})
+
     def finished(self, latency_s: float) -> None:
-        """Tell how long it took from the last readout to the last image."""
-        self._tell({"kind": "latency", "seconds": round(latency_s, 3)})
+        """Tell how many images went out, and how long it took from the last readout to the last of them."""
+        self._tell({"kind": "latency", "seconds": round(latency_s, 3), "images": self._images})
 
     def _progress(self) -> None:
         told: dict[str, Any] = {"kind": "progress", "readouts": dict(self._counts)}

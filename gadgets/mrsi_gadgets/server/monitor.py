@@ -45,6 +45,7 @@ class SessionState:
     about: dict[str, Any] = field(default_factory=dict)
     readouts: dict[str, int] = field(default_factory=dict)
     filled: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     images: int = 0
     latency_s: float | None = None
     preview: dict[str, Any] | None = None
@@ -57,7 +58,7 @@ class SessionState:
         return {
             "number": self.number, "peer": self.peer, "began": self.began, "ended": self.ended, "state": self.state,
             "failure": self.failure, "cause": self.cause, "about": self.about, "readouts": self.readouts,
-            "filled": self.filled, "images": self.images, "latency_s": self.latency_s,
+            "filled": self.filled, "warnings": self.warnings, "images": self.images, "latency_s": self.latency_s,
             "maps": len(self.maps), "spectra": len(self.spectra), "preview": self.preview is not None,
             "changed": self.changed,
         }  # fmt: skip
@@ -87,7 +88,7 @@ class Monitor:
         )
         self._failures = Counter("mrsi_failures", "Failed sessions by cause", ["cause"], registry=self.registry)
         self._readouts = Counter("mrsi_readouts", "Readouts received", registry=self.registry)
-        self._images = Counter("mrsi_images", "Images sent", registry=self.registry)
+        self._images = Counter("mrsi_images", "Images of scans that ended in order", registry=self.registry)
         self._latency = Histogram(
             "mrsi_latency_seconds", "Last readout to last image", buckets=_LATENCY_S, registry=self.registry
         )
@@ -132,15 +133,15 @@ class Monitor:
         elif kind == "preview":
             session.preview = what
         elif kind == "map":
-            session.images += 1
-            self._images.inc()
             session.maps[f"{what.get('frame')} {what.get('title')}"] = what
             while len(session.maps) > MOST_PICTURES:
                 session.maps.popitem(last=False)
         elif kind == "spectrum":
             session.spectra = [*session.spectra, what][-3:]
         elif kind == "latency":
-            session.latency_s = float(what["seconds"])
+            session.latency_s, session.images = float(what["seconds"]), int(what["images"])
+        elif kind == "warnings":
+            session.warnings = [str(sentence) for sentence in what.get("warnings", ())]
 
     def queue(self, number: int, n_bytes: int) -> None:
         """Note how many bytes wait in front of a session's process."""
@@ -167,6 +168,7 @@ class Monitor:
                 self._failures.labels(cause).inc()
             self._done.labels(session.state).inc()
             if session.latency_s is not None and not failure:
+                self._images.inc(session.images)
                 self._latency.observe(session.latency_s)
             self._changed(number)
 

@@ -195,7 +195,7 @@ class Session:
             return self._answer(message)  # type: ignore[arg-type]
         elif self.peer is Peer.AUTO and kind in (ConfigFile, ConfigText):
             self.peer = detect_peer(message)  # type: ignore[arg-type]
-            LOG.info("the peer is a %s", self.peer.value, extra={"peer": self.peer.value})
+            LOG.info("the peer speaks the dialect of %s", self.peer.value, extra={"peer": self.peer.value})
         return None
 
     def _refusal(self, kind: type) -> str:

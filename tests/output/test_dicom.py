@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
 from dataclasses import replace
@@ -18,6 +19,7 @@ from all_spectra import build_spectra
 from mrsi_gadgets.cli import main
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.output.console import maps_to_images
+from mrsi_gadgets.output.dicom import pacs
 from mrsi_gadgets.output.dicom.classic import to_pixels
 from mrsi_gadgets.output.dicom.exam import Grid, check_finite_grid, unit_code
 from mrsi_gadgets.output.dicom.pacs import Node, send
@@ -187,6 +189,75 @@ def test_an_archive_that_is_not_there_is_told(tmp_path, result, capsys):
     port = free_port()
     assert main(["send", str(result), "--pacs", f"NOBODY@127.0.0.1:{port}"]) == 1
     assert "cannot be reached" in capsys.readouterr().err
+
+
+@pytest.fixture
+def archive():
+    """Starts an archive in this process that treats stored objects as told."""
+    pynetdicom = pytest.importorskip("pynetdicom")
+    servers = []
+
+    def start(store):
+        entity = pynetdicom.AE(ae_title="X")
+        entity.supported_contexts = pynetdicom.AllStoragePresentationContexts
+        servers.append(
+            entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(pynetdicom.evt.EVT_C_STORE, store)])
+        )
+        return servers[-1].server_address[1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+def test_an_archive_that_goes_away_between_two_objects_is_told(tmp_path, result, archive):
+    files = write_dicom(result, tmp_path / "dcm", DicomOptions(kinds=("classic",)))
+    links = []
+
+    def store(event):
+        links.append(event.assoc)
+        return 0
+
+    def stored(count):
+        links[0].abort()
+        time.sleep(0.3)
+
+    with pytest.raises(DataError, match=f"went away. after 1 of {len(files)} objects"):
+        send(files, Node("X", "127.0.0.1", archive(store)), progress=stored)
+
+
+def test_an_archive_that_takes_no_bytes_is_given_up(tmp_path, archive, monkeypatch):
+    monkeypatch.setattr(pacs, "_TIMEOUT_S", 1.0)
+    port = archive(lambda event: 0)
+    file = pydicom.dcmread(pydicom.data.get_testdata_file("MR_small.dcm"))
+    file.Rows = file.Columns = 4000
+    file.PixelData = bytes(2 * 4000 * 4000)
+    file.save_as(tmp_path / "large.dcm")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        kept = []
+
+        def pass_association_on():
+            listener.accept()[0].close()  # who only looks whether it listens
+            client, real = listener.accept()[0], socket.create_connection(("127.0.0.1", port))
+            kept.extend((client, real))
+            real.sendall(client.recv(1 << 16))
+            client.sendall(real.recv(1 << 16))
+
+        thread = threading.Thread(target=pass_association_on, daemon=True)
+        thread.start()
+        with pytest.raises(DataError, match="did not answer, or went away"):
+            send([tmp_path / "large.dcm"], Node("X", "127.0.0.1", listener.getsockname()[1]))
+        thread.join(5)
+        for sock in kept:
+            sock.close()
+
+
+def test_what_is_no_dicom_is_named_before_anything_is_sent(tmp_path, capsys):
+    (tmp_path / "a.dcm").write_text("text")
+    assert main(["send", str(tmp_path), "--pacs", f"NOBODY@127.0.0.1:{free_port()}"]) == 1
+    said = capsys.readouterr().err
+    assert "a.dcm cannot be read as DICOM" in said
+    assert "nothing was sent" in said
 
 
 def system_program(name: str, package: str) -> str:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.output.dicom.exam import need
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 _NODE = re.compile(r"(?P<title>[^@\\\s]{1,16})@(?P<host>[^@\s]+):(?P<port>[0-9]{1,5})")
 _TIMEOUT_S = 30.0
@@ -60,8 +65,8 @@ def send(
     ConfigError
         A package is missing, or nothing is to be sent.
     DataError
-        The archive cannot be reached, does not take a kind of object, or refuses one: with its status, and how many
-        objects it had taken before.
+        A file is no DICOM object, or the archive cannot be reached, does not take a kind of object, refuses one, does
+        not answer or goes away: with its status, and how many objects it had taken before.
     """
     need("pynetdicom")
     import pydicom
@@ -69,7 +74,7 @@ def send(
 
     if not files:
         raise ConfigError("there is no DICOM file to send")
-    datasets = [pydicom.dcmread(path) for path in files]
+    datasets = [_read(path) for path in files]
     wanted = sorted({(str(ds.SOPClassUID), str(ds.file_meta.TransferSyntaxUID)) for ds in datasets})
     entity = AE(ae_title=calling)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = _TIMEOUT_S
@@ -82,6 +87,7 @@ def send(
         raise DataError(
             f"the archive {node.title} at {node.host}:{node.port} cannot be reached: {why}; check its title"
         )
+    _bound_writes(link)
     try:
         taken = {(context.abstract_syntax, context.transfer_syntax[0]) for context in link.accepted_contexts}
         refused = [pydicom.uid.UID(one[0]).name for one in wanted if one not in taken]
@@ -91,10 +97,9 @@ def send(
                 "with --kinds"
             )
         for i, dataset in enumerate(datasets):
-            status = link.send_c_store(dataset)
-            code = status.get("Status")
+            code = _store(link, dataset)
             if code is None or (code != 0 and not 0xB000 <= code <= 0xBFFF):
-                reason = "it did not answer" if code is None else f"status 0x{code:04X}"
+                reason = "it did not answer, or went away" if code is None else f"status 0x{code:04X}"
                 raise DataError(
                     f"the archive {node.title} refused {files[i].name} ({reason}) after {i} of {len(files)} objects; "
                     "send again when it can take them: identifiers stay the same"
@@ -105,6 +110,34 @@ def send(
         if link.is_established:
             link.release()
     return len(datasets)
+
+
+def _read(path: Path) -> Dataset:
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        dataset = pydicom.dcmread(path)
+    except (OSError, InvalidDicomError) as problem:
+        raise DataError(f"{path} cannot be read as DICOM ({problem}); nothing was sent") from problem
+    missing = [name for name in ("SOPClassUID", "SOPInstanceUID") if not dataset.get(name)]
+    if missing or "TransferSyntaxUID" not in dataset.file_meta:
+        raise DataError(f"{path} has no {missing[0] if missing else 'TransferSyntaxUID'}; nothing was sent")
+    return dataset
+
+
+def _bound_writes(link: Any) -> None:
+    """Give an archive that takes no bytes any more up; pynetdicom's own timeouts are for answers only."""
+    link.dul.socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(_TIMEOUT_S), 0))
+
+
+def _store(link: Any, dataset: Dataset) -> int | None:
+    """Store one object; return the status, None where no answer came."""
+    try:
+        code = link.send_c_store(dataset).get("Status")
+    except RuntimeError:  # the archive has ended the association meanwhile
+        return None
+    return None if code is None else int(code)
 
 
 def _check_listening(node: Node) -> None:

@@ -227,3 +227,47 @@ def test_a_port_in_use_is_refused_with_the_remedy(refused):
 )
 def test_a_server_that_could_serve_nobody_does_not_start(refused, options, sentence):
     assert sentence in refused("serve", "--port", "0", *options)
+
+
+def test_nothing_that_was_measured_is_overwritten_by_a_slip(refused, run, scan_file, tmp_path):
+    measured = tmp_path / "measured.h5"
+    measured.write_bytes(scan_file.read_bytes())
+    result = tmp_path / "result"
+    assert run("replay", measured, "-o", result, "--config", "fourier", "--device", "cpu")[0] == 0
+    for command in (
+        ("simulate", "csi16", "-o", measured),
+        ("convert", tmp_path / "meas.dat", "-o", measured),
+        ("anonymise", scan_file, "-o", measured),
+        ("report", result, "-o", measured),
+    ):
+        assert "measured.h5 exists" in refused(*command)
+    (tmp_path / "meas.dat").write_bytes(bytes(64))
+    assert "make it first" in refused("convert", tmp_path / "meas.dat", "-o", tmp_path / "no" / "scan.h5")
+
+
+def test_the_wrong_kind_of_file_is_told_what_it_is(refused, run, scan_file, tmp_path):
+    (tmp_path / "meas.dat").write_bytes(bytes(64))
+    assert "`mrsi convert` makes" in refused("replay", tmp_path / "meas.dat", "-o", tmp_path / "x")
+    result = tmp_path / "result"
+    assert run("replay", scan_file, "-o", result, "--config", "fourier", "--device", "cpu")[0] == 0
+    said = refused("replay", result / "images.h5", "-o", tmp_path / "x")
+    assert "images of a result, not readouts; give the raw file" in said
+
+
+def test_a_folder_of_recipes_that_is_not_there_is_refused(refused, scan_file, tmp_path):
+    for command in (("replay", scan_file, "-o", tmp_path / "x"), ("serve", "--port", "0", "--no-page", "--no-spool")):
+        assert "--config-dir" in refused(*command, "--config-dir", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (("replay", "scan.h5", "--methd", "x"), "usage: mrsi replay .*unknown option or argument --methd"),
+        (("simulate", "csi16", "--drift", "nan"), "'nan' is not a number"),
+    ],
+)
+def test_a_wrong_option_is_answered_with_the_options_of_its_command(capsys, command, sentence):
+    with pytest.raises(SystemExit) as ended:
+        main(list(command))
+    assert ended.value.code == 2
+    assert re.search(sentence, capsys.readouterr().err, re.DOTALL)

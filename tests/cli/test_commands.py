@@ -238,6 +238,7 @@ def test_a_simulated_file_passes_the_check(run, tmp_path):
     code, out, _ = run("check", file)
     assert code == 0
     assert "brain.h5: usable" in out
+    assert run("simulate", "csi16", "-o", file, "--snr", "inf")[0] == 0, "a simulation may be made anew"
 
 
 def test_check_says_what_a_scan_is_and_where_each_value_came_from(run, scan_file):

@@ -260,6 +260,12 @@ def test_what_is_no_dicom_is_named_before_anything_is_sent(tmp_path, capsys):
     assert "nothing was sent" in said
 
 
+def test_options_that_would_change_nothing_are_refused(tmp_path, result, capsys):
+    write_dicom(result, tmp_path / "dcm", DicomOptions(kinds=("classic",)))
+    assert main(["send", str(tmp_path / "dcm"), "--pacs", "A@127.0.0.1:4242", "--patient-id", "7"]) == 1
+    assert "sent as they are" in capsys.readouterr().err
+
+
 def system_program(name: str, package: str) -> str:
     found = shutil.which(name)
     if found is None and os.environ.get("MRSI_REQUIRE_SYSTEM_PACKAGES"):

@@ -19,7 +19,9 @@ from mrsi_gadgets.logs import set_up_logging
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an error of the user's data or settings is one sentence on stderr and exit code 1."""
     parser = _parser()
-    given = parser.parse_args(arguments)
+    given, strange = parser.parse_known_args(arguments)
+    if strange:
+        given.parser.error(f"unknown option or argument {strange[0]}; the options are listed above")
     # a service tells what it does; a command that answers with a result or one sentence says nothing else
     set_up_logging(given.log_level or ("INFO" if given.command in ("serve", "demo") else "CRITICAL"), given.log_format)
     if getattr(given, "threads", None):
@@ -51,13 +53,15 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     levels = ["DEBUG", "INFO", "WARNING", "ERROR"]
     common.add_argument("--log-level", choices=levels, help="default: INFO for serve and demo, else no log")
-    common.add_argument("--log-format", default="text", choices=["text", "json"])
+    common.add_argument("--log-format", default="text", choices=["text", "json"], help="json: a record a line")
     parser = argparse.ArgumentParser(prog="mrsi", description="Streaming MRSI reconstruction: readouts in, maps out.")
     parser.add_argument("--version", action="version", version=f"mrsi-gadgets {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, about: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, parents=[common], help=about)
+        made = commands.add_parser(name, parents=[common], help=about, description=f"{about[0].upper()}{about[1:]}.")
+        made.set_defaults(parser=made)
+        return made
 
     serving.add_serve(command("serve", "wait for scanners, Gadgetrons and replays"))
     serving.add_recover(command("recover", "list kept raw data of sessions, reconstruct one again"))
@@ -96,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     recipe.add_argument("name", nargs="?", help="show this recipe's chain")
     recipe.set_defaults(run=_recipe)
     demo = command("demo", "simulate, serve, stream, reconstruct, show")
-    demo.add_argument("--output", "-o", type=Path, default=Path("demo_output"))
-    demo.add_argument("--preset", default="csi48")
+    demo.add_argument("--output", "-o", type=Path, default=Path("demo_output"), help="folder (default: demo_output)")
+    demo.add_argument("--preset", default="csi48", help="numerical brain (`mrsi simulate list`; default: csi48)")
     demo.set_defaults(run=_demo)
     return parser
 

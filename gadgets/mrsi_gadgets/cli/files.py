@@ -11,7 +11,9 @@ from mrsi_gadgets.cli.options import (
     EXIT_FAILED,
     EXIT_OK,
     add_header_options,
+    check_new_file,
     not_negative,
+    number,
     say,
     settings_of,
     trajectories_folder,
@@ -32,7 +34,7 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", "-o", type=Path, help="MRD .h5 file; the truth is written beside it")
     parser.add_argument("--snr", type=float, help="NAA peak SNR (inf: no noise)")
     parser.add_argument("--seed", type=whole, default=0, help="seed of the brain")
-    parser.add_argument("--noise-seed", type=whole, default=1)
+    parser.add_argument("--noise-seed", type=whole, default=1, help="seed of its noise")
     parser.add_argument(
         "--residual-water", type=_residual_water, metavar="TIMES_NAA",
         help="mean residual water over NAA CH3 at t = 0, or 'unsuppressed': all of the water",
@@ -42,13 +44,14 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
         "--water-sidebands", type=not_negative, metavar="FRACTION",
         help="sidebands of the water over its line at the edge of the head, such as 0.005",
     )  # fmt: skip
-    parser.add_argument("--drift", type=float, metavar="HZ_PER_MINUTE", help="drift of the frequency")
+    parser.add_argument("--drift", type=number, metavar="HZ_PER_MINUTE", help="drift of the frequency")
     parser.set_defaults(run=_simulate)
 
 
 def _simulate(given: argparse.Namespace) -> int:
     from mrsi_gadgets.phantom.presets import PRESETS, describe_presets, find_preset
     from mrsi_gadgets.phantom.simulate import write_simulation
+    from mrsi_gadgets.phantom.truth import truth_paths
 
     if given.preset == "list":
         say(describe_presets())
@@ -57,10 +60,9 @@ def _simulate(given: argparse.Namespace) -> int:
         raise ConfigError(f"there is no preset '{given.preset}'; known are {', '.join(PRESETS)}")
     if given.output is None:
         raise ConfigError("name the file to write with -o FILE.h5")
-    if given.output.is_dir():
-        raise ConfigError(f"{given.output} is a folder; name the file to write with -o {given.output / 'brain.h5'}")
-    if not given.output.resolve().parent.is_dir():
-        raise ConfigError(f"{given.output} cannot be written because its folder does not exist; make it first")
+    if not truth_paths(given.output)[0].exists():
+        # a simulation may be made anew; anything else that is there was measured
+        check_new_file(given.output, example="brain.h5")
     wanted = {
         "lipid": given.lipid, "water_sidebands": given.water_sidebands, "drift_hz_per_minute": given.drift,
     }  # fmt: skip
@@ -78,7 +80,7 @@ def _simulate(given: argparse.Namespace) -> int:
 
 def add_check(parser: argparse.ArgumentParser) -> None:
     """Declare what `mrsi check` takes."""
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, help="MRD .h5 file")
     add_header_options(parser)
     parser.set_defaults(run=_check)
 
@@ -104,6 +106,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 def _convert(given: argparse.Namespace) -> int:
     from mrsi_gadgets.io.twix import convert_twix
 
+    check_new_file(given.output, example="scan.h5")
     say(convert_twix(given.file, given.output, sequence=given.sequence))
     return EXIT_OK
 

@@ -32,7 +32,7 @@ def add_scan_options(parser: argparse.ArgumentParser, *, recipe_help: str) -> No
         "--models", type=Path, metavar="DIR",
         help="folder of learned signal models (also MRSI_MODELS; default: the user's own and models in the site's)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=whole, default=0)
+    parser.add_argument("--seed", type=whole, default=0, help="seed of everything random (default: 0)")
 
 
 def add_header_options(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def add_header_options(parser: argparse.ArgumentParser) -> None:
 def scan_options(given: argparse.Namespace) -> ScanOptions:
     """Return the options of a scan."""
     return ScanOptions(
-        recipe=given.config, site=given.config_dir, device=given.device, settings=settings_of(given.set),
+        recipe=given.config, site=recipes_folder(given), device=given.device, settings=settings_of(given.set),
         seed=given.seed, sequence=given.sequence, trajectories=trajectories_folder(given), models=models_folder(given),
     )  # fmt: skip
 
@@ -67,6 +67,24 @@ def models_folder(given: argparse.Namespace) -> Path | None:
     if path is not None and not path.is_dir():
         raise ConfigError(f"--models {path} is no folder; name the one that `mrsi learn --output` has written to")
     return path
+
+
+def recipes_folder(given: argparse.Namespace) -> Path | None:
+    """Return the site's folder that was named; ConfigError where it is no folder."""
+    path: Path | None = given.config_dir
+    if path is not None and not path.is_dir():
+        raise ConfigError(f"--config-dir {path} is no folder; name the one that holds the site's recipes")
+    return path
+
+
+def check_new_file(path: Path, *, example: str) -> None:
+    """Refuse a file to write that is there, is a folder or lies in none: raw data are not overwritten by a slip."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name the file to write with {path / example}")
+    if not path.resolve().parent.is_dir():
+        raise ConfigError(f"{path} cannot be written because its folder does not exist; make it first")
+    if path.exists():
+        raise ConfigError(f"{path} exists and would be lost; name a new file, or remove it first")
 
 
 def settings_of(pairs: Sequence[str]) -> dict[str, str]:
@@ -124,6 +142,17 @@ def not_negative(text: str) -> float:
         value = -1.0
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of at least 0")
+    return value
+
+
+def number(text: str) -> float:
+    """Read a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number")
     return value
 
 

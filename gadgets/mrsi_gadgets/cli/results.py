@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrsi_gadgets.cli.options import EXIT_OK, names, say
+from mrsi_gadgets.errors import ConfigError
 
 if TYPE_CHECKING:
     from mrsi_gadgets.output.dicom.write import DicomOptions
@@ -92,6 +93,11 @@ def _send(given: argparse.Namespace) -> int:
     node = Node.of(given.pacs)
     with tempfile.TemporaryDirectory() as scratch:
         files = sorted(given.source.rglob("*.dcm")) if given.source.is_dir() else []
+        if files and (given.maps or given.reference or given.patient_id or given.patient_name):
+            raise ConfigError(
+                f"{given.source} holds DICOM files, which are sent as they are; give --maps, --reference and the "
+                "patient to `mrsi dicom`, or send the result folder"
+            )
         if not files:
             files = write_dicom(given.source, Path(scratch) / "dicom", _dicom_options(given))
         count = send(files, node, calling=given.calling_aet)

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from mrsi_gadgets.cli.options import (
     EXIT_OK,
     add_scan_options,
+    check_new_file,
     gibibytes,
     models_folder,
     positive,
+    recipes_folder,
     say,
     scan_options,
     seconds,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 def add_serve(parser: argparse.ArgumentParser) -> None:
     """Declare what `mrsi serve` takes."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=9002)
+    parser.add_argument("--port", type=int, default=9002, help="port for MRD clients (default: 9002)")
     parser.add_argument(
         "--allow", type=_networks, default=(), metavar="NETWORK,...",
         help="addresses or networks that may speak to the server besides this machine (default: all that reach it)",
@@ -168,11 +170,12 @@ def _recover(given: argparse.Namespace) -> int:
     if given.remove:
         say(recover.remove(folder, [given.session]))
     elif given.h5 is not None:
+        check_new_file(given.h5, example="scan.h5")
         say(recover.write_h5(folder, given.session, given.h5))
     else:
         check_target(given.output)
         here = {
-            "recipe": given.config, "site": given.config_dir, "device": given.device, "seed": given.seed,
+            "recipe": given.config, "site": recipes_folder(given), "device": given.device, "seed": given.seed,
             "sequence": given.sequence, "trajectories": trajectories_folder(given), "models": models_folder(given),
             "settings": settings_of(given.set) or None,
         }  # fmt: skip

@@ -29,13 +29,20 @@ def open_file(path: Path) -> Iterator[h5py.File]:
         if "truncated" in text or "eof" in text.lower():
             raise DataError(f"{path} is truncated; copy it again or use what the scanner sent") from problem
         if "signature not found" in text:
-            raise DataError(f"{path} is not an HDF5 file, whatever its name says; give an MRD .h5 file") from problem
+            raise DataError(f"{path} is not an HDF5 file, whatever its name says; {_remedy(path)}") from problem
         raise DataError(f"{path} cannot be read ({_reason(problem)}); the file may be damaged") from problem
     except (RuntimeError, KeyError, ValueError, TypeError) as problem:
         # what h5py raises where the file's own structure is broken depends on where it is
         raise DataError(
             f"{path} is damaged inside ({_reason(problem)}); copy it again or use what the scanner sent"
         ) from problem
+
+
+def _remedy(path: Path) -> str:
+    """Say what to do with a file that is no HDF5, by what it is."""
+    if path.suffix.lower() == ".dat":
+        return "`mrsi convert` makes an MRD .h5 file of a Siemens twix file"
+    return "give an MRD .h5 file"
 
 
 class Output:

@@ -167,6 +167,9 @@ def read_scan(path: str | os.PathLike[str], group: str | None = None) -> Scan:
     with open_file(path) as file:
         name = group or _find_group(file, path)
         if name not in file or not {"xml", "data"} <= set(file[name]):
+            inside = file[name] if name in file and isinstance(file[name], h5py.Group) else file
+            if any(held.startswith("image_") for held in inside):
+                raise DataError(f"{path} holds images of a result, not readouts; give the raw file of the scan")
             raise DataError(f"{path} has no group '{name}' with a header and readouts; it holds {names_in(file)}")
         scan = file[name]
         xml = text_of(scan["xml"][()] if scan["xml"].shape == () else scan["xml"][0])

@@ -89,7 +89,9 @@ def _check_file(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(16)
             if len(start) < 16:
-                raise DataError(f"{path} is no Siemens twix file: it has {size} bytes")
+                raise DataError(
+                    f"{path} is no Siemens twix file: it has {size} bytes; give the .dat file of the raw data export"
+                )
             first, count = struct.unpack("<II", start[:8])
             if first < 10000 and 1 <= count <= 64:
                 for entry in range(count):

@@ -53,6 +53,8 @@ def write_report(folder: str | Path, path: str | Path | None = None) -> Path:
     if not images.is_file():
         raise ConfigError(f"{folder} holds no images.h5; name a folder that `mrsi replay -o` has written")
     path = folder / REPORT if path is None else Path(path)
+    if path.is_file() and path.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{path} exists and is no HTML file; name one such as {folder / REPORT}")
     if path.is_dir() or not path.resolve().parent.is_dir():
         raise ConfigError(f"{path} cannot be written as a file; name one such as {folder / REPORT}")
     text = report_html(gather(read_images(images)), _summary(folder), regions=_regions(folder))

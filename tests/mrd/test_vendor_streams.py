@@ -280,10 +280,23 @@ def test_a_store_is_found_by_check(tmp_path, monkeypatch):
         ('[geometry]\nmatrix = [{ recon_matrix = "w" }, 1, 1]\n', "needs x, y or z in recon_matrix"),
         ('[geometry]\nignore_limits = ["line"]\n', "ignore_limits names line, which is no counter of MRD"),
         ('[detect]\ntrajectory = ["epi"]\n', r"\[detect\] trajectory is not known; known are counters"),
+        ('[detect]\nuser_parameters = "SpecVectorSize"\n', "user_parameters must be a list of texts"),
+        ('[detect]\ncounters = ["segmnt"]\n', "counters names segmnt, which is no counter of MRD; they are"),
+        ('[geometry]\nmatrix = [{ counter = "segmnt" }, 1, 1]\n', "matrix names segmnt, which is no counter of MRD"),
+        ('[profile]\nmrsi_encodin = "csi"\n', "no key of the MRSI profile; did you mean mrsi_encoding"),
+        ('[profile]\nmrsi_nucleus = { from = "field" }\n', "from = 'field' is not known; it can be 'frequency'"),
+        ('[profile]\nmrsi_dwell_us = { user_parameter = "a", times = "b" }\n', "times must be a number or a key"),
+        ('[profile]\nmrsi_dwell_us = { user_parameter = "a", over = "b" }\n', "over must be a number"),
+        ('[profile]\nmrsi_dwell_us = { echo_time_ms = "0" }\n', "echo_time_ms must be the place in the header's list"),
+        ('[profile]\nmrsi_dwell_us = { user_parameter = "a", map = "b" }\n', "map must be a table"),
+        ('profile = 3\n', "profile must be a table; write"),
     ],
 )  # fmt: skip
 def test_a_description_that_says_something_unknown_is_refused(tmp_path, text, sentence):
     path = tmp_path / "mine.toml"
     path.write_text(f'input = "mrd"\n{text}')
     with pytest.raises(ConfigError, match=sentence):
+        read_adapter(path)
+    path.write_text('input = "mrdd"\n')
+    with pytest.raises(ConfigError, match="input is 'mrdd'; it must be"):
         read_adapter(path)

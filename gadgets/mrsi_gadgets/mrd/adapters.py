@@ -7,6 +7,7 @@ settings come first, then the header's own ``mrsi_*`` parameters. Headers that f
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import logging
 from collections.abc import Callable, Mapping
@@ -188,8 +189,15 @@ def read_adapter(path: Path) -> Adapter:
         It cannot be read or says something unknown.
     """
     text = read_toml(path)
+    if text.get("input", "twix") not in ("mrd", "twix"):
+        raise ConfigError(
+            f'{path.name}: input is {text["input"]!r}; it must be "mrd" (a stream) or "twix" (a raw file)'
+        )
     if text.get("input") != "mrd":
         raise ConfigError(f'{path.name} describes raw files, not streams; a description of streams says input = "mrd"')
+    for section in ("detect", "profile", "geometry"):
+        if not isinstance(text.get(section, {}), dict):
+            raise ConfigError(f"{path.name}: {section} must be a table; write [{section}] on a line of its own")
     for section, known in _SECTIONS.items():
         for key in text if section == "" else text.get(section, {}):
             if key not in known:
@@ -198,15 +206,20 @@ def read_adapter(path: Path) -> Adapter:
     profile = text.get("profile", {})
     for key in profile:
         if key not in PROFILE_KEYS:
-            raise ConfigError(f"{path.name}: {key} is no key of the MRSI profile")
-    detect = text.get("detect", {})
-    ignored = tuple(text.get("geometry", {}).get("ignore_limits", ()))
-    unknown = [name for name in ignored if name not in COUNTER_INDEX]
-    if unknown:
-        raise ConfigError(f"{path.name}: [geometry] ignore_limits names {unknown[0]}, which is no counter of MRD")
-    grid = {name: text.get("geometry", {}).get(name, []) for name in ("matrix", "fov_mm")}
+            near = difflib.get_close_matches(key, PROFILE_KEYS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{path.name}: {key} is no key of the MRSI profile{hint}")
+    detect, geometry = text.get("detect", {}), text.get("geometry", {})
+    for where, entries in (*detect.items(), ("ignore_limits", geometry.get("ignore_limits", []))):
+        if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+            raise ConfigError(f'{path.name}: {where} must be a list of texts, such as ["a", "b"]')
+    ignored = tuple(geometry.get("ignore_limits", ()))
+    for where, counters in (("[detect] counters", detect.get("counters", ())), ("[geometry] ignore_limits", ignored)):
+        for name in counters:
+            _known_counter(name, f"{path.name}: {where}")
+    grid = {name: geometry.get(name, []) for name in ("matrix", "fov_mm")}
     for name, entries in grid.items():
-        if len(entries) not in (0, 3):
+        if not isinstance(entries, list) or len(entries) not in (0, 3):
             raise ConfigError(f"{path.name}: [geometry] {name} needs three entries (x, y, z)")
     return Adapter(
         name=str(text.get("name", path.stem)),
@@ -234,6 +247,30 @@ def _tell(adapter: Adapter, tell: Callable[[str], None] | None) -> Adapter:
     return adapter
 
 
+def _known_counter(name: Any, where: str) -> None:
+    if not isinstance(name, str) or name not in COUNTER_INDEX:
+        raise ConfigError(f"{where} names {name}, which is no counter of MRD; they are {', '.join(COUNTER_INDEX)}")
+
+
+def _check_place(place: Mapping[str, Any], where: str) -> None:
+    """Refuse what would be looked up and never be there, or fail only when a scan comes."""
+    if "counter" in place:
+        _known_counter(place["counter"], where)
+    if place.get("from", "frequency") != "frequency":
+        raise ConfigError(f"{where}: from = {place['from']!r} is not known; it can be 'frequency'")
+    for name in ("echo_time_ms", "echo_spacing_ms"):
+        if not isinstance(place.get(name, 0), int):
+            raise ConfigError(f"{where}: {name} must be the place in the header's list, from 0")
+    for name in ("over", "below"):
+        if not isinstance(place.get(name, 0.0), int | float):
+            raise ConfigError(f"{where}: {name} must be a number")
+    factor = place.get("times", 1.0)
+    if not isinstance(factor, int | float) and not (isinstance(factor, str) and factor in PROFILE_KEYS):
+        raise ConfigError(f"{where}: times must be a number or a key of the MRSI profile that stands before this one")
+    if not isinstance(place.get("map", {}), dict):
+        raise ConfigError(f"{where}: map must be a table {{ TEXT = value }}")
+
+
 def _places(entry: Any, name: str, path: Path) -> tuple[Any, ...]:
     places = tuple(entry) if isinstance(entry, list) else (entry,)
     for place in places:
@@ -246,6 +283,7 @@ def _places(entry: Any, name: str, path: Path) -> tuple[Any, ...]:
                 )
             if any(place.get(source, "x") not in ("x", "y", "z") for source in ("recon_matrix", "recon_fov_mm")):
                 raise ConfigError(f"{path.name}: {name} needs x, y or z in recon_matrix and recon_fov_mm")
+            _check_place(place, f"{path.name}: {name}")
         elif not isinstance(place, (int, float, str)):
             raise ConfigError(f"{path.name}: {name} must be a value, a table or a list of them")
     return places
@@ -281,9 +319,7 @@ def _look_up(place: Mapping[str, Any], header: MrdHeader, space: int) -> Found |
     if "echo_time_ms" in place:
         index = int(place["echo_time_ms"])
         return (header.echo_times_ms[index], f"header TE[{index}]") if index < len(header.echo_times_ms) else None
-    if place["from"] == "frequency":
-        return _nucleus_by_frequency(header)
-    raise ConfigError(f"from = '{place['from']}' is not known; it can be 'frequency'")
+    return _nucleus_by_frequency(header)
 
 
 def _changed(found: Found, place: Mapping[str, Any], derived: Mapping[str, Found], where: str) -> Found:

@@ -84,6 +84,12 @@ def test_a_wrong_header_is_refused_in_one_sentence(xml, message):
         parse_header(xml)
 
 
+@pytest.mark.parametrize("number", ["inf", "-Infinity", "nan", "9" * 400, "1.5"])
+def test_a_count_that_is_no_whole_number_is_refused_in_one_sentence(number):
+    with pytest.raises(DataError, match="matrixSize/x in the header is .* which is not a number"):
+        parse_header(FULL.replace("<m:x>32</m:x>", f"<m:x>{number}</m:x>", 1))
+
+
 def test_a_profile_key_given_twice_with_two_values_is_refused():
     double = "<userParameterDouble><name>mrsi_dwell_us</name><value>{}</value></userParameterDouble>"
     xml = f"<ismrmrdHeader><userParameters>{double.format(5)}{double.format(6)}</userParameters></ismrmrdHeader>"

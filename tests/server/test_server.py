@@ -368,6 +368,32 @@ def test_a_server_that_stops_tells_the_peers_of_running_sessions(scan):
     assert "the server was stopped before the result was complete" in error_of(heard)
 
 
+@pytest.mark.parametrize("number", [signal.SIGSTOP, None], ids=["stopped", "ignores SIGTERM"])
+def test_a_server_that_stops_speaks_for_a_process_that_does_not(scan, number, tmp_path, monkeypatch):
+    if number is None:  # a library that handles SIGTERM in its own way
+        deaf = "import signal\nfrom mrsi_gadgets.server.worker import main\n"
+        (tmp_path / "deaf_worker.py").write_text(deaf + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nmain()\n")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+        monkeypatch.setattr("mrsi_gadgets.server.process.SessionProcess.module", "deaf_worker")
+    with serving() as live:
+        sock = connected(live.port)
+        sock.sendall(b"".join(encode(m) for m in whole(scan)[:40]))
+        assert wait_until(lambda: any(live._sessions.values()))
+        (running,) = [process for process in live._sessions.values() if process is not None]
+        if number is not None:
+            os.kill(running.process.pid, number)
+        heard = []
+        hearing = threading.Thread(target=lambda: heard.extend(receive_until_end(sock)), daemon=True)
+        hearing.start()
+        sock.sendall(b"".join(encode(m) for m in whole(scan)[40:-1]))
+        threading.Timer(3.5, lambda: sock.sendall(encode(Close()))).start()
+        live.stop()
+        hearing.join(SESSION_S)
+        sock.close()
+    assert "the server was stopped before the result was complete" in error_of(heard)
+    assert not running.alive
+
+
 def test_whoever_only_looks_whether_the_port_is_open_costs_no_process():
     before = children()
     with serving() as live:

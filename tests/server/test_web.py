@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import pytest
 
+from mrsi_gadgets.data import Geometry
 from mrsi_gadgets.errors import ConfigError, MrsiError
 from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
 from mrsi_gadgets.gadgets.watch import ScanWatch
+from mrsi_gadgets.mrd.header import parse_header
+from mrsi_gadgets.mrd.profile import read_protocol
 from mrsi_gadgets.server.monitor import KEPT, Monitor
-from mrsi_gadgets.server.web import WebServer
+from mrsi_gadgets.server.web import _READERS, WebServer
 from mrsi_gadgets.stream.messages import Close, ConfigFile, Header
 from mrsi_gadgets.stream.wire import encode
 from served import connected, opening, serving, session, wait_until
@@ -135,6 +140,54 @@ def test_foreign_host_names_are_refused(site):
         get(site + "/health", Host="evil.example")
     assert refused.value.code == 400
     refused.value.close()
+
+
+def test_a_number_that_is_none_of_a_session_is_not_found(site):
+    for number in ("9" * 5000, "7", "-1", "%D9%A1"):
+        with pytest.raises(urllib.error.HTTPError) as missing:
+            get(f"{site}/sessions/{number}")
+        assert missing.value.code == 404
+        missing.value.close()
+
+
+def sent_away(text):
+    return b" 503 " in text or text.endswith(b"0\r\n\r\n")
+
+
+def test_more_pages_than_may_be_open_are_sent_away_also_when_they_come_at_once(site, monitor, monkeypatch):
+    monitor.begins(1, "x")
+    port = int(site.rpartition(":")[2])
+    pages = [connected(port) for _ in range(_READERS + 6)]
+    for page in pages:
+        page.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    heard = [b""] * len(pages)
+
+    def decided():
+        for i, page in enumerate(pages):
+            page.settimeout(0.01)
+            with contextlib.suppress(TimeoutError):
+                heard[i] += page.recv(1 << 16)
+        return all(b"event: session" in text or sent_away(text) for text in heard)
+
+    assert wait_until(decided)
+    assert sum(b"event: session" in text for text in heard) == _READERS
+    for page in pages:
+        page.close()
+
+
+def test_a_page_does_not_cost_what_a_header_says_of_its_counters():
+    told = []
+    watch = ScanWatch(told.append)
+    scan = small_scan()
+    protocol = replace(
+        read_protocol(parse_header(scan.header_xml), {}), geometry=Geometry((65535, 65535, 1), (200, 180, 15))
+    )
+    watch.begins(protocol, parse_header(scan.header_xml), "fourier")
+    watch.readout(scan.metabolites[0])
+    watch.ended()
+    assert told[-2]["readouts"] == {"metabolite": 1}
+    assert "filled" not in told[-2]
+    assert not watch._seen
 
 
 def test_the_page_allows_no_foreign_content(site):

@@ -11,6 +11,7 @@ import threading
 
 import pytest
 
+from mrsi_gadgets.stream.endpoints import STALL_S
 from mrsi_gadgets.stream.messages import Acquisition, Close, ConfigFile, ConfigText, ErrorText, Header, Image, Text
 from mrsi_gadgets.stream.relay import LOOKED_AT_BYTES, PeerWatch, Relay, report_failure
 from mrsi_gadgets.stream.session import Peer
@@ -242,3 +243,18 @@ def test_what_is_too_long_to_say_who_the_peer_is_is_not_collected_by_the_process
         watch = PeerWatch(Peer.AUTO)
         watch.look(memoryview(encode(ConfigText(text))))
         assert watch.peer is peer
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the system has no time limit for unread bytes")
+@pytest.mark.parametrize(("idle", "wanted_ms"), [(3.0, 3000), (None, 1000 * STALL_S), (1e9, 1000 * STALL_S)])
+def test_a_client_that_takes_no_bytes_is_given_up_after_the_idle_timeout(idle, wanted_ms):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as client,
+    ):
+        pair = socket.socketpair()
+        Relay(client, pair[0], idle_timeout_s=idle)
+        assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == wanted_ms
+        for one in pair:
+            one.close()

@@ -18,7 +18,7 @@ from mrsi_gadgets.stream.messages import (
     Response,
     Text,
 )
-from mrsi_gadgets.stream.session import Peer, Session, Side, State, detect_peer, failure_messages
+from mrsi_gadgets.stream.session import MOST_QUERIES, Peer, Session, Side, State, detect_peer, failure_messages
 from peers import EXTERNAL_NODE_CONFIG, HEADER_XML, image, readout, waveform
 
 STREAM_CONFIG = (
@@ -130,6 +130,14 @@ def test_a_query_of_a_client_is_answered_in_every_state_before_close():
         assert isinstance(reply, Response)
         assert (reply.correlation, reply.text) == (12, "1.15")
     assert "known are: ismrmrd::version" in session.receive(Query(1, "gadgetron::info")).text
+
+
+def test_a_peer_cannot_fill_memory_with_answers_it_does_not_read():
+    session = Session()
+    for _ in range(MOST_QUERIES):
+        assert session.receive(Query(1, "x")) is not None
+    with pytest.raises(ProtocolError, match="More than 1000 queries"):
+        session.receive(Query(1, "x"))
 
 
 def test_a_query_of_a_gadgetron_is_never_answered():

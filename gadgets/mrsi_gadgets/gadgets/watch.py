@@ -82,8 +82,8 @@ class ScanWatch:
         except DataError:  # whoever sorts the readouts refuses it
             return
         self._counts[role.value] = self._counts.get(role.value, 0) + 1
-        if role in (Role.METABOLITE, Role.WATER_REFERENCE) and self._axes:
-            first, second = (*self._axes, (0, 1))[:2]
+        first, second = (*self._axes, (0, 1), (0, 1))[:2]
+        if role in (Role.METABOLITE, Role.WATER_REFERENCE) and 1 < first[1] * second[1] <= _MOST_CELLS:
             place = (head.counters[first[0]], head.counters[second[0]] if len(self._axes) > 1 else 0)
             seen = self._seen.setdefault(role.value, np.zeros((first[1], second[1]), np.uint16))
             if place[0] < seen.shape[0] and place[1] < seen.shape[1] and seen[place] < np.iinfo(np.uint16).max:

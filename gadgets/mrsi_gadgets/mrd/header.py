@@ -151,7 +151,7 @@ def _convert(text: str, kind: Callable[[str], T], path: str) -> T:
 
 def _integer(text: str) -> int:
     value = float(text)
-    if value != int(value):
+    if not value.is_integer():  # nor are NaN and infinity
         raise ValueError(text)
     return int(value)
 

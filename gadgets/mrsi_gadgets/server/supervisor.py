@@ -143,9 +143,12 @@ class Server:
         for process in [*running.values(), *warm]:
             if process is not None:
                 process.process.terminate()
-        deadline = time.monotonic() + STOP_GRACE_S
-        for thread in running:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        began = time.monotonic()
+        for share in (0.5, 1.0):
+            for thread, process in running.items():
+                thread.join(max(0.0, began + share * STOP_GRACE_S - time.monotonic()))
+                if thread.is_alive() and process is not None:
+                    process.process.kill()  # it ignores SIGTERM, or is stopped; its peer must be told before we go
         for process in warm:
             process.end()
         if self._web is not None:

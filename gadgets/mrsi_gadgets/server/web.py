@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -38,6 +39,7 @@ _HEADERS = {
 _HEARTBEAT_S = 5.0
 _POLL_S = 0.25
 _STOP_S = 5.0
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _READERS = 20
 """Pages that may be open at once."""
 
@@ -57,7 +59,8 @@ def application(monitor: Monitor) -> Starlette:
         return Response(generate_latest(monitor.registry), media_type=CONTENT_TYPE_LATEST)
 
     def pictures(request: Request) -> Response:
-        found = monitor.pictures(request.path_params["number"])
+        number = request.path_params["number"]
+        found = monitor.pictures(int(number)) if _NUMBER.fullmatch(number) else None
         if found is None:
             return JSONResponse({"error": "this session is not kept"}, status_code=404, headers=_HEADERS)
         return JSONResponse(found, headers=_HEADERS)
@@ -73,7 +76,7 @@ def application(monitor: Monitor) -> Starlette:
             Route("/health", health),
             Route("/metrics", metrics),
             Route("/events", events),
-            Route("/sessions/{number:int}", pictures),
+            Route("/sessions/{number}", pictures),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS)],
     )
@@ -81,6 +84,8 @@ def application(monitor: Monitor) -> Starlette:
 
 async def _events(monitor: Monitor, request: Request, readers: asyncio.Semaphore) -> AsyncIterator[str]:
     """Yield the sessions that change, as server-sent events; a comment now and then shows that the server lives."""
+    if readers.locked():  # several were asked for at once
+        return
     async with readers:
         seen, quiet = 0, 0.0
         while not monitor.closed and not await request.is_disconnected():

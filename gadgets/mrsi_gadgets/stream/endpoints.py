@@ -50,7 +50,7 @@ def discard_until_silent(sock: socket.socket, silence_s: float = LINGER_S) -> No
             pass
 
 
-def keep_alive(sock: socket.socket) -> None:
+def keep_alive(sock: socket.socket, stall_s: float = float("inf")) -> None:
     """Let the operating system notice a peer that is no longer there, or takes nothing any more (TCP only)."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
@@ -60,18 +60,18 @@ def keep_alive(sock: socket.socket) -> None:
         ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
         ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S),
         ("TCP_KEEPCNT", KEEPALIVE_PROBES),
-        ("TCP_USER_TIMEOUT", STALL_S * 1000),
+        ("TCP_USER_TIMEOUT", max(1, int(min(stall_s, STALL_S) * 1000))),
     ):
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class SocketEndpoint:
-    """A connected stream socket."""
+    """A connected stream socket; its peer is given up when it takes no byte for `stall_s`, at most `STALL_S`."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, stall_s: float = float("inf")) -> None:
         sock.settimeout(None)
-        keep_alive(sock)
+        keep_alive(sock, stall_s)
         self._socket = sock
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)

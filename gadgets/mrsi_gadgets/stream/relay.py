@@ -98,7 +98,7 @@ def report_failure(
     """
     scanner = scanner or FrameScanner(limits)
     watch = PeerWatch(peer, limits)
-    endpoint = SocketEndpoint(sock)
+    endpoint = SocketEndpoint(sock, float("inf") if idle_timeout_s is None else idle_timeout_s)
     space = memoryview(bytearray(CHUNK_BYTES))
     told = False
     with suppress(OSError):
@@ -130,10 +130,10 @@ def send_failure(endpoint: SocketEndpoint, peer: Peer, sentence: str, *, told: b
 
 
 def take_bytes(scanner: FrameScanner, chunk: memoryview, keep: Keep | None) -> None:
-    """Have the client's bytes kept and follow their boundaries; once framing is lost they mean nothing."""
-    if scanner.framing_lost:
+    """Have the client's bytes kept and follow their boundaries; behind CLOSE or lost framing they mean nothing."""
+    if scanner.framing_lost or scanner.closed:
         return
-    if keep is not None and not scanner.closed:
+    if keep is not None:
         keep(chunk)
     with suppress(ProtocolError):  # the worker, which parses, reports it; the scanner remembers it
         scanner.advance(chunk)
@@ -156,8 +156,8 @@ class Relay:
     limits
         What a message may announce.
     idle_timeout_s
-        Let go of a client that has sent nothing for so long when the worker has ended its output; None waits for its
-        CLOSE.
+        Let go of a client that has sent nothing for so long when the worker has ended its output, or that takes no
+        byte for so long; None waits for its CLOSE, and `STALL_S` for its reading.
     keep
         Gets the client's bytes before the worker does.
     watch
@@ -181,7 +181,7 @@ class Relay:
         self._passed = 0
         self._notices: deque[str] = deque()
         self._idle_timeout_s = idle_timeout_s if idle_timeout_s is not None else float("inf")
-        self._client = SocketEndpoint(client)
+        self._client = SocketEndpoint(client, self._idle_timeout_s)
         self._worker_socket = worker
         self._worker = SocketEndpoint(worker)
         self._watch = PeerWatch(peer, limits)

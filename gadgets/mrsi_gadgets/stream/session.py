@@ -81,6 +81,8 @@ _CLIENT: dict[State, dict[type, State]] = {
 }
 """What a client accepts from its server."""
 
+MOST_QUERIES = 1000
+"""Queries in one session that are answered."""
 _SKIPPED = (("<!--", "-->"), ("<![CDATA[", "]]>"))
 """What is no element, whatever it holds."""
 _ELEMENT = re.compile(r"<(?:[\w.-]+:)?([\w.-]+)")
@@ -163,6 +165,7 @@ class Session:
         self._answers = dict(answers or {})
         self._channels: dict[bool, int] = {}
         self._last_channels = -1
+        self._queries = 0
 
     @property
     def state(self) -> State:
@@ -212,6 +215,9 @@ class Session:
 
     def _answer(self, query: Query) -> Response | None:
         """Answer a query of a client; a Gadgetron would abort at a RESPONSE."""
+        self._queries += 1
+        if self._queries > MOST_QUERIES:  # answers to a peer that does not read them wait in memory
+            raise ProtocolError(f"More than {MOST_QUERIES} queries came in one session; ask each once.")
         if self.peer is Peer.GADGETRON:
             LOG.warning("a query from a Gadgetron is not answered (%d characters)", len(query.text))
             return None

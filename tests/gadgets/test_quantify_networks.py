@@ -17,7 +17,7 @@ from mrsi_gadgets.io.model_store import save_model, signal_protocol
 from mrsi_gadgets.models.training import Trained, train
 from mrsi_gadgets.quantification.cnn_training import train_spectrum_networks
 from mrsi_gadgets.quantification.preparation import usual_model
-from mrsi_gadgets.stream.messages import ConfigText, Header
+from mrsi_gadgets.stream.messages import Acquisition, ConfigText, Header
 from small_model import SETTINGS, origin
 from small_scan import small_scan
 
@@ -34,10 +34,16 @@ def store(trained, tmp_path_factory) -> Path:
     return save_model(replace(trained, networks=networks), tmp_path_factory.mktemp("models"), "both", origin()).parent
 
 
-def maps_of(store: Path, attributes: str) -> Maps:
+def maps_of(store: Path, attributes: str, *, damped_hz: float = 0.0) -> Maps:
     shipped = (Path(__file__).parents[2] / "config" / "subspace.xml").read_text()
     recipe = ConfigText(shipped.replace('<quantify method="varpro"/>', f"<quantify {attributes}/>"))
     scan = small_scan()
+    if damped_hz:
+        decay = np.exp(-np.pi * damped_hz * scan.protocol.dwell_s * np.arange(scan.protocol.n_times))
+        wanted = {id(readout) for readout in scan.metabolites}
+        scan = scan.with_readouts(
+            [Acquisition(r.head, (r.data * decay).astype("c8")) if id(r) in wanted else r for r in scan.readouts]
+        )
     seen: list[Any] = []
     messages = [recipe, Header(scan.header_xml), *scan.readouts]
     run_scan(iter(messages), lambda message: None, ScanOptions(device="cpu", models=store), observe=seen.append)
@@ -56,6 +62,21 @@ def test_the_networks_of_the_store_give_amounts_near_those_of_the_fit(store, met
     ratio = np.median(maps.maps["tNAA"].value[maps.mask] / fitted.maps["tNAA"].value[maps.mask])
     assert ratio == pytest.approx(1.0, abs=0.25)  # after a few seconds of training
     assert set(maps.maps) == set(fitted.maps)
+
+
+def test_lines_twice_as_wide_as_trained_are_told(store, caplog):
+    """By networks of a few seconds' training, adapted a little so that they know how wide the lines are."""
+    told = "this scan is not like those that the networks of model 'both' know: "
+    with caplog.at_level("WARNING", logger="mrsi"):
+        maps = maps_of(store, 'method="cnn" adapt_steps="60"')
+        assert "Hz wide" not in caplog.text
+        # this scan is less noisy than any of the small model's training
+        assert f"{told}its SNR is" in caplog.text
+        assert np.median(maps.maps["linewidth"].value[maps.mask]) < 6
+        caplog.clear()
+        maps_of(store, 'method="cnn" adapt_steps="60"', damped_hz=22)
+    assert f"{told}its lines are 2" in caplog.text
+    assert "and training went up to 12.2 Hz; their amounts are not to be trusted; take method varpro" in caplog.text
 
 
 def test_varpro_can_start_from_adapted_networks_and_says_so(store):

@@ -23,6 +23,7 @@ from mrsi_gadgets.quantification.freedom import LINESHAPES, FitOptions
 from mrsi_gadgets.quantification.preparation import VarproModel, usual_model
 from mrsi_gadgets.quantification.quality import FLAG
 from mrsi_gadgets.quantification.slice_spread import slice_spread
+from mrsi_gadgets.quantification.trained_range import LEAST_SHIFT_HZ, TrainedRange, compare, whole_widths
 from mrsi_gadgets.quantification.union_of_subspaces import METHOD as UNION
 from mrsi_gadgets.quantification.union_of_subspaces import (
     SPATIAL,
@@ -35,6 +36,10 @@ from mrsi_gadgets.quantification.varpro import field_doubt, field_lineshape, fit
 LARGE_MISFIT = 3.0
 """Root mean square of the residual over the noise from which on the maps are doubted as a whole."""
 LEAST_POINTS = 32
+ENOUGH_STEPS = 200
+"""Of adaptation, from which on networks know the scan's own lines."""
+MANIFOLDS = ("raiise", "dae")
+"""Reconstructions that draw spectra to a learned manifold."""
 MANY_AT_BOUND = 0.1
 """Share of voxels at the end of the searched frequencies from which on it is told."""
 
@@ -185,6 +190,7 @@ class Quantify(Gadget):
                 maps = replace(self._with_field(maps, context.calibration, water), echo=item.echo)
                 if item.outside_model is not None and item.model_score is not None:
                     maps = replace(maps, maps={**maps.maps, **_judged(item)})
+            self._tell_untrained(item, maps, model, context)
             misfit = float(np.nanmedian(maps.maps["residual"].value[maps.mask]))
             context.report.provenance["median_misfit"] = round(misfit, 2)
             if misfit > LARGE_MISFIT:
@@ -215,6 +221,44 @@ class Quantify(Gadget):
             context.progress(f"frame {item.frame} quantified: {int(maps.mask.sum())} voxels")
             yield maps
 
+    def _tell_untrained(self, image: SpectralImage, maps: Maps, model: VarproModel, context: Context) -> None:
+        """Say where this scan's lines, SNR or shifts lie beyond what learned parts of the chain were trained for."""
+        echo = image.echo or 0
+        by_networks = maps.provenance.get("quantification") in ("cnn", "cnn_spectrum")
+        on_manifold = image.provenance.get("method") in MANIFOLDS
+        stored = context.model(echo) if by_networks or on_manifold else None
+        if stored is None or not maps.mask.any():
+            return
+        found: dict[str, Any] = {"model": stored.name}
+        widths = maps.maps["linewidth"].value[maps.mask].astype(float)
+        sentences = []
+        if on_manifold:
+            field = self._field(image, context)
+            found["manifold"], sentence = compare(
+                maps,
+                TrainedRange.of(stored.card, model),
+                whole_widths(widths, field.lineshape, model),
+                judged=image.outside_model is not None,
+                what=f"the manifold and projector of model '{stored.name}'",
+                remedy="their spectra are drawn to what the model knows; take a recipe with method subspace, or "
+                "learn a model with a wider ensemble",
+            )
+            sentences.append(sentence)
+        if by_networks:
+            found["networks"], sentence = compare(
+                maps,
+                TrainedRange.of(stored.card, model, least_shift_hz=LEAST_SHIFT_HZ),
+                widths,
+                what=f"the networks of model '{stored.name}'",
+                remedy="their amounts are not to be trusted; take method varpro or adapt_steps 300 (method cnn), or "
+                "learn a model with a wider ensemble",
+            )
+            sentences.append(sentence if maps.provenance.get("adapt_steps", 0) < ENOUGH_STEPS else "")
+        for sentence in filter(None, sentences):
+            context.report.warn(sentence)
+        key = f"scan_against_training of echo {echo}" if echo else "scan_against_training"
+        context.report.provenance[key] = found
+
     def _networks(self, context: Context, echo: int) -> SpectrumNetworks | None:
         """Return the networks of the store that the method needs; None, and a warning, where there are none."""
         if self.method in ("varpro", UNION) and self.start == "search":
@@ -236,9 +280,13 @@ class Quantify(Gadget):
 
     def _fit(self, model: VarproModel, water: np.ndarray | None, context: Context, image: SpectralImage) -> Maps:
         """Return the maps with the lineshapes that the field gives, computed beside the readouts where they were."""
+        return self._fitted(image, model, water, self._field(image, context), context)
+
+    def _field(self, image: SpectralImage, context: Context) -> FieldLines:
+        """Return the lineshapes that the field gives to the voxels of an image."""
         ahead = context.calibrated.get(self)
         known = self._lineshapes(image.b0_hz, image.mask, context) if ahead is None else ahead.result()
-        return self._fitted(image, model, water, known[image.echo or 0], context)
+        return known[image.echo or 0]
 
     def _fitted(
         self, image: SpectralImage, model: VarproModel, water: np.ndarray | None, field: FieldLines, context: Context

@@ -25,14 +25,13 @@ from mrsi_gadgets.quantification.coordinates import Coordinates, whitener
 from mrsi_gadgets.quantification.preparation import VarproModel
 from mrsi_gadgets.quantification.refinement import model_at
 from mrsi_gadgets.quantification.spectrum_input import clean_spectra, new_networks, scaled_inputs, window_matrix
+from mrsi_gadgets.quantification.trained_range import LEAST_SHIFT_HZ
 
 _PIECE = 1000
 _BATCH = 256
 _LEARNING_RATE = 2e-3
 _HELD_OUT = 500
 """FIDs beside those of training, for the curves."""
-_LEAST_SHIFT_HZ = 2.0
-"""SD of the common shift, where the ensemble's is smaller: without a water reference the field is known less well."""
 _WIDE_EVERY, _WIDER = 3, 2.0
 """In every third part of the FIDs the field over a voxel may vary twice as much as the ensemble says."""
 _CLEAN_SHARE = 0.25
@@ -174,7 +173,7 @@ def draw(
     """Draw FIDs of the ensemble and bring them to spectra, scales and coordinates."""
     protocol = model.protocol
     ensemble = ensemble or default_ensemble(protocol)
-    ensemble = replace(ensemble, common_shift_hz_sd=max(ensemble.common_shift_hz_sd, _LEAST_SHIFT_HZ))
+    ensemble = replace(ensemble, common_shift_hz_sd=max(ensemble.common_shift_hz_sd, LEAST_SHIFT_HZ))
     names = model.design.names[: model.design.n_metabolites]
     shared = [name for name in names if name in ensemble.names]
     if not shared:

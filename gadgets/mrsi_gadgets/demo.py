@@ -38,7 +38,10 @@ def run_demo(folder: Path, *, preset: str = "csi48") -> str:
     find_preset(preset)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output {folder} is a file; name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise ConfigError(f"output {folder} cannot be made ({problem.strerror}); choose another place") from problem
     scan_file = folder / "brain.h5"
     log.info("simulating preset %s", preset)
     simulated = write_simulation(preset, scan_file)

@@ -271,3 +271,18 @@ def test_a_wrong_option_is_answered_with_the_options_of_its_command(capsys, comm
         main(list(command))
     assert ended.value.code == 2
     assert re.search(sentence, capsys.readouterr().err, re.DOTALL)
+
+
+def test_a_place_that_cannot_be_written_is_told_without_what_hdf5_says_of_itself(
+    refused, monkeypatch, scan_file, tmp_path
+):
+    def full(*_, **__):
+        raise OSError(
+            "Unable to synchronously create file (unable to open file: name = '.x.part', errno = 28, "
+            "error message = 'No space left on device', flags = 13, o_flags = 242)"
+        )
+
+    monkeypatch.setattr("mrsi_gadgets.io.hdf5.h5py.File", full)
+    assert "a.h5 cannot be written (No space left on device); choose another place" in refused(
+        "simulate", "csi16", "-o", tmp_path / "a.h5"
+    )

@@ -24,6 +24,7 @@ from mrsi_gadgets.cli.options import (
     seconds,
     settings_of,
     trajectories_folder,
+    whole,
 )
 from mrsi_gadgets.errors import ConfigError
 
@@ -40,7 +41,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
         help="addresses or networks that may speak to the server besides this machine (default: all that reach it)",
     )  # fmt: skip
     parser.add_argument("--peer", default="auto", choices=["auto", "fire", "gadgetron"], help="dialect of the peers")
-    parser.add_argument("--warm", type=int, default=1, help="session processes kept warm")
+    parser.add_argument("--warm", type=whole, default=1, metavar="N", help="session processes kept warm (default: 1)")
     parser.add_argument("--max-sessions", type=positive, default=8, metavar="N", help="sessions at once (default: 8)")
     parser.add_argument(
         "--idle-timeout", type=seconds, metavar="SECONDS", help="give a silent peer up for lost (default: never)"

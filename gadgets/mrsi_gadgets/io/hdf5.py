@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,4 +114,7 @@ def text_of(value: Any) -> str:
 
 def _reason(problem: Exception) -> str:
     """Shorten HDF5's report to what it is about."""
+    system = re.search(r"error message = '([^']+)'", str(problem))
+    if system:
+        return system.group(1)
     return (getattr(problem, "strerror", None) or str(problem).strip("'\"").split("(")[-1].rstrip(")")).strip()

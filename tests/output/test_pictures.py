@@ -178,7 +178,21 @@ def test_a_contact_sheet_says_units_water_misfit_and_lines_of_no_molecule(tmp_pa
     head = next(word for word in words if word.startswith("mrsi-gadgets"))
     assert "median misfit 2.5 (1 = noise)" in head
     assert head.splitlines()[1].startswith("! far far")
-    assert len(head.splitlines()[1]) < 150
+    assert [len(line) < 150 for line in head.splitlines()[1:]] == [True, True, True]
+
+
+def test_a_contact_sheet_says_warnings_whole_how_many_are_left_out_and_what_is_hidden(tmp_path, maps, monkeypatch):
+    hidden = {"quality": Map(np.where(maps.mask, 2.0, np.nan).astype("f4"), "1")}
+    told = {"quality_mask": {"relative_sd": 0.0, "codes_that_hide": 15}}
+    maps = dataclasses.replace(maps, maps={**maps.maps, **hidden}, provenance={**maps.provenance, **told})
+    warnings = [f"warning {n} has more to say than one line across a picture of a few maps can hold" for n in range(6)]
+    images = maps_to_images(maps, reference_head=None, shown=("tNAA",), warnings=warnings)
+    words = words_of(monkeypatch, images, tmp_path / "sheet.png")
+    head = next(word for word in words if word.startswith("mrsi-gadgets"))
+    assert " ".join(head.split()).count("than one line across a picture of a few maps can hold") == 4
+    assert head.endswith("! and 2 more, in summary.json")
+    # a bar of colours over nothing looks like a measured zero
+    assert "hidden by the\nquality mask" in words
 
 
 def test_a_line_that_points_down_has_colours_of_both_signs():

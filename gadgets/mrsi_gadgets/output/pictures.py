@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ _MOST_MAPS = 8
 _MOST_SPECTRA = 3
 _MOST_LINES = 3
 _MOST_WARNINGS = 4
+_MOST_LINES_OF_ONE = 3
 _LINE = 0.19
 """Height of a line of text [inch]."""
 _DPI = 150
@@ -68,7 +70,7 @@ def contact_sheet(source: Results | Iterable[Image] | str | Path, path: str | Pa
     width = 1.75 * columns + 0.5
     view = _View(results.affine_ras, mask, panels.busiest_slice(mask))
     head = _sheet_title(results, view, frame, misfit)
-    warnings = [_shortened(f"! {sentence}", width) for sentence in results.warnings[:_MOST_WARNINGS]]
+    warnings = _warning_lines(results.warnings, width)
     above = 0.7 + _LINE * len(warnings)
     height = above + 4.7 + (3.0 if spectra else 0.0)
     figure = _figure(width, height)
@@ -241,7 +243,14 @@ def _draw_map_column(
     artist = view.draw(axes, value, colours, low, high, labels=first)
     _title(axes, title, unit)
     view.mark(axes, marked)
-    panels.draw_colour_bar(figure, artist, figure.add_subplot(grid[1, column]))
+    bar = figure.add_subplot(grid[1, column])
+    if np.isfinite(value[view.mask]).any():
+        panels.draw_colour_bar(figure, artist, bar)
+    else:
+        # colours of nothing would look like a measured zero
+        bar.axis("off")
+        why = "hidden by the\nquality mask" if np.isfinite(item.frames[frame][view.mask]).any() else "no value"
+        axes.text(0.5, 0.22, why, transform=axes.transAxes, color=FAINT, fontsize=9, ha="center", va="center")
     if first:
         _row_name(axes, "value")
     sd = item.sd_frames.get(frame)
@@ -383,7 +392,12 @@ def _sheet_title(results: Results, view: _View, frame: int, misfit: np.ndarray |
     return "   ".join(parts)
 
 
-def _shortened(text: str, width: float) -> str:
-    """Cut a sentence to what fits across a picture of `width` inch."""
-    most = int(width * 12)
-    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+def _warning_lines(sentences: Sequence[str], width: float) -> list[str]:
+    """Return sentences in lines that fit across a picture of `width` inch; the last says how many are left out."""
+    lines: list[str] = []
+    for sentence in sentences[:_MOST_WARNINGS]:
+        lines += textwrap.wrap(
+            f"! {sentence}", int(width * 12), subsequent_indent="   ", max_lines=_MOST_LINES_OF_ONE, placeholder=" …"
+        )
+    left_out = len(sentences) - _MOST_WARNINGS
+    return lines + [f"! and {left_out} more, in summary.json"] * (left_out > 0)

@@ -230,6 +230,16 @@ def test_a_real_limit_of_file_size_is_met_as_an_error_and_not_as_a_signal(folder
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20000
 
 
+@pytest.mark.parametrize(("mode", "told"), [(0o700, False), (0o755, False), (0o770, True), (0o1777, True)])
+def test_a_folder_that_others_may_write_to_is_warned_of(folder, caplog, mode, told):
+    folder.mkdir()
+    folder.chmod(mode)
+    made = Spool(SpoolOptions(folder, reserve_bytes=0))
+    made.start()
+    made.stop()
+    assert ("others may write to" in caplog.text) is told
+
+
 def test_a_folder_that_cannot_be_made_is_told_and_nothing_raises(tmp_path):
     (tmp_path / "file").write_text("in the way")
     spool = Spool(SpoolOptions(tmp_path / "file" / "spool"))

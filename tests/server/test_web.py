@@ -16,6 +16,7 @@ from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
 from mrsi_gadgets.gadgets.watch import ScanWatch
 from mrsi_gadgets.mrd.header import parse_header
 from mrsi_gadgets.mrd.profile import read_protocol
+from mrsi_gadgets.server import web as web_module
 from mrsi_gadgets.server.monitor import KEPT, Monitor
 from mrsi_gadgets.server.web import _READERS, WebServer
 from mrsi_gadgets.stream.messages import Close, ConfigFile, Header
@@ -148,6 +149,27 @@ def test_a_number_that_is_none_of_a_session_is_not_found(site):
             get(f"{site}/sessions/{number}")
         assert missing.value.code == 404
         missing.value.close()
+
+
+def test_connections_that_ask_nothing_are_bounded_and_closed(site, monkeypatch):
+    monkeypatch.setattr(web_module, "_CONNECTIONS", 4)
+    monkeypatch.setattr(web_module, "_FIRST_REQUEST_S", 1.0)
+    port = int(site.rpartition(":")[2])
+    idle = [connected(port) for _ in range(4)]
+    idle[1].sendall(b"GET /health HTTP/1.1\r\nHost:")
+    with connected(port) as fifth:
+        assert ended(fifth)
+    for sock in idle:
+        assert ended(sock)
+        sock.close()
+    assert json.loads(get(site + "/health")[0])["uptime_s"] >= 0
+
+
+def ended(sock):
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 def sent_away(text):

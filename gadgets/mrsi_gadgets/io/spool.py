@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -199,6 +200,8 @@ class Spool:
         except OSError as problem:
             LOG.error("raw data cannot be kept: %s cannot be used (%s)", self.folder, problem.strerror)
         else:
+            if self.folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                LOG.warning("others may write to %s, and so remove raw data: chmod go-w", self.folder)
             reason = self.make_room(CHECK_BYTES)
             if reason:
                 LOG.error("raw data cannot be kept: %s", reason)

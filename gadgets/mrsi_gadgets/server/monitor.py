@@ -78,7 +78,7 @@ class Monitor:
         self._changes = itertools.count(1)
         self._version = 0
         self._queues: dict[int, int] = {}
-        self.began = time.time()
+        self._began = time.monotonic()
         self.closed = False
         """Whether the server stops: nothing more will be told."""
         self.registry = CollectorRegistry()
@@ -182,7 +182,7 @@ class Monitor:
         """Return whether the server lives and what it does."""
         with self._lock:
             running = [s.number for s in self._sessions.values() if s.ended is None]
-        return {"status": "ok", "version": __version__, "uptime_s": round(time.time() - self.began, 1),
+        return {"status": "ok", "version": __version__, "uptime_s": round(time.monotonic() - self._began, 1),
                 "sessions_running": len(running)}  # fmt: skip
 
     def summaries(self) -> list[dict[str, Any]]:

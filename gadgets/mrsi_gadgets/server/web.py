@@ -42,6 +42,10 @@ _STOP_S = 5.0
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _READERS = 20
 """Pages that may be open at once."""
+_CONNECTIONS = 64
+"""Connections that may be open at once: they share descriptors with those of scanners."""
+_FIRST_REQUEST_S = 10.0
+"""A connection that has asked nothing for so long is closed."""
 
 
 def application(monitor: Monitor) -> Starlette:
@@ -101,6 +105,24 @@ async def _events(monitor: Monitor, request: Request, readers: asyncio.Semaphore
             quiet += _POLL_S
 
 
+def _protocol() -> type[asyncio.Protocol]:
+    """Return uvicorn's protocol with bounds on connections that ask nothing; uvicorn itself waits for ever."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Bounded(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > _CONNECTIONS:
+                transport.abort()
+            self.loop.call_later(_FIRST_REQUEST_S, self.close_unless_asked)
+
+        def close_unless_asked(self) -> None:
+            if self.cycle is None:
+                self.transport.abort()
+
+    return Bounded
+
+
 def is_free(port: int) -> bool:
     """Tell whether a port of this machine can be listened on."""
     with socket.socket() as probe:
@@ -145,8 +167,9 @@ class WebServer:
             ) from problem
         self.port = int(self._socket.getsockname()[1])
         config = uvicorn.Config(
-            application(monitor), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2
-        )
+            application(monitor), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2,
+            http=_protocol(),
+        )  # fmt: skip
         self._server = uvicorn.Server(config)
         # its signal handlers are for the main thread, which this is not
         self._thread = threading.Thread(

@@ -256,6 +256,10 @@ def test_the_quality_mask_hides_what_pictures_hide_and_can_be_taken_off(opened, 
     driver = opened(report_html(results))
     count = "return Number(document.querySelector('#medians tbody tr td:last-child')?.textContent ?? 0)"
     WebDriverWait(driver, 20).until(lambda d: d.execute_script(count) == shown)
+    # a pure number has no unit: "1" behind it reads like a second number
+    unit = "return document.querySelector('.panel[data-map=\"%s\"] .unit').textContent"
+    assert driver.execute_script(unit % "snr") == ""
+    assert driver.execute_script(unit % "B0") == "Hz"
     driver.execute_script("document.getElementById('masked').click()")
     WebDriverWait(driver, 20).until(lambda d: d.execute_script(count) == int(maps.mask.sum()))
 

@@ -119,6 +119,9 @@ function element(kind, options = {}, ...children) {
   return made;
 }
 
+// What stands behind a map's numbers; pure numbers have no unit ("median 12.4 1" reads like two).
+const unitOf = (kind, map) => (kind === "relative" ? "%" : map.unit === "1" ? "" : map.unit);
+
 // One map with its colour bar. `state` is the page's; `act` tells it what was done.
 function makePanel(view, map, state, act) {
   const crop = view.crop, canvas = element("canvas", { title: map.note }), bar = element("canvas");
@@ -128,7 +131,7 @@ function makePanel(view, map, state, act) {
   const unit = element("span", { className: "unit" });
   const close = element("button", { className: "close", type: "button", text: "×", title: "hide this map", onclick: () => act.hide(map) });
   const box = element("div", { className: "panel" },
-    element("div", { className: "name" }, element("span", { text: map.title }), element("span", {}, unit, " ", close)), canvas,
+    element("div", { className: "name" }, element("span", { text: map.title, title: map.title }), element("span", {}, unit, " ", close)), canvas,
     element("div", { className: "scale" }, low, bar, high), read);
   box.dataset.map = map.name;
   const small = document.createElement("canvas");
@@ -184,7 +187,7 @@ function makePanel(view, map, state, act) {
     strip.putImageData(ramp, 0, 0);
     if (document.activeElement !== low) low.value = rounded(bottom);
     if (document.activeElement !== high) high.value = rounded(top);
-    unit.textContent = kind === "relative" ? "%" : map.unit;
+    unit.textContent = unitOf(kind, map);
     tell();
   }
 
@@ -217,7 +220,7 @@ function makePanel(view, map, state, act) {
   function tell() {
     const place = state.hover ?? state.voxel, kind = what();
     const value = map.at("value", state.frame, place), sd = map.has("sd") ? map.at("sd", state.frame, place) : NaN;
-    if (kind === "relative" || kind === "crlb") read.textContent = `${rounded(map.at(kind, state.frame, place))} ${kind === "relative" ? "%" : map.unit}`;
+    if (kind === "relative" || kind === "crlb") read.textContent = `${rounded(map.at(kind, state.frame, place))} ${unitOf(kind, map)}`;
     else read.textContent = Number.isFinite(value) ? rounded(value) + (Number.isFinite(sd) ? ` ± ${rounded(sd, 2)}` : "") : "not fitted";
     if (Number.isFinite(value) && !state.shows(map, place)) read.textContent += " (hidden)";
   }

@@ -69,7 +69,7 @@ function sortedValues(panel, view, state) {
 function histogram(panel, view, state) {
   const canvas = element("canvas"), { map } = panel, kind = panel.what();
   const sorted = sortedValues(panel, view, state), here = map.at(kind, state.frame, state.voxel);
-  const unit = kind === "relative" ? "%" : map.unit;
+  const unit = unitOf(kind, map);
   const label = element("p", {}, element("b", { text: map.title }), element("span", { className: "faint", text: `median ${rounded(quantile(sorted, 0.5))} ${unit}` }));
   const box = element("div", {}, label, canvas);
   box.draw = () => {

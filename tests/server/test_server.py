@@ -606,7 +606,8 @@ def test_a_stop_whose_signal_woke_nobody_is_noticed_all_the_same():
     server.stop()
 
 
-def test_sigterm_ends_the_server_in_order_and_leaves_no_process(scan):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_server_in_order_and_leaves_no_process(scan, number):
     port = free_port()
     command = [sys.executable, "-m", "mrsi_gadgets.cli", "serve", "--port", str(port), "--device", "cpu"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
@@ -621,7 +622,7 @@ def test_sigterm_ends_the_server_in_order_and_leaves_no_process(scan):
             assert workers
             assert wait_until(lambda: len(children(process.pid)) > 1)
             workers |= children(process.pid)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
             sock.shutdown(socket.SHUT_WR)
             receive_until_end(sock)
             sock.close()

@@ -127,8 +127,10 @@ def _serve(given: argparse.Namespace) -> int:
         web_port=_web_port(given), allowed=given.allow,
     )  # fmt: skip
     server = Server(options)
-    # a service manager ends us with SIGTERM, a terminal with SIGINT: both in order
-    for number in (signal.SIGTERM, signal.SIGINT):
+    # a service manager ends us with SIGTERM, a terminal with SIGINT, or SIGHUP where it is closed: all in order
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:  # started by nohup
+            continue
         signal.signal(number, lambda *_: server.request_stop())
     try:
         server.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from fit_voxels import SUMS, make_protocol
 from mrsi_gadgets.arrays import to_numpy
 from mrsi_gadgets.data import SpectralImage
 from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.quantification.assembly import _shape_maps
 from mrsi_gadgets.quantification.bounds import crlb
 from mrsi_gadgets.quantification.varpro import fit_varpro
 
@@ -253,3 +255,19 @@ def test_the_bare_bound_of_every_map_is_that_of_the_data_alone(rng, make_voxels,
     fitted = {name for name, one in maps.maps.items() if one.crlb is not None}
     assert {*SUMS, "MM", "Glx_per_tCr", "shift", "linewidth", "phase"} <= fitted
     assert not fitted & {"residual", "fit_quality", "fit_flag"}
+
+
+def test_a_width_that_ended_at_its_limit_has_no_deviation_of_zero():
+    covariance = np.zeros((2, 5, 5))
+    covariance[0, 3, 3] = covariance[0, 4, 4] = 4.0
+    fit = SimpleNamespace(
+        shape=np.array([[0.0, 0.0, 9.0, 30.0], [0.0, 0.0, 9.0, 30.0]]), covariance=covariance, variance=np.ones((2, 5))
+    )
+    freedom = SimpleNamespace(names=["phase", "shift", "lorentz", "gauss"])
+    model = SimpleNamespace(
+        design=SimpleNamespace(names=["NAA"], rates=[3.0]), dictionary=SimpleNamespace(freedom=freedom)
+    )
+    width, variance, _ = _shape_maps(fit, model)["linewidth"]
+    assert width[0] == width[1] > 3.0
+    assert 0 < variance[0] < 4.0
+    assert np.isnan(variance[1])

@@ -293,7 +293,8 @@ def _shape_maps(result: FitResult, model: VarproModel) -> dict[str, tuple[np.nda
     }
     return further | {
         "shift": (result.shape[:, 1], result.variance[:, n + 1], "Hz"),
-        "linewidth": (width, np.maximum(spread, 0.0), "Hz"),
+        # a width that ended at its limit has no variance: how far it is from the truth is not known
+        "linewidth": (width, np.where(spread > 0, spread, np.nan), "Hz"),
         "phase": (result.shape[:, 0], result.variance[:, n], "rad"),
     }
 

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint bench faults docs-pictures clean
+.PHONY: demo test test-slow lint bench faults clean
 
 demo: $(READY)
 	$(BIN)/mrsi demo --output demo_output

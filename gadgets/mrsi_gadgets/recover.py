@@ -38,6 +38,10 @@ def spool_folder(given: Path | None) -> Path:
     folder = given or default_folder()
     if folder is None:
         raise ConfigError("there is no home folder that raw data could be kept in; name the spool with --spool DIR")
+    if given is None and not folder.exists():
+        raise ConfigError(
+            f"nothing has been kept yet in {folder}; `mrsi serve` does, or name another spool with --spool"
+        )
     if not folder.is_dir():
         raise ConfigError(
             f"there is no spool {folder}; name the folder that `mrsi serve` keeps raw data in with --spool"

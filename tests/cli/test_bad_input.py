@@ -286,3 +286,16 @@ def test_a_place_that_cannot_be_written_is_told_without_what_hdf5_says_of_itself
     assert "a.h5 cannot be written (No space left on device); choose another place" in refused(
         "simulate", "csi16", "-o", tmp_path / "a.h5"
     )
+
+
+def test_no_command_at_all_is_answered_with_all_of_them(capsys):
+    assert main([]) == 2
+    said = capsys.readouterr().err
+    assert "run all methods on one raw file" in said
+    assert "Traceback" not in said
+
+
+def test_before_anything_was_kept_there_is_nothing_to_recover(refused, monkeypatch, tmp_path):
+    monkeypatch.delenv("MRSI_SPOOL", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert "nothing has been kept yet in" in refused("recover")

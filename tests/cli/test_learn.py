@@ -201,8 +201,10 @@ def test_the_end_of_each_stage_is_told_and_so_is_an_early_stop():
 
 def test_shipped_protocols_are_listed(run):
     code, out, _ = run("learn", "list")
+    assert "1H PRESS, TE 144 ms, 3 T" in out
     assert code == 0
-    assert out.split() == ["1h_fid_3t", "1h_multi_te_3t", "1h_te144_3t", "2h_fid_7t", "31p_fid_7t"]
+    names = [line.split()[0] for line in out.splitlines()]
+    assert names == ["1h_fid_3t", "1h_multi_te_3t", "1h_te144_3t", "2h_fid_7t", "31p_fid_7t"]
     assert learn.model_names(read_learning_protocol(find_learning_protocol("1h_multi_te_3t"))) == [
         "1h_multi_te_3t_te30", "1h_multi_te_3t_te80", "1h_multi_te_3t_te144",
     ]  # fmt: skip

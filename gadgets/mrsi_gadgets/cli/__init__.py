@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mrsi_gadgets import __version__
 from mrsi_gadgets.cli import files, results, scans, serving
-from mrsi_gadgets.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, names, positive, say
+from mrsi_gadgets.cli.options import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, names, positive, say
 from mrsi_gadgets.errors import MrsiError
 from mrsi_gadgets.logs import set_up_logging
 
@@ -19,6 +19,9 @@ from mrsi_gadgets.logs import set_up_logging
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; an error of the user's data or settings is one sentence on stderr and exit code 1."""
     parser = _parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
     given, strange = parser.parse_known_args(arguments)
     if strange:
         given.parser.error(f"unknown option or argument {strange[0]}; the options are listed above")

@@ -11,7 +11,7 @@ from typing import TextIO
 from mrsi_gadgets.errors import ConfigError
 from mrsi_gadgets.gadgets.scan import ScanOptions
 
-EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def say(text: str, stream: TextIO | None = None) -> None:

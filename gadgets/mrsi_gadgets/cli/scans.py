@@ -129,12 +129,17 @@ def add_learn(parser: argparse.ArgumentParser) -> None:
 
 
 def _learn(given: argparse.Namespace) -> int:
+    import tomllib
+
     from mrsi_gadgets import learn
     from mrsi_gadgets.io.learning import shipped_learning_protocols
     from mrsi_gadgets.io.model_store import model_stores, read_card
 
     if given.protocol == "list":
-        say("\n".join(shipped_learning_protocols()))
+        found = shipped_learning_protocols()
+        widest = max(map(len, found), default=0)
+        for name, path in found.items():
+            say(f"{name:<{widest}}  {tomllib.loads(path.read_text(encoding='utf-8')).get('name', '')}".rstrip())
         return EXIT_OK
     target = learn.read_target(
         given.protocol, settings_of(given.set), sequence=given.sequence,

@@ -1,6 +1,10 @@
 """Coverage of the stated 95 % intervals over noise realisations: fourier, subspace and raiise, beside the bare bound.
 
     python benchmarks/coverage.py [--preset csi32] [--snr 20 60] [--brains 3] [--realisations 50] [--output FILE]
+    python benchmarks/coverage.py --methods subspace --quantify union_of_subspaces cnn cnn_spectrum
+
+`--quantify` names the methods of <quantify> that follow each reconstruction (varpro alone by default); those of
+networks take them from the same store as raiise.
 
 One brain is simulated without noise; each realisation then has fresh noise in noise scan, water reference and
 metabolites (bit for bit what `simulate` makes of that noise seed) and goes through the whole chain. An interval is
@@ -66,6 +70,7 @@ class Task:
     snr: float
     brain: int
     method: str
+    """Recipe, or recipe+METHOD of its <quantify> where that is not its own."""
     noise: int
     models: str
 
@@ -93,7 +98,10 @@ def measured_again(preset: str, snr: float, brain: int, noise_seed: int) -> Simu
 def prepared(preset: str, snr: float, brain: int, method: str, models: str) -> tuple[Chain, Context]:
     """Return a chain and what its gadgets prepare before the data are there: the same for all realisations."""
     header = parse_header(scene(preset, snr, brain)[0].header_xml)
-    chain = find_recipe(method)
+    recipe, _, fit = method.partition("+")
+    chain = find_recipe(recipe)
+    if fit:
+        chain = chain.with_attributes("quantify", {"method": fit})
     context = Context(protocol=read_protocol(header), models=(Path(models),))
     for gadget in chain.gadgets:
         done: Future[Any] = Future()
@@ -183,6 +191,7 @@ def main() -> int:
     parser.add_argument("--brains", type=int, nargs="*", default=[10])
     parser.add_argument("--realisations", type=int, default=50)
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--quantify", nargs="*", default=["varpro"], help="methods of <quantify> after each of them")
     parser.add_argument("--models", type=Path, help="folder of learned models; none: trained beside the benchmarks")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--output", type=Path, help="JSON with the measures")
@@ -193,7 +202,9 @@ def main() -> int:
     if given.quick:
         given.realisations = 8
     print(describe_machine())
-    models = str(learned_models(given.models)) if "raiise" in given.methods else ""
+    learned = "raiise" in given.methods or any(fit.startswith("cnn") for fit in given.quantify)
+    models = str(learned_models(given.models)) if learned else ""
+    given.methods = [one if fit == "varpro" else f"{one}+{fit}" for one in given.methods for fit in given.quantify]
     # read by the libraries when the fresh processes load them
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MRSI_THREADS="1")
     start = time.perf_counter()

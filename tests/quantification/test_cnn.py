@@ -83,7 +83,10 @@ def test_scale_and_phase_of_the_data_do_not_matter(rng, make_voxels, models, tra
     scaled = fit_cnn(turned, model, trained[0], spectrum=spectrum)
     for group in SUMS:
         np.testing.assert_allclose(scaled.maps[group].value / abs(factor), plain.maps[group].value, rtol=1e-3)
-        np.testing.assert_allclose(scaled.maps[group].sd / abs(factor), plain.maps[group].sd, rtol=1e-2)
+        # where rounding lets a weak molecule leave its bound, or not, the step to the optimum is another one
+        away = np.abs(scaled.maps[group].sd / abs(factor) / plain.maps[group].sd - 1)
+        assert np.quantile(away, 0.9) < 1e-2
+        assert away.max() < 0.4
     turn = np.exp(1j * (scaled.maps["phase"].value - plain.maps["phase"].value - 2.1))
     np.testing.assert_allclose(turn, 1.0, atol=1e-3)
     np.testing.assert_allclose(scaled.maps["shift"].value, plain.maps["shift"].value, atol=1e-2)
@@ -137,8 +140,20 @@ def test_maps_have_the_names_units_and_deviations_of_varpro(rng, make_voxels, mo
         np.testing.assert_allclose(maps.maps["tNAA"].value, maps.maps["NAA"].value + maps.maps["NAAG"].value, rtol=1e-4)
         for group in ("tNAA", "tCr", "tCho"):
             assert (maps.maps[group].value >= 0).all()
-            assert np.median(maps.maps[group].sd / fitted.maps[group].sd) == pytest.approx(1.0, abs=0.25)
-        assert len(maps.examples) == 3
+            assert 0.8 < np.median(maps.maps[group].sd / fitted.maps[group].sd) < 3.0
+        assert len(maps.examples) in (2, 3)
+
+
+@pytest.mark.parametrize("spectrum", [False, True])
+def test_deviations_know_the_networks_own_errors(rng, make_voxels, models, trained, spectrum):
+    """After a hundred steps of training these are as large as the noise's."""
+    made = make_voxels(rng, (9, 7, 3), snr=40.0)
+    model = models(made.image.protocol)
+    fitted, maps = fit_varpro(made.image, model), fit_cnn(made.image, model, trained[0], spectrum=spectrum)
+    off = np.array([maps.maps[group].value.ravel() - made.total(group) for group in SUMS])
+    sd, without = (np.array([one.maps[group].sd.ravel() for group in SUMS]) for one in (maps, fitted))
+    assert np.mean(np.abs(off) < 1.96 * sd) > 0.78
+    assert np.mean(np.abs(off) < 1.96 * without) < 0.7
 
 
 def test_a_line_that_no_molecule_has_is_found_and_told(rng, make_voxels, models, trained, monkeypatch):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from fit_voxels import SUMS, make_protocol, noise_sd_for
 
+from mrsi_gadgets.quantification import cnn
+from mrsi_gadgets.quantification.spectrum_input import new_networks
 from mrsi_gadgets.quantification.uncertainty import lineshape_doubt, weights_variance
 from mrsi_gadgets.quantification.varpro import field_doubt, field_lineshape, fit_varpro
 
@@ -68,6 +70,19 @@ def test_the_spread_of_the_weights_is_found_and_the_deviations_cover(rng, make_v
             # without the doubt they would not
             plain = fit_varpro(image, model, doubt=np.zeros_like(patterns)).maps[name]
             assert np.mean(np.abs(plain.value.ravel() - made.total(name)) < 1.96 * plain.sd.ravel()) < 0.9
+
+
+def test_a_fit_that_stops_early_does_not_take_its_own_rest_for_wrong_lineshapes(rng, make_voxels, models, monkeypatch):
+    made = make_voxels(rng, (9, 7, 1), snr=100.0)
+    model = models(made.image.protocol)
+    patterns = field_doubt(np.linspace(-30, 60, 63).reshape(9, 7, 1) ** 2 / 60, made.image.mask, model)
+    even = np.ones((63, patterns.shape[2]), np.complex64)
+    # widths that a fit has not settled
+    shape = (made.shape + np.array([0.0, 0.0, 3.0, 0.0])).astype(np.float32)
+    monkeypatch.setattr(cnn, "_found", lambda *given, **more: cnn._Found(shape, None))
+    networks = new_networks(model, hidden=8, seed=0)
+    maps = cnn.fit_cnn(made.image, model, networks, lineshape=even, doubt=patterns)
+    assert maps.provenance["lineshape_weights_sd"] < 0.1
 
 
 def test_residuals_of_noise_alone_show_no_doubt():

@@ -11,7 +11,7 @@ it gives the metabolites. Macromolecules, nuisance and misfit follow from the ph
 
 Standard deviations of both are those of the physical model at what the networks found: its Jacobian by amplitudes and
 lineshape, the noise as reconstruction left it, and noise raised to the misfit where the model leaves more than noise.
-They know nothing of the networks' own errors.
+The networks' own errors are what a step of the fit would change: its square is added.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from mrsi_gadgets.quantification.moving_line import at_place
 from mrsi_gadgets.quantification.passes import FirstPass, Voxels, pieces, result_of
 from mrsi_gadgets.quantification.preparation import VarproModel
 from mrsi_gadgets.quantification.quality import Evidence
-from mrsi_gadgets.quantification.refinement import Fit, Problem, linear_fit
+from mrsi_gadgets.quantification.refinement import Fit, Problem, covariance, linear_fit, normal_equations
 from mrsi_gadgets.quantification.spectrum_input import Inputs, clean_spectra, inputs_of
 from mrsi_gadgets.quantification.unmodelled import UnmodelledLine, find_lines, with_lines
 from mrsi_gadgets.quantification.varpro import check_image, field_lineshape, voxels_of
@@ -329,12 +329,26 @@ def _result(
     """Bring a fit to the host; noise is taken to be as large as the misfit, which scales the deviations."""
     ones = np.ones(len(more), np.float32)
     result = result_of(fit, problem, whiten, voxels, model, ones)
+    step = _step_to_optimum(fit, problem, model)
+    step[:, : len(model.design.names)] *= voxels.noise_sd[:, None]
     return replace(
         result,
-        covariance=result.covariance * more[:, None, None] ** 2,
-        variance=result.variance * more[:, None] ** 2,
+        covariance=result.covariance * more[:, None, None] ** 2 + step[:, :, None] * step[:, None, :],
+        variance=result.variance * more[:, None] ** 2 + step**2,
         misfit=misfit,
     )
+
+
+def _step_to_optimum(fit: Fit, problem: Problem, model: VarproModel) -> np.ndarray:
+    """Return how far the physical model's optimum lies from what the networks found, (voxel, unknown), to first order.
+
+    It is an estimate of the networks' own errors, which no linearisation about their result knows.
+    """
+    xp = namespace(fit.shape)
+    normal, right = normal_equations(problem, model.dictionary, fit.shape, fit.amplitudes)
+    unknowns = xp.concat([xp.astype(fit.amplitudes, xp.float64), xp.astype(fit.shape, xp.float64)], axis=1)[:, :, None]
+    inverse, _ = covariance(fit.normal, fit.free)
+    return to_numpy(xp.matmul(inverse, right[:, :, None] - xp.matmul(normal, unknowns))[:, :, 0])
 
 
 def _taken_found(found: _Found, rows: np.ndarray) -> _Found:

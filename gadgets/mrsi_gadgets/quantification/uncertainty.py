@@ -148,6 +148,11 @@ def doubt_of(
     residual = stacked(fit.residual, dictionary.n_dense)[:, :, None]
     n = problem.whiten.shape[1]
     residual = xp.concat([xp.matmul(problem.whiten, residual[:, :n, :]), residual[:, n:, :]], axis=1)
+    # what a further step of the fit would explain is no evidence of wrong lineshapes (varpro: nothing at its end)
+    unknowns = xp.concat([xp.astype(fit.amplitudes, xp.float64), xp.astype(fit.shape, xp.float64)], axis=1)
+    pull = (fit.precision * (problem.mean - unknowns))[:, :, None]
+    slope = xp.matmul(xp.matrix_transpose(columns), residual) + xp.astype(pull, columns.dtype)
+    residual = residual - xp.matmul(columns, xp.matmul(xp.astype(covariance, columns.dtype), slope))
     seen = xp.matmul(xp.matrix_transpose(signals), residual)[:, :, 0]
     # nuisance as the whitening takes it, and then the noise that there really is in the place of 1
     plain = xp.concat([xp.matmul(xp.matrix_transpose(problem.whiten), left[:, :n, :]), left[:, n:, :]], axis=1)

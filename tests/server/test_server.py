@@ -436,6 +436,12 @@ def test_many_connections_that_say_nothing_or_are_refused_keep_no_scanner_out(sc
             sock.close()
 
 
+def test_the_next_scan_is_not_refused_while_the_one_before_still_ends(scan, in_process):
+    with serving(max_sessions=1) as live:
+        for _ in range(3):
+            assert_same_images(images_of(session(live.port, whole(scan))), in_process)
+
+
 @pytest.mark.parametrize(("config", "peer"), [("fourier", Peer.FIRE), (ConfigText(NODE_CONFIG), Peer.GADGETRON)])
 def test_one_session_more_than_may_run_is_refused_in_the_words_of_its_peer(scan, config, peer):
     with serving(max_sessions=1) as live, connected(live.port) as first:

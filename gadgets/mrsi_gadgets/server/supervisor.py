@@ -41,6 +41,8 @@ STOP_GRACE_S = 5.0
 """How long running sessions may take to tell their peers that the server stops."""
 READY_S = 120.0
 """How long a session process may take to warm up."""
+PLACE_S, PLACE_POLL_S = 5.0, 0.05
+"""How long a session waits for a place before it is refused, and how often it looks."""
 ACCEPT_POLL_S = 0.5
 """How soon a server without visitors notices that it was asked to stop."""
 ACCEPT_RETRY_S = 0.5
@@ -161,6 +163,19 @@ class Server:
         """Port of page, /health and /metrics, or None."""
         return None if self._web is None else self._web.port
 
+    def _take_in_time(self) -> SessionProcess | None:
+        """As `_take`, but where no place is free, see whether one becomes so.
+
+        A scanner that has its last image may send the next scan while the process of the one before still ends.
+        """
+        deadline = time.monotonic() + PLACE_S
+        while True:
+            taken = self._take()
+            if taken is not None or time.monotonic() > deadline or self._stopped.wait(PLACE_POLL_S):
+                return taken
+            if threading.current_thread() not in self._idle:  # it had to go for another
+                return None
+
     def _take(self) -> SessionProcess | None:
         """Return a warm process and start its successor; None where as many sessions run as may.
 
@@ -231,7 +246,7 @@ class Server:
         thread = threading.current_thread()
         with self._lock:
             self._idle[thread] = client
-            too_many = list(self._idle.values())[: -self.most_idle]
+            too_many = [self._idle.pop(one) for one in list(self._idle)[: -self.most_idle]]
         for oldest in too_many:
             _wake(oldest)
         try:
@@ -263,33 +278,44 @@ class Server:
         known = {"session": str(number)}
         log.info("session %d: peer %s", number, peer, extra=known)
         try:
-            worker = self._take()
-            if worker is not None:
-                worker.begin(number, partial(self._monitor.told, number) if self._monitor is not None else None)
-                log.info("session %d: process %d", number, worker.process.pid, extra=known)
-                return self._relay(client, worker, number, kept)
-            sentence = (
-                f"the server runs as many sessions as it may ({self.options.max_sessions}); send the scan again when "
-                "one of them has ended, or start the server with a larger --max-sessions"
-            )
+            with self._idling(client):
+                worker, sentence = self._place()
+                if worker is None:
+                    return self._refuse(client, number, kept, sentence)
+            worker.begin(number, partial(self._monitor.told, number) if self._monitor is not None else None)
+            log.info("session %d: process %d", number, worker.process.pid, extra=known)
+            return self._relay(client, worker, number, kept)
         except OSError as error:
             log.error("session %d failed: %s", number, error, extra=known)
-            if worker is not None:
-                return _Ending(State.FAILED, f"the session could not be served ({error.strerror})")
-            sentence = (
-                f"no session process could be started ({error.strerror}); free memory or processes on the server's "
-                "machine and send the scan again"
-            )
+            return _Ending(State.FAILED, f"the session could not be served ({error.strerror})")
         finally:
             if worker is not None:
                 worker.end()
-        log.error("session %d: refused: %s", number, sentence, extra=known | {"failure": sentence})
+
+    def _place(self) -> tuple[SessionProcess | None, str]:
+        """Return a process for a session, or None and why there is none."""
+        try:
+            worker = self._take_in_time()
+        except OSError as error:
+            return None, (
+                f"no session process could be started ({error.strerror}); free memory or processes on the server's "
+                "machine and send the scan again"
+            )
+        return worker, (
+            f"the server runs as many sessions as it may ({self.options.max_sessions}); send the scan again when "
+            "one of them has ended, or start the server with a larger --max-sessions"
+        )
+
+    def _refuse(self, client: socket.socket, number: int, kept: SessionSpool | None, sentence: str) -> _Ending:
+        """Tell a peer why its session has no process; its scan is kept all the same."""
+        log.error(
+            "session %d: refused: %s", number, sentence, extra={"session": str(number), "failure": sentence}
+        )  # fmt: skip
         scanner = FrameScanner(self._limits)
-        with self._idling(client):
-            report_failure(
-                client, self.options.peer, sentence, scanner, self._limits, idle_timeout_s=self.options.idle_timeout_s,
-                keep=kept.keep if kept is not None else None,
-            )  # fmt: skip
+        report_failure(
+            client, self.options.peer, sentence, scanner, self._limits, idle_timeout_s=self.options.idle_timeout_s,
+            keep=kept.keep if kept is not None else None,
+        )  # fmt: skip
         return _Ending(State.FAILED, sentence, scanner.readouts, scanner.closed, "refused")
 
     def _relay(self, client: socket.socket, worker: SessionProcess, number: int, kept: SessionSpool | None) -> _Ending:

@@ -2,8 +2,8 @@
 
     python benchmarks/gate.py [--quick] [--picture docs/pictures/gate_roc.png]
 
-A manifold is trained for csi48 and its gate calibrated. FIDs of the ensemble with noise are inside; the others are
-fresh FIDs of the ensemble with something added or changed:
+A manifold is trained for csi48 with the ensemble of the shipped learning protocol `1h_fid_3t`, and its gate calibrated.
+FIDs of the ensemble with noise are inside; the others are fresh FIDs of the ensemble with something added or changed:
 
 * a singlet anywhere between 0.5 and 4.2 ppm (T2* 40 to 120 ms). Its matched-filter SNR is ||line|| over the SD of the
   real part of a sample. "outside of all rows": SNR of what no FID of the subspace, nuisance rows included, can explain
@@ -27,6 +27,7 @@ import argparse
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,20 @@ from common import calibrate, describe_machine, prepare, table
 
 from mrsi_gadgets.data import KtData, Protocol
 from mrsi_gadgets.gadgets.remove_nuisance import RemoveNuisance
+from mrsi_gadgets.io.learning import find_learning_protocol, read_learning_protocol
 from mrsi_gadgets.models.gate import FALSE_ALARMS, judge, pooled
 from mrsi_gadgets.models.manifold import Manifold
 from mrsi_gadgets.models.training import Trained, TrainingSettings, train
 from mrsi_gadgets.phantom.presets import PRESETS
 from mrsi_gadgets.phantom.simulate import simulate
 from mrsi_gadgets.phantom.unseen import InjectedLesion, change, inject, kinds, place, recoveries
-from mrsi_gadgets.physics.ensemble import Ensemble, noise_sd_at_snr, sample
+from mrsi_gadgets.physics.ensemble import noise_sd_at_snr, sample
 from mrsi_gadgets.reconstruction.fourier import reconstruct_fourier
 
 SNRS = (10.0, 20.0, 40.0)
 LEVELS = (5.0, 7.0, 10.0)
 FEWEST = 20
+ENSEMBLE = read_learning_protocol(find_learning_protocol("1h_fid_3t")).ensemble
 SETTINGS = TrainingSettings(samples=12000, autoencoder_steps=400, projector_steps=1200, latent_sizes=(32,))
 PPM, T2_STAR_S = (0.5, 4.2), (0.04, 0.12)
 DRAWN = {"rows": "outside of all rows", "manifold": "outside of the manifold", "whole": "whole"}
@@ -62,10 +65,12 @@ class Bench:
         self.rows = trained.subspace.basis
         self.protocol: Protocol = trained.manifold.protocol
         self.n, self.rng = n, np.random.default_rng(11)
-        self.fids = sample(self.protocol, n, 501).metabolites
+        self.fids = sample(self.protocol, n, 501, ensemble=ENSEMBLE).metabolites
         ppm, t2_star = self.rng.uniform(*PPM, (n, 1)), self.rng.uniform(*T2_STAR_S, (n, 1))
         self.lines = np.exp((2j * np.pi * self.protocol.hz(ppm) - 1 / t2_star) * self.protocol.times_s)
-        self.inside = {snr: self.score(sample(self.protocol, 2 * n, 502).metabolites, snr) for snr in SNRS}
+        self.inside = {
+            snr: self.score(sample(self.protocol, 2 * n, 502, ensemble=ENSEMBLE).metabolites, snr) for snr in SNRS
+        }
 
     def score(self, fids: np.ndarray, snr: float) -> np.ndarray:
         """Scores of FIDs with fresh noise."""
@@ -159,8 +164,9 @@ def cases(bench: Bench, snr: float) -> dict[str, np.ndarray]:
         for level in LEVELS
     }
     for name, low in (("lines wider, to twice", 0.5), ("lines twice as wide", 1.0)):
-        limits = {"broadening_ppm": (low * 0.12, 0.12), "lorentzian_hz": (low * 6.0, 6.0)}
-        wide = sample(protocol, bench.n, 503, ensemble=Ensemble(**limits)).metabolites  # type: ignore[arg-type]
+        gauss, lorentz = 2 * ENSEMBLE.broadening_ppm[1], 2 * ENSEMBLE.lorentzian_hz[1]
+        wider = replace(ENSEMBLE, broadening_ppm=(low * gauss, gauss), lorentzian_hz=(low * lorentz, lorentz))
+        wide = sample(protocol, bench.n, 503, ensemble=wider).metabolites
         found[name] = bench.score(wide, snr)
         clear = bench.left(wide) > LEVELS[0] * noise_sd_at_snr(protocol, snr)
         found[f"{name}, outside 5 or more"] = found[name][clear]
@@ -280,7 +286,7 @@ def main() -> int:
     parser.add_argument("--picture", type=Path, help="where to write the ROC curves")
     given = parser.parse_args()
     started = time.perf_counter()
-    trained = train(PRESETS["csi48"].protocol, settings=SETTINGS, seed=1)
+    trained = train(PRESETS["csi48"].protocol, ensemble=ENSEMBLE, settings=SETTINGS, seed=1)
     print(f"trained in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     gate = trained.gate
     bench = Bench(trained, 400 if given.quick else 800)

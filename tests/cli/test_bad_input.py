@@ -289,7 +289,9 @@ def test_a_place_that_cannot_be_written_is_told_without_what_hdf5_says_of_itself
 
 
 def test_no_command_at_all_is_answered_with_all_of_them(capsys):
-    assert main([]) == 2
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
     said = capsys.readouterr().err
     assert "run all methods on one raw file" in said
     assert "Traceback" not in said

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     if not (sys.argv[1:] if arguments is None else arguments):
         parser.print_help(sys.stderr)
-        return EXIT_USAGE
+        parser.exit(EXIT_USAGE)
     given, strange = parser.parse_known_args(arguments)
     if strange:
         given.parser.error(f"unknown option or argument {strange[0]}; the options are listed above")

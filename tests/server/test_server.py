@@ -612,10 +612,17 @@ def test_a_stop_whose_signal_woke_nobody_is_noticed_all_the_same():
     server.stop()
 
 
+AS_FROM_A_TERMINAL = (
+    "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "from mrsi_gadgets.cli import main; sys.exit(main())"
+)
+"""Tests that were started by nohup ignore SIGHUP, and so would a server of theirs, as it should."""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_server_in_order_and_leaves_no_process(scan, number):
     port = free_port()
-    command = [sys.executable, "-m", "mrsi_gadgets.cli", "serve", "--port", str(port), "--device", "cpu"]
+    command = [sys.executable, "-c", AS_FROM_A_TERMINAL, "serve", "--port", str(port), "--device", "cpu"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             lines = [process.stderr.readline()]

@@ -292,6 +292,21 @@ def test_a_line_that_no_molecule_has_is_shown_without_being_named(maps):
     assert gather(images.values()).shown == ["tNAA_per_water", "unknown_2.87ppm"]
 
 
+@pytest.mark.parametrize("n_voxels", [1, 2])
+def test_a_line_is_seen_beside_the_water_whose_signal_has_the_same_unit(maps, n_voxels):
+    """Water in arbitrary units is thousands of times an amount; with its step the console's picture was black."""
+    value = np.zeros((30, 40, 5), "f4")
+    value[1, 2, 3], value[1, 1, 2] = 0.12, 0.08 * (n_voxels - 1)
+    amount = Map(value, "a.u. (protons per voxel on the scale of the amounts)", np.full_like(value, 0.01))
+    water = Map(np.full_like(value, 650), "a.u. (water signal at t = 0)")
+    scales = DisplayScales()
+    scales.learn({"unknown_2.87ppm": amount, "water": water})
+    for name, item in (("unknown_2.87ppm", amount), ("water", water)):
+        scale = scales.of(name, item.unit)
+        assert scale.n_clipped(item.value) == 0
+        assert 200 <= scale.pixels(item.value).max() <= 4095
+
+
 @pytest.mark.parametrize("uncertainty", [True, False])
 def test_lines_that_come_and_go_between_frames_keep_their_series(make_maps, uncertainty):
     scales = DisplayScales()

@@ -94,13 +94,13 @@ class DisplayScales:
             factor, unit = display_unit(name, item.unit)
             if fixed_step(name, unit) is not None:
                 continue
-            # a line that most voxels lack has its window from the voxels that have it
+            # a line that most voxels lack has its window and step from the voxels that have it
             values = item.value[item.value != 0] if is_unknown(name) else item.value
             typical = factor * _quantile(values, 0.99)
             if typical > 0:
                 self.tops.setdefault(name, _round_up(1.1 * typical))
-            key = family(name, unit)
-            largest[key] = max(largest.get(key, 0.0), factor * _quantile(item.value, 0.999))
+            key = family(name, item.unit)
+            largest[key] = max(largest.get(key, 0.0), factor * _quantile(values, 0.999))
         for key, value in largest.items():
             if value > 0:
                 self.steps.setdefault(key, float(10.0 ** np.ceil(np.log10(2 * value / PIXEL_MAX))))
@@ -113,12 +113,12 @@ class DisplayScales:
 
     def of(self, name: str, unit: str) -> Scale:
         """Return the scale of a map in its display unit (a map of zeros teaches `learn` nothing and counts in ones)."""
-        unit = display_unit(name, unit)[1]
+        whole_unit, unit = unit, display_unit(name, unit)[1]
         if unit in _SIGNED:
             return signed_scale(unit)
         step = fixed_step(name, unit)
         if step is None:
-            step, top = self.steps.get(family(name, unit), 1.0), self.tops.get(name, 1.0)
+            step, top = self.steps.get(family(name, whole_unit), 1.0), self.tops.get(name, 1.0)
         elif name.endswith("_per_tCr"):
             top = _TOP_MM.get(name.removesuffix("_per_tCr"), _TOP_OTHER_MM) / _TCR_MM
         elif step == _CONCENTRATION_STEP:
@@ -177,7 +177,10 @@ def fixed_step(name: str, unit: str) -> float | None:
 
 
 def family(name: str, unit: str) -> str:
-    """Name the maps that share one arbitrary step: same unit and same denominator."""
+    """Name the maps that share one arbitrary step: same unit, with what it is of, and same denominator.
+
+    A signal of water and an amount are both in arbitrary units, and a step that suits one shows the other black.
+    """
     return f"{unit} per {name.partition('_per_')[2]}"
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from mrsi_gadgets.demo import METHODS, NAMES, TITLES, run_demo
 from mrsi_gadgets.errors import ConfigError
+from mrsi_gadgets.io.mrd_file import read_images
+from mrsi_gadgets.output.meta import from_xml, value_of
 from mrsi_gadgets.phantom.presets import PRESETS
 
 pytestmark = pytest.mark.timeout(180)
@@ -27,6 +30,13 @@ def test_the_demo_simulates_serves_streams_and_shows(tmp_path, monkeypatch):
         nrmse = [float(cell.split()[-1]) for cell in row.split(" / ")[: len(NAMES)]]
         assert len(nrmse) == len(NAMES)
         assert max(nrmse) < 0.15
+        shown = [
+            image for image in read_images(tmp_path / "demo" / method / "images.h5") if image.data.dtype.kind == "u"
+        ]
+        assert len(shown) > 2 * len(NAMES)
+        for image in shown:
+            title = value_of(from_xml(image.attributes), "SeriesDescription")
+            assert len(np.unique(image.data)) > 1, f"{title} would be black on a console"
     assert str(tmp_path / "demo" / "contact.png") in text
 
 

@@ -16,7 +16,7 @@ from mrsi_gadgets.io.spool_archive import list_sessions
 from mrsi_gadgets.io.spool_files import spool_files
 from mrsi_gadgets.io.spool_log import State
 from mrsi_gadgets.server.watchdog import ProcessLimits, Watchdog, machine_memory
-from mrsi_gadgets.stream.messages import Close, ConfigText, ErrorText
+from mrsi_gadgets.stream.messages import Close, ConfigFile, ConfigText, ErrorText
 from mrsi_gadgets.stream.wire import encode
 from peers import receive_until_end
 from served import NODE_CONFIG, connected, error_of, images_of, serving, whole
@@ -128,6 +128,41 @@ def test_a_session_process_that_was_stopped_is_ended_and_its_raw_data_stay(tmp_p
     assert not images_of(answer)
     assert "(it was ended because it hung: no sign of work for 1 s); its raw data are kept" in error_of(answer)
     assert list_sessions(tmp_path)[0].end.readouts == len(scan.readouts)
+
+
+def test_a_death_is_told_at_once_and_a_stop_does_not_wait_for_the_rest_of_the_scan(tmp_path, caplog):
+    messages = whole(small_scan())
+    with serving(spool=SpoolOptions(tmp_path), web_port=0) as live, connected(live.port) as sock:
+        sock.sendall(b"".join(encode(m) for m in messages[:40]))
+        assert wait_until(lambda: any(live._sessions.values()))
+        (worker,) = [one for one in live._sessions.values() if one is not None]
+        os.kill(worker.process.pid, signal.SIGKILL)
+        # the peer is silent, as a scanner between two readouts; nothing is over for it
+        assert wait_until(lambda: "session 1: the reconstruction process of session 1 died" in caplog.text, 10)
+        assert wait_until(lambda: live._monitor.summaries()[0]["state"] == "failed", 10)
+        (shown,) = live._monitor.summaries()
+        assert "died before its result was complete (ended by SIGKILL" in shown["failure"]
+        assert shown["ended"] is None
+        begin = time.monotonic()
+        live.stop()
+        assert time.monotonic() - begin < 10
+        answer = receive_until_end(sock)
+    assert "died before its result was complete (ended by SIGKILL" in error_of(answer)
+    assert isinstance(answer[-1], Close)
+    assert [f.state for f in spool_files(tmp_path)] == [State.FAILED]
+
+
+def test_a_refusal_is_shown_at_once_too():
+    messages = whole(small_scan(), ConfigFile("nothing"))
+    with serving(web_port=0) as live, connected(live.port) as sock:
+        sock.sendall(b"".join(encode(m) for m in messages[:40]))
+        assert wait_until(lambda: live._monitor.summaries() and live._monitor.summaries()[0]["state"] == "failed", 20)
+        (shown,) = live._monitor.summaries()
+        assert "nothing" in shown["failure"]
+        assert shown["ended"] is None
+        sock.sendall(b"".join(encode(m) for m in messages[40:]))
+        assert "nothing" in error_of(receive_until_end(sock))
+        assert wait_until(lambda: live._monitor.summaries()[0]["ended"] is not None)
 
 
 def test_a_gadgetron_is_told_of_a_session_process_that_took_too_much_memory():

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import chain as chain_iterators
 from typing import Any
 
-from mrsi_gadgets.errors import DataError
+from mrsi_gadgets.errors import DataError, MrsiError
 from mrsi_gadgets.gadgets.scan import ScanOptions, run_scan
 from mrsi_gadgets.gadgets.watch import ScanWatch
 from mrsi_gadgets.io.spool import Spool, SpoolOptions, default_folder
@@ -39,7 +39,12 @@ def run_connection(
             if connection.peer is Peer.FIRE:
                 send(Text(f"INFO    {sentence}"))
 
-        report = run_scan(chain_iterators(received, messages), send, options, tell=tell, watch=watch)
+        try:
+            report = run_scan(chain_iterators(received, messages), send, options, tell=tell, watch=watch)
+        except MrsiError as problem:
+            if watch is not None:
+                watch.failed(str(problem))
+            raise
         if report is not None:
             for warning in report.warnings if connection.peer is Peer.FIRE else ():
                 send(Text(f"WARNING {warning}"))

@@ -138,6 +138,10 @@ class ScanWatch:
             self._warned = len(warnings)
             self._tell({"kind": "warnings", "warnings": list(warnings)})
 
+    def failed(self, sentence: str) -> None:
+        """Tell why there will be no result, as soon as that is known."""
+        self._tell({"kind": "failure", "sentence": sentence})
+
     def finished(self, latency_s: float) -> None:
         """Tell how many images went out, and how long it took from the last readout to the last of them."""
         self._tell({"kind": "latency", "seconds": round(latency_s, 3), "images": self._images})

@@ -142,6 +142,11 @@ class Monitor:
             session.latency_s, session.images = float(what["seconds"]), int(what["images"])
         elif kind == "warnings":
             session.warnings = [str(sentence) for sentence in what.get("warnings", ())]
+        elif kind == "failure":
+            # there will be no result, while the peer may send for long yet; `ends` follows
+            session.state, session.failure = "failed", str(what.get("sentence"))
+            session.maps.clear()
+            session.spectra = []
 
     def queue(self, number: int, n_bytes: int) -> None:
         """Note how many bytes wait in front of a session's process."""

@@ -119,7 +119,7 @@ class SessionProcess:
                         what = json.loads(line.removeprefix(READY))
                         if what.get("kind") == "failure":
                             self._failure = str(what.get("sentence"))
-                        elif told is not None:
+                        if told is not None:
                             told(what)
 
     def failure(self) -> str | None:

@@ -72,6 +72,7 @@ class Server:
         self._monitor = Monitor() if options.web_port is not None else None
         self._web = None if self._monitor is None else WebServer(self._monitor, options.web_port or 0)
         self._sessions: dict[threading.Thread, SessionProcess | None] = {}
+        self._relays: dict[threading.Thread, Relay] = {}
         self._idle: dict[threading.Thread, socket.socket] = {}
         """Clients without a process, oldest first: they have not sent a byte yet, or were refused."""
 
@@ -151,6 +152,10 @@ class Server:
                 thread.join(max(0.0, began + share * STOP_GRACE_S - time.monotonic()))
                 if thread.is_alive() and process is not None:
                     process.process.kill()  # it ignores SIGTERM, or is stopped; its peer must be told before we go
+                    with self._lock:
+                        relay = self._relays.get(thread)
+                    if relay is not None:
+                        relay.cut()
         for process in warm:
             process.end()
         if self._web is not None:
@@ -328,6 +333,18 @@ class Server:
         )  # fmt: skip
         if kept is not None:
             _tell_of_problems(kept, relay, number)
+        with self._lock:
+            self._relays[threading.current_thread()] = relay
+        try:
+            return self._relayed(relay, watchdog, worker, number, kept)
+        finally:
+            with self._lock:
+                del self._relays[threading.current_thread()]
+
+    def _relayed(
+        self, relay: Relay, watchdog: Watchdog, worker: SessionProcess, number: int, kept: SessionSpool | None
+    ) -> _Ending:
+        """Pass one session through to its end, however it ends."""
         in_order = relay.run()
         if in_order or relay.client_lost:
             relay.close()
@@ -341,6 +358,10 @@ class Server:
                 f"the reconstruction process of session {number} died before its result was complete "
                 f"({watchdog.reason or worker.cause_of_end()}); {_remedy(kept)}"
             )
+        # the peer may send the rest of its scan for half an hour before its session is over
+        log.error("session %d: %s", number, sentence, extra={"session": str(number)})
+        if self._monitor is not None:
+            self._monitor.told(number, {"kind": "failure", "sentence": sentence})
         relay.report_failure(sentence)
         return self._say_how_it_ended(relay, sentence, number, kept, kind)
 

@@ -188,6 +188,7 @@ class Relay:
         self._up = FrameScanner(limits)
         self._down = FrameScanner(limits)
         self._worker_gone = threading.Event()
+        self._cut = threading.Event()
         self._held = bytearray()
         self._upward = threading.Thread(target=self._pass_up, name="relay to worker", daemon=True)
         self._client_deaf = False
@@ -217,6 +218,10 @@ class Relay:
     def tell(self, sentence: str) -> None:
         """Warn the client at the next occasion; a Gadgetron, which aborts at a text, hears nothing."""
         self._notices.append(sentence)
+
+    def cut(self) -> None:
+        """Stop waiting for the CLOSE of a client whose worker is gone: the server stops, a scan may go on for long."""
+        self._cut.set()
 
     def run(self) -> bool:
         """Pass bytes until the worker ends its output.
@@ -276,7 +281,9 @@ class Relay:
         space = memoryview(bytearray(CHUNK_BYTES))
         quiet_s = 0.0
         with suppress(OSError):
-            while not (self._worker_gone.is_set() and (self._up.closed or quiet_s >= self._patience_s)):
+            while not (
+                self._worker_gone.is_set() and (self._up.closed or self._cut.is_set() or quiet_s >= self._patience_s)
+            ):
                 if not self._client.readable(POLL_S):
                     quiet_s += POLL_S
                     continue
@@ -287,7 +294,7 @@ class Relay:
                 take_bytes(self._up, space[:count], self._keep)
                 self._watch.look(space[:count])
                 self._forward(space[:count])
-        self.client_lost = self.client_lost or not self._up.closed
+        self.client_lost = self.client_lost or not (self._up.closed or self._cut.is_set())
         with suppress(OSError):
             self._worker_socket.shutdown(socket.SHUT_WR)
 

@@ -213,7 +213,7 @@ def test_an_error_nobody_foresaw_is_one_sentence_too(run, scan_file, tmp_path, m
 
 def test_a_port_in_use_is_refused_with_the_remedy(refused):
     with serving(warm=0) as server:
-        assert "choose another with --port" in refused("serve", "--port", server.port)
+        assert "choose another with --port" in refused("serve", "--no-page", "--port", server.port)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_port_in_use_is_refused_with_the_remedy(refused):
     ],
 )
 def test_a_server_that_could_serve_nobody_does_not_start(refused, options, sentence):
-    assert sentence in refused("serve", "--port", "0", *options)
+    assert sentence in refused("serve", "--no-page", "--port", "0", *options)
 
 
 def test_nothing_that_was_measured_is_overwritten_by_a_slip(refused, run, scan_file, tmp_path):

@@ -25,7 +25,7 @@ from mrsi_gadgets.data import KtData, Maps, Protocol, SpectralImage
 from mrsi_gadgets.errors import ConfigError, DataError, MrsiError
 from mrsi_gadgets.gadgets.context import Context, Report
 from mrsi_gadgets.gadgets.prepared import Preparation, begin, make_ready
-from mrsi_gadgets.gadgets.reconstruct import METHODS, Reconstruct
+from mrsi_gadgets.gadgets.reconstruct import METHODS, TRAINED, Reconstruct
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.output import panels
 from mrsi_gadgets.output.comparison_table import Comparison, MethodResult
@@ -55,8 +55,6 @@ TITLES = {
     "fourier": "Fourier", HAMMING: "Fourier + Hamming", "low_rank": "low rank", "locally_low_rank": "locally low rank",
     "joint": "joint", "subspace": "learned subspace", "dae": "DAE", "raiise": "RAIISE",
 }  # fmt: skip
-LEARNED = ("dae", "raiise")
-"""Methods that need a trained model of the protocol."""
 _PEAK_VOXELS = 1500
 """Voxels, spread over the mask, whose peaks are fitted."""
 _LESION_RADII_MM = (20.0, 15.0, 11.0)
@@ -155,13 +153,13 @@ def _methods(wanted: Sequence[str], context: Context) -> tuple[tuple[str, ...], 
         One that was asked for lacks its model.
     """
     methods = tuple(name for name in ALL_METHODS if not wanted or name in wanted)
-    if not any(name in LEARNED for name in methods) or context.model() is not None:
+    if not any(name in TRAINED for name in methods) or context.model() is not None:
         return methods, {}
     reason = f"{context.report.provenance['signal_model']['none']} (`mrsi learn` trains one)"
-    asked = [name for name in methods if name in LEARNED and wanted]
+    asked = [name for name in methods if name in TRAINED and wanted]
     if asked:
         raise ConfigError(f"method {asked[0]} needs a trained model: {reason}")
-    return tuple(n for n in methods if n not in LEARNED), {n: reason for n in methods if n in LEARNED}
+    return tuple(n for n in methods if n not in TRAINED), {n: reason for n in methods if n in TRAINED}
 
 
 def _check_names(what: str, wanted: Sequence[str], known: Sequence[str]) -> None:
@@ -245,7 +243,7 @@ class _Run:
         of_recipe = self.prepared.reconstruct
         if of_recipe.method == method:
             return of_recipe
-        return Reconstruct(method=method, prior=of_recipe.prior if method in ("subspace", *LEARNED) else "edges")
+        return Reconstruct(method=method, prior=of_recipe.prior if method in ("subspace", *TRAINED) else "edges")
 
     def _image(self, name: str, gadget: Reconstruct, kt: KtData) -> tuple[SpectralImage, float]:
         begin = time.perf_counter()

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from command_results import stream_of
 
-from mrsi_gadgets.compare import ALL_METHODS, LEARNED, CompareOptions, compare
+from mrsi_gadgets.compare import ALL_METHODS, CompareOptions, compare
 from mrsi_gadgets.data import Maps, SpectralImage
 from mrsi_gadgets.errors import NumericalError
 from mrsi_gadgets.gadgets import reconstruct
+from mrsi_gadgets.gadgets.reconstruct import TRAINED
 from mrsi_gadgets.gadgets.scan import ScanOptions
 from mrsi_gadgets.io.model_store import save_model
 from mrsi_gadgets.output import comparison as pictures
@@ -125,8 +126,8 @@ def test_without_truth_and_model_every_other_method_runs(run, scan, scan_file, o
     code, out, _ = run("compare", scan_file, "-o", tmp_path / "file", "--device", "cpu")
     assert code == 0
     found = result(tmp_path / "file")
-    assert list(found["methods"]) == [name for name in ALL_METHODS if name not in LEARNED]
-    assert set(found["left_out"]) == {name for name in ALL_METHODS if name in LEARNED}
+    assert list(found["methods"]) == [name for name in ALL_METHODS if name not in TRAINED]
+    assert set(found["left_out"]) == {name for name in ALL_METHODS if name in TRAINED}
     assert "raiise was left out: there is no learned signal model in " in out
     assert found["truth"] is False
     assert "NRMSE" not in out
@@ -144,7 +145,7 @@ def test_a_trained_model_brings_its_method_in(run, tmp_path):
     code, out, _ = run("compare", file, "-o", tmp_path / "out", "--device", "cpu", "--models", store)
     assert code == 0
     found = result(tmp_path / "out")
-    assert set(LEARNED) & set(ALL_METHODS) <= set(found["methods"])
+    assert set(TRAINED) & set(ALL_METHODS) <= set(found["methods"])
     assert 0 <= found["methods"]["raiise"]["numbers"]["outside_model"] <= 1
     assert found["left_out"] == {}
     assert found["provenance"]["preparation"]["signal_model"]["name"] == "small"

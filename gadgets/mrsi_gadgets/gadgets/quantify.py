@@ -15,6 +15,7 @@ from mrsi_gadgets.errors import ConfigError, DataError
 from mrsi_gadgets.gadgets.context import Calibration, Context
 from mrsi_gadgets.gadgets.device_memory import with_memory
 from mrsi_gadgets.gadgets.gadget import Gadget
+from mrsi_gadgets.gadgets.reconstruct import TRAINED
 from mrsi_gadgets.models.spectrum_networks import SpectrumNetworks
 from mrsi_gadgets.physics.nucleus import nucleus_of
 from mrsi_gadgets.quantification.assembly import map_names
@@ -38,8 +39,6 @@ LARGE_MISFIT = 3.0
 LEAST_POINTS = 32
 ENOUGH_STEPS = 200
 """Of adaptation, from which on networks know the scan's own lines."""
-MANIFOLDS = ("raiise", "dae")
-"""Reconstructions that draw spectra to a learned manifold."""
 MANY_AT_BOUND = 0.1
 """Share of voxels at the end of the searched frequencies from which on it is told."""
 
@@ -225,7 +224,7 @@ class Quantify(Gadget):
         """Say where this scan's lines, SNR or shifts lie beyond what learned parts of the chain were trained for."""
         echo = image.echo or 0
         by_networks = maps.provenance.get("quantification") in ("cnn", "cnn_spectrum")
-        on_manifold = image.provenance.get("method") in MANIFOLDS
+        on_manifold = image.provenance.get("method") in TRAINED
         stored = context.model(echo) if by_networks or on_manifold else None
         if stored is None or not maps.mask.any():
             return

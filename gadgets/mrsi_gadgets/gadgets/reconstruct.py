@@ -30,8 +30,9 @@ from mrsi_gadgets.reconstruction.replicas import replicate
 from mrsi_gadgets.reconstruction.subspace import reconstruct_subspace
 
 METHODS = ("fourier", "low_rank", "locally_low_rank", "joint", "subspace", "dae", "raiise")
-_TRAINED = ("dae", "raiise")
-_LEARNED = ("subspace", *_TRAINED)
+TRAINED = ("dae", "raiise")
+"""Methods that draw spectra to a learned manifold, and need a trained model of the protocol."""
+_LEARNED = ("subspace", *TRAINED)
 _DATA_DRIVEN = ("low_rank", "locally_low_rank")
 MANY_ROWS = 8
 """Rows that a scan adds to the learned basis from which on its noise is no longer that of the learned rows."""
@@ -100,7 +101,7 @@ class Reconstruct(Gadget):
             raise ConfigError(f"rank is {self.rank}; it must be at least 1, or auto")
         if self.method == "fourier" and self.rank is not None:
             raise ConfigError("method fourier has no rank; leave the attribute out")
-        if self.method in _TRAINED and self.rank is not None:
+        if self.method in TRAINED and self.rank is not None:
             raise ConfigError(f"method {self.method} has the rank of its trained model; leave the attribute out")
         if self.method not in _LEARNED and self.prior != "edges":
             raise ConfigError(f"method {self.method} has no spatial prior; leave the attribute out")
@@ -117,7 +118,7 @@ class Reconstruct(Gadget):
 
     def _learned(self, context: Context, echo: int) -> LearnedBasis:
         protocol = context.protocol.of_echo(echo)
-        projection = self._trained(context, echo) if self.method in _TRAINED else None
+        projection = self._trained(context, echo) if self.method in TRAINED else None
         if projection is not None:
             model = projection.subspace
         else:
